@@ -1,0 +1,1 @@
+"""Cross-Modal Knowledge Distillation: losses that adapt a vision-language model to an unlabelled target domain."""
