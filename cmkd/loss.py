@@ -1,0 +1,157 @@
+"""CMKD's loss on a target batch (Eq. 12): self-training on the student's view, bent by the teacher's."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmkd.alpha import constant_alpha, entropy_alpha, kl_alpha
+from cmkd.gini import gini_balanced, gini_mean
+from cmkd.mixed_view import mix_views
+from cmkd.presets import PRESETS, Preset
+from cmkd.ramp import sigmoid_ramp
+
+
+class CMKDTerms(NamedTuple):
+    """The terms of Eq. 12, each a 0-d tensor: `total = lambda1 * ramp * (task + distill) + regularization`.
+
+    Attributes:
+        total: what to call `backward` on, beside the source domain's cross entropy.
+        task: Gini impurity of the student's view, weighted by alpha (Eq. 4).
+        distill: Gini impurity of the mixed view, weighted by 1 - alpha (Eq. 7).
+        regularization: keeps the teacher's view in place (Eq. 13), lambda2 and lambda3 included.
+    """
+
+    total: Tensor
+    task: Tensor
+    distill: Tensor
+    regularization: Tensor
+
+
+class CMKDLoss(nn.Module):
+    """Cross-Modal Knowledge Distillation on a batch of the unlabelled target domain (Sec. III.B, Eq. 12).
+
+    The student's view is the task head's logits `h(f(x))`; the teacher's is CLIP's own, `s * cos(f(x), g(prompts))`,
+    from the same image features. The source domain's cross entropy (Eq. 1) is the caller's to add:
+
+        loss = CMKDLoss(preset="official", max_iterations=10_000)
+        terms = loss(
+            student_logits=head(target_features),
+            teacher_logits=scale * target_features @ text_features.T,
+            source_teacher_logits=scale * source_features @ text_features.T,
+            source_labels=source_labels,
+            iteration=t,
+        )
+        (source_cross_entropy + terms.total).backward()
+    """
+
+    def __init__(
+        self,
+        preset: str | Preset = "official",
+        *,
+        max_iterations: int = 10_000,
+        lambda1: float = 0.25,
+        lambda2: float = 0.1,
+        lambda3: float = 0.025,
+    ) -> None:
+        """Choose the reading of the loss and its weights; the defaults are the paper's (Sec. IV.A).
+
+        Args:
+            preset: "paper", "official" or "corrected", or a `Preset` of your own.
+            max_iterations: length of the ramp of lambda1 and lambda3.
+            lambda1: weight of the task and distillation terms, reached through the ramp.
+            lambda2: weight of the teacher's cross entropy on the source domain; constant.
+            lambda3: weight of the teacher's Gini impurity on the target domain, reached through the ramp.
+
+        Raises:
+            ValueError: if the preset's name is unknown or `max_iterations` is not positive.
+        """
+        super().__init__()
+        if isinstance(preset, str) and preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)} or a Preset, got {preset!r}")
+        if max_iterations <= 0:
+            raise ValueError(f"max_iterations must be positive, got {max_iterations}")
+        self.preset = PRESETS[preset] if isinstance(preset, str) else preset
+        self.max_iterations = max_iterations
+        self.lambda1 = lambda1
+        self.lambda2 = lambda2
+        self.lambda3 = lambda3
+
+    def forward(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        source_teacher_logits: Tensor,
+        source_labels: Tensor,
+        iteration: int,
+    ) -> CMKDTerms:
+        """Compute Eq. 12 and its terms, in float32 or better whatever the logits' dtype.
+
+        Args:
+            student_logits: (B, C), the task head on the target batch.
+            teacher_logits: (B, C), CLIP's scaled similarities on the target batch. Only the regulariser sends a
+                gradient through them.
+            source_teacher_logits: (S, C), the same on the source batch.
+            source_labels: (S,), int64 class numbers of the source batch.
+            iteration: iterations done so far, from 0.
+
+        Raises:
+            ValueError: if an argument's shape or dtype is not the one given above, naming the argument.
+        """
+        _check_logits("student_logits", student_logits)
+        _check_shape("teacher_logits", teacher_logits, like=student_logits)
+        _check_source(source_teacher_logits, source_labels, classes=student_logits.shape[1])
+
+        log_student = _log_view(student_logits)
+        log_teacher = _log_view(teacher_logits)
+        student, teacher = log_student.exp(), log_teacher.exp()
+        alpha = self._alpha(log_student, log_teacher)
+        gini = gini_balanced if self.preset.gini == "balanced" else gini_mean
+        warm = sigmoid_ramp(iteration, self.max_iterations, clip=self.preset.ramp_clip)
+
+        task = gini(student, alpha)
+        distill = gini(mix_views(student, teacher), 1 - alpha)
+        # KL(y || p_g) of Eq. 13 is the cross entropy, as a label has no entropy of its own.
+        source = F.nll_loss(_log_view(source_teacher_logits), source_labels)
+        regularization = self.lambda2 * source + self.lambda3 * warm * gini(teacher)
+        total = self.lambda1 * warm * (task + distill) + regularization
+        return CMKDTerms(total, task, distill, regularization)
+
+    def _alpha(self, log_student: Tensor, log_teacher: Tensor) -> Tensor:
+        if self.preset.alpha == "kl_student_teacher":
+            return kl_alpha(log_student, log_teacher)
+        if self.preset.alpha == "kl_teacher_student":
+            return kl_alpha(log_teacher, log_student)
+        if self.preset.alpha == "entropy":
+            return entropy_alpha(log_student, self.preset.entropy_epsilon)
+        return constant_alpha(log_student)
+
+
+def _log_view(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty (batch, classes) tensor, got {tuple(logits.shape)}")
+    if not logits.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {logits.dtype}")
+
+
+def _check_shape(name: str, logits: Tensor, *, like: Tensor) -> None:
+    _check_logits(name, logits)
+    if logits.shape != like.shape:
+        raise ValueError(f"{name} {tuple(logits.shape)} must have the shape of student_logits {tuple(like.shape)}")
+
+
+def _check_source(logits: Tensor, labels: Tensor, *, classes: int) -> None:
+    _check_logits("source_teacher_logits", logits)
+    if logits.shape[1] != classes:
+        raise ValueError(f"source_teacher_logits {tuple(logits.shape)} must have student_logits' {classes} classes")
+    if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"source_labels must be int64 of shape ({logits.shape[0]},) to fit source_teacher_logits, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
