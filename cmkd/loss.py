@@ -32,8 +32,8 @@ class CMKDTerms(NamedTuple):
 class CMKDLoss(nn.Module):
     """Cross-Modal Knowledge Distillation on a batch of the unlabelled target domain (Sec. III.B, Eq. 12).
 
-    The student's view is the task head's logits `h(f(x))`; the teacher's is CLIP's own, `s * cos(f(x), g(prompts))`,
-    from the same image features. The source domain's cross entropy (Eq. 1) is the caller's to add:
+    The student's view is the task head's logits `h(f(x))`; the teacher's is CLIP's own, `s * cos(f(x), g(prompts))`
+    (features of length 1 below), from the same images. The source's cross entropy (Eq. 1) is the caller's to add:
 
         loss = CMKDLoss(preset="official", max_iterations=10_000)
         terms = loss(
