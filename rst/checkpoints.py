@@ -1,0 +1,202 @@
+"""Checkpoints as lazy mappings from canonical names to CPU tensors, whatever file, folder or object they come from."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rst.errors import CheckpointError
+from rst.naming import canonical_names, unwrap
+
+PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
+_NESTED_UNDER = ("state_dict", "model", "model_state_dict", "module")
+_FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+TRAINER_RECORD = "rst-trainer"
+
+Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Tensor]):
+    """Weights by canonical name; a tensor is read when it is asked for.
+
+    Attributes:
+        source: path or description, for messages.
+        original_names: canonical name to the name in the file.
+        tied: names that share the memory of another, to that other name.
+        record: the state of the trainer that wrote the checkpoint, if it is there.
+        container: the whole unpickled object, for writing it back with other weights.
+    """
+
+    source: str
+    original_names: Mapping[str, str]
+    read: Callable[[str], Tensor]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+    container: Any = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
+        original = self.original_names[name]
+        try:
+            return self.read(original)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
+
+    def __iter__(self) -> Iterator[str]:
+        """Canonical names."""
+        return iter(self.original_names)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self.original_names)
+
+
+def open_checkpoint(weights: Weights) -> Checkpoint:
+    """Open weights for reading, tensor by tensor.
+
+    Args:
+        weights: a `.safetensors` file, a `.safetensors.index.json` or `.bin.index.json` of shards, a pickled
+            checkpoint (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`; plain, or nested under `state_dict` or `model`), a
+            model folder, a state dict, or a module. Pickles are read with `weights_only=True`.
+
+    Raises:
+        CheckpointError: nothing there, not readable, or without weights.
+    """
+    if isinstance(weights, nn.Module):
+        module = unwrap(weights)
+        state = module.state_dict(keep_vars=True)
+        return _from_mapping({k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}, type(module).__name__)
+    if isinstance(weights, Mapping):
+        return _from_mapping(weights, "state dict")
+    path = _resolve(Path(weights))
+    if path.name.endswith(".index.json"):
+        return _from_shards(path)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path)
+    if path.suffix in PICKLED_SUFFIXES:
+        return _from_pickle(path)
+    known = ", ".join((".safetensors", ".index.json", *PICKLED_SUFFIXES))
+    raise CheckpointError(f"{path}: unknown kind of checkpoint; known are {known} and model folders")
+
+
+def _resolve(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path}: the folder has none of {', '.join(_FOLDER_FILES)}")
+
+
+def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
+    if not state:
+        raise CheckpointError(f"{source}: holds no tensors")
+    names = {plain: original for original, plain in canonical_names(state).items()}
+    return Checkpoint(source, names, state.__getitem__, _find_tied(names, state))
+
+
+def _find_tied(names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+    first: dict[tuple[Any, ...], str] = {}
+    tied = {}
+    for plain, original in names.items():
+        tensor = state[original]
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            continue
+        view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if (owner := first.setdefault(view, plain)) != plain:
+            tied[plain] = owner
+    return tied
+
+
+def _from_safetensors(path: Path) -> Checkpoint:
+    try:
+        file = safe_open(path, framework="pt")
+        names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    if not names:
+        raise CheckpointError(f"{path}: holds no tensors")
+    plain = {plain: original for original, plain in canonical_names(names).items()}
+    return Checkpoint(str(path), plain, file.get_tensor)
+
+
+def _from_shards(path: Path) -> Checkpoint:
+    try:
+        weight_map: dict[str, str] = json.loads(path.read_text())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
+    shards: dict[str, Checkpoint] = {}
+    for file_name in sorted(set(weight_map.values())):
+        if Path(file_name).name != file_name:
+            raise CheckpointError(f"{path}: shard {file_name!r} is not a plain file name in the same folder")
+        shards[file_name] = open_checkpoint(path.parent / file_name)
+    readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
+    plain = {plain: original for original, plain in canonical_names(weight_map).items()}
+    return Checkpoint(str(path), plain, lambda name: readers[name](name))
+
+
+def _from_pickle(path: Path) -> Checkpoint:
+    container = _unpickle(path)
+    state = _find_state(container)
+    if state is None:
+        raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(_NESTED_UNDER)}")
+    found = _from_mapping(state, str(path))
+    return Checkpoint(found.source, found.original_names, found.read, found.tied, _find_record(container), container)
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+    except (pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+    try:  # the format before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _find_state(container: Any) -> Mapping[str, Tensor] | None:
+    if not isinstance(container, Mapping):
+        return None
+    for key in _NESTED_UNDER:
+        if isinstance(container.get(key), Mapping) and (nested := _find_state(container[key])) is not None:
+            return nested
+    tensors = {name: value for name, value in container.items() if isinstance(value, Tensor)}
+    return tensors or None
+
+
+def replace_state(container: Any, state: Mapping[str, Tensor]) -> Any:
+    """Copy an unpickled checkpoint with other weights in place of its own, everything else as it was."""
+    for key in _NESTED_UNDER:
+        if isinstance(container.get(key), Mapping) and _find_state(container[key]) is not None:
+            return {**container, key: replace_state(container[key], state)}
+    return {**container, **state}
+
+
+def _find_record(container: Any) -> Mapping[str, Any] | None:
+    for value in container.values():
+        if isinstance(value, Mapping) and value.get("format") == TRAINER_RECORD:
+            return value
+    return None

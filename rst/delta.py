@@ -1,0 +1,168 @@
+"""A sparse delta: what turns one base model into one tuned model, as a value."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rst.errors import ParameterMismatchError
+from rst.exactness import bit_equal
+from rst.fingerprint import digest_text
+from rst.parameter_delta import ParameterDelta
+
+if TYPE_CHECKING:
+    from rst.apply import AppliedDelta
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The base model's name and revision where known, and how many of its weights were compared."""
+
+    name: str | None = None
+    revision: str | None = None
+    weights: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDelta(Mapping[str, ParameterDelta]):
+    """A mapping from parameter name to `ParameterDelta`, and the tensors that are stored whole.
+
+    Attributes:
+        parameters: changed parameters; unchanged ones are absent.
+        dense: whole tensors: modules saved whole, buffers that changed, whatever the base lacks.
+        buffers: the names in `dense` that are buffers.
+        tied: other names of a parameter, to the name it has in `parameters` or `dense`.
+        base: the identity of the base model.
+        config: the settings it was made with, in JSON types.
+    """
+
+    parameters: Mapping[str, ParameterDelta]
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    base: BaseIdentity = field(default_factory=BaseIdentity)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> ParameterDelta:
+        """The change of one parameter."""
+        return self.parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the changed parameters."""
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        """Number of changed parameters."""
+        return len(self.parameters)
+
+    @property
+    def nnz(self) -> int:
+        """Number of changed weights, without the tensors stored whole."""
+        return sum(change.nnz for change in self.parameters.values())
+
+    @property
+    def density(self) -> float:
+        """Changed share of the base's compared weights, in [0, 1]."""
+        return self.nnz / self.base.weights if self.base.weights else 0.0
+
+    def dsp(self) -> int:
+        """Downstream parameters of this one task (Sec. IV-A): changed weights, plus all of the modules saved whole."""
+        return self.nnz + sum(tensor.numel() for name, tensor in self.dense.items() if name not in self.buffers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in memory."""
+        arrays = [*self.dense.values()]
+        for change in self.parameters.values():
+            arrays += [change.indices, change.values, change.exact_indices, change.overlay]
+        return sum(array.numel() * array.element_size() for array in arrays)
+
+    def fingerprint(self) -> str | None:
+        """One digest of the base tensors that this delta touches; None if any is unknown (after arithmetic)."""
+        lines = []
+        for name in sorted(self.parameters):
+            base = self.parameters[name].base
+            if base is None:
+                return None
+            lines.append(f"{name} {base.whole}")
+        return digest_text("\n".join(lines))
+
+    def to(self, device: torch.device | str) -> "SparseDelta":
+        """Copy to a device."""
+        return replace(
+            self,
+            parameters={name: change.to(device) for name, change in self.parameters.items()},
+            dense={name: tensor.to(device) for name, tensor in self.dense.items()},
+        )
+
+    def sparse_only(self) -> "SparseDelta":
+        """The residuals alone, without the tensors stored whole, for arithmetic."""
+        tied = {alias: name for alias, name in self.tied.items() if name in self.parameters}
+        return replace(self, dense={}, buffers=frozenset(), tied=tied)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `delta.safetensors`, format 1, atomically. See `rst.serialization.save`."""
+        from rst.serialization import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SparseDelta":
+        """Read and validate a file written by `save`. See `rst.serialization.load`."""
+        from rst.serialization import load
+
+        return load(path)
+
+    def apply(self, module: nn.Module) -> "AppliedDelta":
+        """Change a live module in place; the handle's `remove()` restores every byte. See `rst.apply.apply`."""
+        from rst.apply import apply
+
+        return apply(module, self)
+
+    def summary(self) -> str:
+        """A table in plain text: changed weights, density and bytes of each parameter, and the totals."""
+        from rst.summary import summarize
+
+        return summarize(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where parameters, whole tensors (bit for bit), ties and base agree; the settings do not count."""
+        if not isinstance(other, SparseDelta):
+            return NotImplemented
+        return (
+            dict(self.parameters) == dict(other.parameters)
+            and self.dense.keys() == other.dense.keys()
+            and all(bit_equal(tensor, other.dense[name]) for name, tensor in self.dense.items())
+            and (self.buffers, dict(self.tied), self.base) == (other.buffers, dict(other.tied), other.base)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __mul__(self, factor: float) -> "SparseDelta":
+        """Scale every residual (task arithmetic). Raises `ParameterMismatchError` if tensors are stored whole."""
+        self._refuse_dense("scale")
+        return replace(self, parameters={name: change * factor for name, change in self.parameters.items()})
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "SparseDelta") -> "SparseDelta":
+        """Add the residuals of two tasks. Raises `ParameterMismatchError` if tensors are stored whole."""
+        self._refuse_dense("add")
+        other._refuse_dense("add")
+        total = dict(self.parameters)
+        for name, change in other.parameters.items():
+            total[name] = total[name] + change if name in total else change * 1.0
+        for name in self.parameters.keys() - other.parameters.keys():
+            total[name] = total[name] * 1.0
+        return replace(self, parameters=total, tied={**self.tied, **other.tied})
+
+    def _refuse_dense(self, verb: str) -> None:
+        if self.dense:
+            names = ", ".join(sorted(self.dense)[:3])
+            raise ParameterMismatchError(
+                f"cannot {verb}: {len(self.dense)} tensors are stored whole ({names}), which have no residual; "
+                "take delta.sparse_only() first"
+            )

@@ -1,0 +1,66 @@
+"""Residuals whose addition gives back the tuned weight bit for bit, and what no residual can reach.
+
+`w0 + fl(wt - w0)` is `wt` whenever `w0 / 2 <= wt <= 2 w0` (Sterbenz' lemma), and often but not always elsewhere. Every
+residual is therefore tried out; one that fails gives way to a neighbour that works, and where none does (rounding ate
+the small operand, `wt` is -0.0, an infinity is involved) the position is reported for the overlay of absolute values.
+"""
+
+import torch
+from torch import Tensor
+
+RESIDUAL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NEIGHBOURS = (1, -1)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """View a tensor of any non-complex dtype as integers of the same width, same shape, same memory."""
+    return tensor.view(_INTEGER_OF_WIDTH[tensor.element_size()])
+
+
+def bit_equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit (so NaN equals NaN and -0.0 differs from 0.0)."""
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(bits(left), bits(right))
+
+
+def ordered_keys(tensor: Tensor) -> Tensor:
+    """Map floats to signed integers of their width in numerical order; a bijection, -0.0 right below +0.0."""
+    raw = bits(tensor)
+    return torch.where(raw < 0, raw ^ torch.iinfo(raw.dtype).max, raw)
+
+
+def from_ordered_keys(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Invert `ordered_keys`."""
+    return torch.where(keys < 0, keys ^ torch.iinfo(keys.dtype).max, keys).view(dtype)
+
+
+def exact_residuals(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
+    """Find `r` with `base + r` equal to `tuned` bit for bit, as far as one exists near `tuned - base`.
+
+    Args:
+        base: w0, a 1-D tensor of one of `RESIDUAL_DTYPES`.
+        tuned: wt, same shape and dtype.
+
+    Returns:
+        `(residuals, failed)`: finite residuals of Eq. 16 in the same dtype, and a bool mask of the entries they miss.
+    """
+    residuals = tuned - base
+    failed = ~(_reaches(base, residuals, tuned) & residuals.isfinite())
+    positions = failed.nonzero().squeeze(1)
+    for step in _NEIGHBOURS:
+        if positions.numel() == 0:
+            break
+        keys = ordered_keys(residuals[positions])
+        candidate = from_ordered_keys(keys + step, base.dtype)
+        found = _reaches(base[positions], candidate, tuned[positions]) & candidate.isfinite()
+        hits = positions[found]
+        residuals[hits] = candidate[found]
+        failed[hits] = False
+        positions = positions[~found]
+    # An infinite residual cannot be stored as a number to add; the overlay carries the entry alone.
+    residuals[~residuals.isfinite()] = 0.0
+    return residuals, failed
+
+
+def _reaches(base: Tensor, residuals: Tensor, tuned: Tensor) -> Tensor:
+    return bits(base + residuals) == bits(tuned)

@@ -1,0 +1,111 @@
+"""Export of a delta from two sets of weights, or from one training checkpoint that remembers its base."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rst.checkpoints import Checkpoint, Weights, open_checkpoint
+from rst.config import Patterns
+from rst.delta import BaseIdentity, SparseDelta
+from rst.errors import CheckpointError, ParameterMismatchError
+from rst.extraction import Extraction, Progress
+from rst.naming import matches
+
+_BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_NAMES_SHOWN = 3
+
+
+def export(
+    base: Weights | None,
+    tuned: Weights,
+    *,
+    threshold: float | None = None,
+    modules_to_save: Sequence[str] | None = None,
+    exclude_modules: Patterns = None,
+    on_progress: Progress | None = None,
+) -> SparseDelta:
+    """Extract what turns `base` into `tuned`, reading one pair of tensors at a time.
+
+    >>> export("base.safetensors", "tuned.safetensors", threshold=1e-6).save("delta.safetensors")
+
+    Args:
+        base: file, folder, state dict or module (see `open_checkpoint`). None takes the base that a
+            `ResidualSparseTrainer` left in the checkpoint `tuned`.
+        tuned: the same kinds.
+        threshold: tau of Eq. 17, for parameters only, not for BatchNorm's statistics. None keeps every changed bit,
+            or with `base=None` what the trainer's own tau keeps.
+        modules_to_save: modules stored whole, as in `RSTConfig`; what the base lacks always is. With `base=None`
+            the trainer's own.
+        exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
+        on_progress: called after each tensor with bytes done and bytes in all.
+
+    Raises:
+        CheckpointError: unreadable weights, or `base=None` and no trainer's record.
+        ParameterMismatchError: `tuned` lacks a tensor, or shapes or dtypes differ.
+        NonFiniteError: `tuned` has a NaN.
+    """
+    tuned_weights = open_checkpoint(tuned)
+    if base is None:
+        return _from_record(tuned_weights, threshold).run(on_progress)
+    base_weights = open_checkpoint(base)
+    tied = _common_ties(base_weights, tuned_weights)
+    _check_complete(base_weights, tuned_weights, tied, exclude_modules)
+    names = [name for name in tuned_weights if name not in tied and not matches(name, exclude_modules)]
+    settings = {"threshold": threshold, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
+    return Extraction(
+        base=base_weights,
+        tuned=tuned_weights,
+        names=names,
+        whole={name for name in names if name not in base_weights or matches(name, modules_to_save)},
+        buffers={name for name in names if name.rpartition(".")[2] in _BATCHNORM_BUFFERS},
+        tied=tied,
+        threshold=threshold,
+        identity=BaseIdentity(name=Path(base_weights.source).name),
+        config={name: value for name, value in settings.items() if value is not None},
+    ).run(on_progress)
+
+
+def _from_record(tuned: Checkpoint, threshold: float | None) -> Extraction:
+    """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` beside the weights."""
+    record = tuned.record
+    if record is None:
+        raise CheckpointError(
+            f"{tuned.source}: no base in the checkpoint (save trainer.state_dict() in it, under any key); "
+            "name the base weights"
+        )
+    base: dict[str, Any] = {**record["base"], **record["buffers"]}
+    missing = [name for name in (*base, *record["saved"]) if name not in tuned]
+    if missing:
+        raise ParameterMismatchError(f"{tuned.source}: lacks {_shown(missing)}, which the trainer's record names")
+    identity: Mapping[str, Any] = record["identity"]
+    return Extraction(
+        base=base,
+        tuned=tuned,
+        names=[*base, *record["saved"]],
+        whole=set(record["saved"]),
+        buffers=set(record["buffers"]),
+        tied=record["tied"],
+        threshold=record["threshold"] if threshold is None else threshold,
+        identity=BaseIdentity(identity["name"], identity["revision"]),
+        config=record["config"],
+    )
+
+
+def _common_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
+    """Ties that hold on both sides; a name that one side leaves out counts as tied there."""
+    ties = {alias: owner for alias, owner in tuned.tied.items() if alias not in base or base.tied.get(alias) == owner}
+    left_out = {alias: owner for alias, owner in base.tied.items() if alias not in tuned and owner in tuned}
+    return ties | left_out
+
+
+def _check_complete(base: Checkpoint, tuned: Checkpoint, tied: Mapping[str, str], exclude: Patterns) -> None:
+    missing = [name for name in base if name not in tuned and name not in tied and not matches(name, exclude)]
+    if missing:
+        raise ParameterMismatchError(
+            f"{tuned.source}: lacks {_shown(missing)} of {base.source}; exclude what is to stay as the base has it"
+        )
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{', '.join(names[:_NAMES_SHOWN])}{more}"

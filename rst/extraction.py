@@ -1,0 +1,88 @@
+"""The loop at the heart of every export: pairs of tensors in, one `SparseDelta` out."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rst.delta import BaseIdentity, SparseDelta
+from rst.exactness import RESIDUAL_DTYPES, bit_equal
+from rst.parameter_delta import ParameterDelta, check_comparable, check_no_nan, check_real
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What to compare with what.
+
+    Attributes:
+        base: w0 by name.
+        tuned: wt by name.
+        names: tensors to look at, in this order.
+        whole: those stored whole, changed or not.
+        buffers: those that are no parameters: stored whole if they changed, never selected by `threshold`.
+        tied: other names of the same tensors.
+        threshold: tau of Eq. 17; None keeps every changed bit.
+        identity: the base's name and revision.
+        config: settings to record, in JSON types.
+    """
+
+    base: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor]
+    names: Sequence[str]
+    whole: Collection[str] = ()
+    buffers: Collection[str] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    threshold: float | None = None
+    identity: BaseIdentity = field(default_factory=BaseIdentity)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, on_progress: Progress | None = None) -> SparseDelta:
+        """Compare tensor by tensor. Raises as `ParameterDelta.between` does, before anything is written."""
+        parameters: dict[str, ParameterDelta] = {}
+        dense: dict[str, Tensor] = {}
+        weights = done = 0
+        total = sum(_nbytes(self.tuned[name]) for name in self.names)
+        for name in self.names:
+            tuned = self.tuned[name].detach()
+            if name in self.whole:
+                dense[name] = _copy_whole(name, tuned)
+            elif name in self.buffers:
+                check_comparable(name, self.base[name], tuned)
+                if not bit_equal(self.base[name], tuned):
+                    dense[name] = _copy_whole(name, tuned)
+            else:
+                weights += tuned.numel()
+                change = self._change(name, self.base[name], tuned)
+                if change.nnz:
+                    parameters[name] = change
+            done += _nbytes(tuned)
+            if on_progress:
+                on_progress(done, total)
+        return SparseDelta(
+            parameters=parameters,
+            dense=dense,
+            buffers=frozenset(dense.keys() & set(self.buffers)),
+            tied={alias: owner for alias, owner in self.tied.items() if owner in parameters or owner in dense},
+            base=BaseIdentity(self.identity.name, self.identity.revision, weights),
+            config=dict(self.config),
+        )
+
+    def _change(self, name: str, base: Tensor, tuned: Tensor) -> ParameterDelta:
+        check_comparable(name, base, tuned)
+        keep = None
+        if self.threshold is not None and tuned.dtype in RESIDUAL_DTYPES:
+            keep = (tuned - base).abs_() > self.threshold
+        return ParameterDelta.between(name, base, tuned, keep)
+
+
+def _copy_whole(name: str, tensor: Tensor) -> Tensor:
+    check_real(name, tensor)
+    check_no_nan(name, tensor)
+    return tensor.clone().contiguous()
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,167 @@
+"""Base plus delta: the tuned weights again, bit for bit (Algorithm 2)."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from rst.atomic import atomic_write
+from rst.checkpoints import PICKLED_SUFFIXES, Checkpoint, open_checkpoint, replace_state
+from rst.delta import SparseDelta
+from rst.errors import CheckpointError, ParameterMismatchError, WrongBaseError
+from rst.exactness import bits
+from rst.extraction import Progress
+from rst.fingerprint import digest
+from rst.parameter_delta import ParameterDelta, gather
+from rst.safetensors_writer import TensorSpec, by_width, write_safetensors
+from rst.validation import validate
+
+PathLike = str | os.PathLike[str]
+
+
+@overload
+def merge(base: Mapping[str, Tensor], delta: SparseDelta) -> dict[str, Tensor]: ...
+@overload
+def merge(
+    base: PathLike, delta: SparseDelta | PathLike, output: PathLike, *, on_progress: Progress | None = None
+) -> Path: ...
+def merge(
+    base: Mapping[str, Tensor] | PathLike,
+    delta: SparseDelta | PathLike,
+    output: PathLike | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> dict[str, Tensor] | Path:
+    """Add a delta to its base. The result equals the tuned weights bit for bit.
+
+    >>> merge("base.safetensors", "delta.safetensors", "tuned.safetensors")
+
+    Args:
+        base: a state dict, left as it is, or a file or folder (see `open_checkpoint`).
+        delta: the delta or its file.
+        output: with files, where to write: `.safetensors` is streamed tensor by tensor; `.pt`, `.pth`, `.ckpt`,
+            `.th` and `.bin` need a pickled base and keep its structure, and hold the changed tensors in memory.
+        on_progress: called after each tensor with bytes done and bytes in all.
+
+    Returns:
+        The merged state dict with the base's own names, or the path written.
+
+    Raises:
+        CheckpointError: unreadable base, or an output that cannot be written from it.
+        DeltaFormatError: the delta is damaged.
+        ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
+        WrongBaseError: a base tensor is not the one that the delta was made from. Nothing is written.
+    """
+    if isinstance(base, Mapping):
+        if not isinstance(delta, SparseDelta) or output is not None:
+            raise TypeError("a state dict is merged with a SparseDelta, and returned")
+        return _Merge(open_checkpoint(base), delta).in_memory()
+    if output is None:
+        raise TypeError("merging a file needs the path of the output")
+    change = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
+    return _merge_file(_Merge(open_checkpoint(base), change), Path(output), on_progress)
+
+
+class _Merge:
+    """A base and a delta that have been checked against each other by name, shape and dtype."""
+
+    def __init__(self, base: Checkpoint, delta: SparseDelta) -> None:
+        self.base, self.delta = base, delta
+        self.changed: dict[str, ParameterDelta] = {}
+        self.whole: dict[str, Tensor] = {}
+        for name, change in delta.parameters.items():
+            validate(name, change, "delta")
+            for present in self._present(name):
+                self._check_like(present, change)
+                self.changed[present] = change
+        for name, tensor in delta.dense.items():
+            aliases = [alias for alias, owner in delta.tied.items() if owner == name and alias in base]
+            self.whole |= dict.fromkeys([name, *aliases], tensor)
+
+    def _present(self, name: str) -> list[str]:
+        names = [name, *(alias for alias, owner in self.delta.tied.items() if owner == name)]
+        present = [candidate for candidate in names if candidate in self.base]
+        if not present:
+            raise ParameterMismatchError(f"{self.base.source}: lacks {name}, which the delta changes")
+        return present
+
+    def _check_like(self, name: str, change: ParameterDelta) -> None:
+        tensor = self.base[name]
+        if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ParameterMismatchError(
+                f"{self.base.source}: {name} is {found}, the delta is for {change.dtype} {change.shape}"
+            )
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Dtype and shape of every merged tensor, by plain name."""
+        specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.base.items()}
+        return specs | {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.whole.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """One merged tensor; the base's own where nothing changed. Raises `WrongBaseError`."""
+        if name in self.whole:
+            return self.whole[name]
+        if name not in self.changed:
+            return self.base[name]
+        change, origin = self.changed[name], self.base[name].detach()
+        self._check_base(name, change, origin)
+        merged = origin.clone(memory_format=torch.contiguous_format)
+        change = change.to(merged.device)
+        positions = change.touched.long()
+        flat = merged.view(-1)
+        bits(flat).index_copy_(0, positions, bits(change.tuned_values(gather(flat, positions))))
+        return merged
+
+    def _check_base(self, name: str, change: ParameterDelta, origin: Tensor) -> None:
+        if change.base is not None and (found := digest(origin)) != change.base.whole:
+            raise WrongBaseError(
+                f"{self.base.source}: {name} is not the tensor the delta was made from "
+                f"(BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})"
+            )
+
+    def original(self, name: str) -> str:
+        """The base's own name for a tensor, with its wrapper's prefix; new tensors get the same prefix."""
+        if name in self.base.original_names:
+            return self.base.original_names[name]
+        plain, known = next(iter(self.base.original_names.items()))
+        return known.removesuffix(plain) + name if known.endswith(plain) else name
+
+    def in_memory(self) -> dict[str, Tensor]:
+        """All merged tensors under the base's own names; tied ones stay one tensor."""
+        merged: dict[str, Tensor] = {}
+        for name in (*self.base, *(name for name in self.whole if name not in self.base)):
+            owner = self.base.tied.get(name)
+            merged[self.original(name)] = merged[self.original(owner)] if owner else self.tensor(name)
+        return merged
+
+
+def _merge_file(merging: _Merge, output: Path, on_progress: Progress | None) -> Path:
+    if output.suffix in PICKLED_SUFFIXES:
+        if merging.base.container is None:
+            raise CheckpointError(f"{output}: the base {merging.base.source} is no pickle; write .safetensors")
+        merged = replace_state(merging.base.container, merging.in_memory())
+        with atomic_write(output) as temporary:
+            torch.save(merged, temporary)
+    elif output.suffix == ".safetensors":
+        specs = by_width(merging.specs())
+        named = {merging.original(name): spec for name, spec in specs.items()}
+        with atomic_write(output) as temporary:
+            write_safetensors(temporary, named, _stream(merging, specs, on_progress))
+    else:
+        raise CheckpointError(f"{output}: write .safetensors, or {', '.join(PICKLED_SUFFIXES)}")
+    return output
+
+
+def _stream(merging: _Merge, specs: Mapping[str, Any], on_progress: Progress | None) -> Iterator[Tensor]:
+    total = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs.values())
+    done = 0
+    for name in specs:
+        tensor = merging.tensor(name)
+        yield tensor
+        done += tensor.numel() * tensor.element_size()
+        if on_progress:
+            on_progress(done, total)

@@ -1,0 +1,51 @@
+"""Names of weights, the same whether a module or checkpoint is plain, compiled or wrapped for data parallelism."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+from rst.config import Patterns
+
+_COMPILED = "_orig_mod."
+_PARALLEL = "module."
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
+            module = compiled
+        else:
+            return module
+
+
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Map each name to the plain module's name for it.
+
+    `_orig_mod.` is torch.compile's own and goes wherever it stands; `module.` goes only where every name starts with
+    it, because a model may have a submodule of that name.
+    """
+    plain = {name: name.replace(_COMPILED, "") for name in names}
+    while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
+        plain = {original: name.removeprefix(_PARALLEL) for original, name in plain.items()}
+    return plain
+
+
+def matches(name: str, patterns: Patterns) -> bool:
+    """Whether the parameter `name`, or a module above it, is meant by `patterns`, read as PEFT reads them.
+
+    A string is a regular expression for a whole name; a list holds names or suffixes at a dot.
+
+    >>> matches("blocks.0.attn.weight", ["attn"]), matches("blocks.0.attn.weight", r"blocks\\.[01]\\..*")
+    (True, True)
+    """
+    if patterns is None:
+        return False
+    parts = name.split(".")
+    paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    if isinstance(patterns, str):
+        return any(re.fullmatch(patterns, path) for path in paths)
+    return any(path == pattern or path.endswith(f".{pattern}") for path in paths for pattern in patterns)

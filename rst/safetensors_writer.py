@@ -1,0 +1,56 @@
+"""A safetensors file written tensor by tensor, so that memory follows the largest tensor and not the file.
+
+safetensors' own writer wants all tensors at once. The format: 8 bytes of header length, the header in JSON, the data.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rst.dtypes import NAME_OF_DTYPE
+from rst.errors import CheckpointError
+
+TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+_ALIGNMENT = 8
+
+
+def write_safetensors(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]) -> None:
+    """Write tensors one after another.
+
+    Args:
+        path: file to write.
+        specs: dtype and shape by name. Readers expect wide dtypes first, for alignment: see `by_width`.
+        tensors: CPU tensors, one for each entry of `specs` in the same order.
+
+    Raises:
+        CheckpointError: a dtype that the format lacks.
+    """
+    with Path(path).open("wb") as file:
+        file.write(_header(specs))
+        for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
+            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def by_width(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Order entries by falling element width, then by name, so that every tensor starts at a multiple of its width."""
+    return dict(sorted(specs.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
+
+
+def _header(specs: Mapping[str, TensorSpec]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+    offset = 0
+    for name, (dtype, shape) in specs.items():
+        if dtype not in NAME_OF_DTYPE:
+            raise CheckpointError(f"{name}: safetensors has no {dtype}")
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        entries[name] = {"dtype": NAME_OF_DTYPE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

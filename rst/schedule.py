@@ -1,0 +1,70 @@
+"""Values that change over training: tau (App. J, L) and the kept ratio r (App. M).
+
+A schedule is any callable from progress in [0, 1] to a number. The named ones survive a round trip through JSON.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rst.errors import ConfigError
+
+Schedule = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at every step."""
+
+    value: float
+
+    def __call__(self, progress: float) -> float:
+        """Return the value; `progress` is ignored."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line from `start` at progress 0 to `end` at progress 1.
+
+    >>> Linear(5e-4, 3.5e-2)(0.0)
+    0.0005
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at `progress` in [0, 1]; both ends are exact."""
+        return self.start * (1.0 - progress) + self.end * progress
+
+
+_NAMED: dict[str, type[Constant] | type[Linear]] = {"constant": Constant, "linear": Linear}
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """Turn a number into a `Constant`; leave a callable as it is."""
+    return value if callable(value) else Constant(float(value))
+
+
+def schedule_to_json(value: float | Schedule) -> Any:
+    """Describe a number or schedule in JSON types; a custom callable is described by name only."""
+    if not callable(value):
+        return float(value)
+    for name, kind in _NAMED.items():
+        if isinstance(value, kind):
+            return {"schedule": name, **vars(value)}
+    return {"schedule": "custom", "name": getattr(value, "__qualname__", type(value).__name__)}
+
+
+def schedule_from_json(value: Any) -> float | Schedule:
+    """Invert `schedule_to_json`. Raises `ConfigError` for a custom callable, which JSON cannot hold."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, dict) and value.get("schedule") in _NAMED:
+        fields = {key: float(number) for key, number in value.items() if key != "schedule"}
+        try:
+            return _NAMED[value["schedule"]](**fields)
+        except TypeError as error:
+            raise ConfigError(f"schedule {value!r}: {error}") from None
+    raise ConfigError(f"cannot rebuild the schedule {value!r}; named schedules are {sorted(_NAMED)}")

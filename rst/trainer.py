@@ -1,0 +1,216 @@
+"""Residual Sparse Training: wrap a model, train it as always, export what is left of the change (Algorithm 1).
+
+Read top to bottom and you have seen the method: remember w0; after every optimiser step put back what barely moved;
+at the end store `w_sp = wt - w0`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rst.base_weights import store_base
+from rst.checkpoints import TRAINER_RECORD
+from rst.config import RSTConfig
+from rst.delta import BaseIdentity, SparseDelta
+from rst.errors import ConfigError
+from rst.extraction import Extraction
+from rst.naming import unwrap
+from rst.parameter_delta import check_like
+from rst.selection import select_
+from rst.tracking import live_tensors, track
+
+_RECORD_VERSION = 1
+
+
+class ResidualSparseTrainer:
+    """Keeps a model close to its pretrained weights and exports the sparse difference.
+
+    >>> trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> trainer.attach(optimizer)
+    >>> ...  # train as always
+    >>> trainer.export().save("delta.safetensors")
+
+    The model may be wrapped by `torch.compile` or `DataParallel`, before or after; tied weights count once. Parameters
+    that the configuration neither targets nor saves whole are frozen.
+    """
+
+    def __init__(self, model: nn.Module, config: RSTConfig | None = None) -> None:
+        """Remember the weights of `model`, which must be the pretrained ones, as w0.
+
+        Raises:
+            ConfigError: a pattern of the configuration matches nothing, or there is nothing to train.
+            ParameterMismatchError: a parameter is complex or on the meta device.
+        """
+        self.model = unwrap(model)
+        self.config = config or RSTConfig()
+        self._tracked = track(self.model, self.config)
+        live = live_tensors(self.model)
+        for name in self._tracked.frozen:
+            live[name].requires_grad_(False)
+        self._base = store_base(self._tracked.sparse, self.config.base_storage)
+        self._base |= store_base({name: live[name] for name in self._tracked.buffers}, "cpu")
+        self._identity = _identify(self.model)
+        self._steps = 0
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def base(self) -> Mapping[str, Tensor]:
+        """w0 of the sparsely trained parameters by name."""
+        return {name: self._base[name] for name in self._tracked.sparse}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps seen so far."""
+        return self._steps
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call `step()` after every `optimizer.step()` that changes weights.
+
+        A step that `GradScaler` skips for infinite gradients is not counted. With several optimisers attach the one
+        that steps last.
+
+        Raises:
+            ConfigError: attached already, or the optimiser has none of the tracked parameters.
+        """
+        if self._hook:
+            raise ConfigError("already attached; with several optimisers attach the one that steps last")
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # accelerate wraps the optimiser and steps the inner one
+        self._check_optimizer(optimizer)
+        self._hook = optimizer.register_step_post_hook(lambda stepped, *_: self._after(stepped))
+
+    def detach(self) -> None:
+        """Undo `attach`; without one, do nothing."""
+        if self._hook:
+            self._hook.remove()
+        self._hook = None
+
+    def _after(self, optimizer: torch.optim.Optimizer) -> None:
+        # Fused optimisers receive the scaler's verdict and skip inside their own step.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self.step()
+
+    def step(self) -> None:
+        """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you."""
+        self._steps += 1
+        if self.config.every and self._steps % self.config.every == 0:
+            self._select()
+
+    def select(self) -> int:
+        """Put every weight that the configuration does not keep back to w0, bit for bit (Eq. 17).
+
+        Returns:
+            The number of weights kept.
+
+        Raises:
+            ParameterMismatchError: a parameter changed its shape or dtype since the start.
+            NonFiniteError: top-r selection met a NaN.
+        """
+        return int(self._select())
+
+    @torch.no_grad()
+    def _select(self) -> Tensor:
+        tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
+        return select_(tuned, self._base_beside(tuned), self.config, self._progress())
+
+    def export(self) -> SparseDelta:
+        """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
+
+        Afterwards the model equals base plus delta, bit for bit.
+
+        Raises:
+            ConfigError: a frozen parameter has been made trainable, so its change is lost.
+            NonFiniteError: a weight is NaN; the message names the parameter.
+        """
+        self._check_unchanged_model()
+        self.select()
+        live = live_tensors(self.model)
+        tracked = self._tracked
+        names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
+        return Extraction(
+            base=self._base_beside({name: live[name] for name in (*tracked.sparse, *tracked.buffers)}),
+            tuned=live,
+            names=names,
+            whole=set(tracked.saved),
+            buffers={name for name in names if not isinstance(live[name], nn.Parameter)},
+            tied=tracked.tied,
+            identity=self._identity,
+            config=self.config.to_dict(),
+        ).run()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs, w0 included, to be saved beside the model and the optimiser.
+
+        `rst export` finds it under any key of a checkpoint and needs no other base.
+        """
+        tau = self.config.threshold_at(self._progress()) if self.config.select == "threshold" else None
+        return {
+            "format": TRAINER_RECORD,
+            "version": _RECORD_VERSION,
+            "steps": self._steps,
+            "config": self.config.to_dict(),
+            "threshold": tau,
+            "base": {name: self._base[name] for name in self._tracked.sparse},
+            "buffers": {name: self._base[name] for name in self._tracked.buffers},
+            "saved": list(self._tracked.saved),
+            "tied": dict(self._tracked.tied),
+            "identity": {"name": self._identity.name, "revision": self._identity.revision},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` left off, bit for bit, once the model and the optimiser are restored as well.
+
+        Raises:
+            ConfigError: not a trainer's state, or one of other tracked parameters.
+            ParameterMismatchError: a parameter has another shape or dtype.
+        """
+        if state.get("format") != TRAINER_RECORD or state.get("version") != _RECORD_VERSION:
+            found = f"{state.get('format')!r} version {state.get('version')!r}"
+            raise ConfigError(f"the state is {found}, wanted {TRAINER_RECORD!r} version {_RECORD_VERSION}")
+        restored = {**state["base"], **state["buffers"]}
+        if different := sorted(restored.keys() ^ self._base.keys()):
+            raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
+        for name, origin in self._base.items():
+            check_like(name, restored[name], origin)
+        for name, origin in self._base.items():
+            origin.copy_(restored[name])
+        self._steps = int(state["steps"])
+
+    def _progress(self) -> float:
+        return min(self._steps / self.config.total_steps, 1.0) if self.config.total_steps else 1.0
+
+    def _base_beside(self, tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """w0 of these tensors on their own devices; with `base_storage="device"` it moves along for good."""
+        beside = {}
+        for name, weight in tuned.items():
+            origin = self._base[name]
+            check_like(name, weight, origin)
+            beside[name] = origin.to(weight.device, non_blocking=True)
+            if self.config.base_storage == "device" and name in self._tracked.sparse:
+                self._base[name] = beside[name]
+        return beside
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(id(parameter) in stepped for parameter in self._tracked.sparse.values()):
+            count = len(self._tracked.sparse)
+            raise ConfigError(f"the optimiser has none of the {count} tracked parameters; build it from this model")
+
+    def _check_unchanged_model(self) -> None:
+        live = live_tensors(self.model)
+        for name, parameter in self._tracked.sparse.items():
+            if live.get(name) is not parameter:
+                raise ConfigError(f"{name}: replaced since the trainer was made; wrap the model after changing it")
+        for name in self._tracked.frozen:
+            if live[name].requires_grad:
+                raise ConfigError(f"{name}: made trainable after the trainer froze it, its change would be lost")
+
+
+def _identify(model: nn.Module) -> BaseIdentity:
+    """Name and revision that transformers keeps on its models; unknown for others."""
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return BaseIdentity(name=getattr(model, "name_or_path", None) or None, revision=revision)
