@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +51,7 @@ class Checkpoint(Mapping[str, Tensor]):
         original = self.original_names[name]
         try:
             return self.read(original)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
 
     def __iter__(self) -> Iterator[str]:
@@ -90,6 +89,18 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
         return _from_pickle(path)
     known = ", ".join((".safetensors", ".index.json", *PICKLED_SUFFIXES))
     raise CheckpointError(f"{path}: unknown kind of checkpoint; known are {known} and model folders")
+
+
+def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `open_checkpoint` reads for a path: itself, what a folder stands for, an index and its shards.
+
+    Raises:
+        CheckpointError: nothing there, or the index of shards is not readable.
+    """
+    file = _resolve(Path(path))
+    if not file.name.endswith(".index.json"):
+        return [file]
+    return [file, *(file.parent / shard for shard in sorted(set(_read_index(file).values())))]
 
 
 def _resolve(path: Path) -> Path:
@@ -136,18 +147,22 @@ def _from_safetensors(path: Path) -> Checkpoint:
 
 
 def _from_shards(path: Path) -> Checkpoint:
-    try:
-        weight_map: dict[str, str] = json.loads(path.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
-    shards: dict[str, Checkpoint] = {}
-    for file_name in sorted(set(weight_map.values())):
-        if Path(file_name).name != file_name:
-            raise CheckpointError(f"{path}: shard {file_name!r} is not a plain file name in the same folder")
-        shards[file_name] = open_checkpoint(path.parent / file_name)
+    weight_map = _read_index(path)
+    shards = {file_name: open_checkpoint(path.parent / file_name) for file_name in sorted(set(weight_map.values()))}
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
     plain = {plain: original for original, plain in canonical_names(weight_map).items()}
     return Checkpoint(str(path), plain, lambda name: readers[name](name))
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = dict(json.loads(path.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
+    for file_name in weight_map.values():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(f"{path}: shard {file_name!r} is not a plain file name in the same folder")
+    return weight_map
 
 
 def _from_pickle(path: Path) -> Checkpoint:
@@ -161,20 +176,20 @@ def _from_pickle(path: Path) -> Checkpoint:
 
 def _unpickle(path: Path) -> Any:
     try:
+        return _load_mapped(path)
+    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+def _load_mapped(path: Path) -> Any:
+    try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):
-            raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-    try:  # the format before torch 1.6 cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+            raise
+    # The format before torch 1.6 cannot be mapped.
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _find_state(container: Any) -> Mapping[str, Tensor] | None:

@@ -62,6 +62,7 @@ def export(
         threshold=threshold,
         identity=BaseIdentity(name=Path(base_weights.source).name),
         config={name: value for name, value in settings.items() if value is not None},
+        source=tuned_weights.source,
     ).run(on_progress)
 
 
@@ -70,8 +71,8 @@ def _from_record(tuned: Checkpoint, threshold: float | None) -> Extraction:
     record = tuned.record
     if record is None:
         raise CheckpointError(
-            f"{tuned.source}: no base in the checkpoint (save trainer.state_dict() in it, under any key); "
-            "name the base weights"
+            f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it would bring one); "
+            "name the base weights with --base or the argument base"
         )
     base: dict[str, Any] = {**record["base"], **record["buffers"]}
     missing = [name for name in (*base, *record["saved"]) if name not in tuned]
@@ -88,6 +89,7 @@ def _from_record(tuned: Checkpoint, threshold: float | None) -> Extraction:
         threshold=record["threshold"] if threshold is None else threshold,
         identity=BaseIdentity(identity["name"], identity["revision"]),
         config=record["config"],
+        source=tuned.source,
     )
 
 

@@ -27,6 +27,7 @@ class Extraction:
         threshold: tau of Eq. 17; None keeps every changed bit.
         identity: the base's name and revision.
         config: settings to record, in JSON types.
+        source: where the tuned weights come from, for messages.
     """
 
     base: Mapping[str, Tensor]
@@ -38,6 +39,7 @@ class Extraction:
     threshold: float | None = None
     identity: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
 
     def run(self, on_progress: Progress | None = None) -> SparseDelta:
         """Compare tensor by tensor. Raises as `ParameterDelta.between` does, before anything is written."""
@@ -47,15 +49,16 @@ class Extraction:
         total = sum(_nbytes(self.tuned[name]) for name in self.names)
         for name in self.names:
             tuned = self.tuned[name].detach()
+            where = f"{self.source}: {name}" if self.source else name
             if name in self.whole:
-                dense[name] = _copy_whole(name, tuned)
+                dense[name] = _copy_whole(where, tuned)
             elif name in self.buffers:
-                check_comparable(name, self.base[name], tuned)
+                check_comparable(where, self.base[name], tuned)
                 if not bit_equal(self.base[name], tuned):
-                    dense[name] = _copy_whole(name, tuned)
+                    dense[name] = _copy_whole(where, tuned)
             else:
                 weights += tuned.numel()
-                change = self._change(name, self.base[name], tuned)
+                change = self._change(where, self.base[name], tuned)
                 if change.nnz:
                     parameters[name] = change
             done += _nbytes(tuned)
@@ -70,17 +73,17 @@ class Extraction:
             config=dict(self.config),
         )
 
-    def _change(self, name: str, base: Tensor, tuned: Tensor) -> ParameterDelta:
-        check_comparable(name, base, tuned)
+    def _change(self, where: str, base: Tensor, tuned: Tensor) -> ParameterDelta:
+        check_comparable(where, base, tuned)
         keep = None
         if self.threshold is not None and tuned.dtype in RESIDUAL_DTYPES:
             keep = (tuned - base).abs_() > self.threshold
-        return ParameterDelta.between(name, base, tuned, keep)
+        return ParameterDelta.between(where, base, tuned, keep)
 
 
-def _copy_whole(name: str, tensor: Tensor) -> Tensor:
-    check_real(name, tensor)
-    check_no_nan(name, tensor)
+def _copy_whole(where: str, tensor: Tensor) -> Tensor:
+    check_real(where, tensor)
+    check_no_nan(where, tensor)
     return tensor.clone().contiguous()
 
 

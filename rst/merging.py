@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -61,8 +61,27 @@ def merge(
         return _Merge(open_checkpoint(base), delta).in_memory()
     if output is None:
         raise TypeError("merging a file needs the path of the output")
-    change = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
-    return _merge_file(_Merge(open_checkpoint(base), change), Path(output), on_progress)
+    return _merge_file(_open(base, delta), Path(output), on_progress)
+
+
+def rehearse(
+    base: PathLike,
+    delta: SparseDelta | PathLike,
+    output: PathLike | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> int:
+    """Do everything that `merge` of a file does, and raise what it raises, but write nothing.
+
+    >>> rehearse("base.safetensors", "delta.safetensors")  # is this the base of this delta?
+
+    Returns:
+        Bytes of all merged tensors.
+    """
+    merging = _open(base, delta)
+    if output is not None:
+        _check_output(merging, Path(output))
+    return sum(tensor.numel() * tensor.element_size() for tensor in merging.stream(merging.specs(), on_progress))
 
 
 class _Merge:
@@ -130,38 +149,51 @@ class _Merge:
         plain, known = next(iter(self.base.original_names.items()))
         return known.removesuffix(plain) + name if known.endswith(plain) else name
 
-    def in_memory(self) -> dict[str, Tensor]:
+    def in_memory(self, on_progress: Progress | None = None) -> dict[str, Tensor]:
         """All merged tensors under the base's own names; tied ones stay one tensor."""
-        merged: dict[str, Tensor] = {}
-        for name in (*self.base, *(name for name in self.whole if name not in self.base)):
-            owner = self.base.tied.get(name)
-            merged[self.original(name)] = merged[self.original(owner)] if owner else self.tensor(name)
-        return merged
+        specs = self.specs()
+        shared = {alias: owner for alias, owner in self.base.tied.items() if self._alike(alias, owner)}
+        own = {name: spec for name, spec in specs.items() if name not in shared}
+        merged = dict(zip(own, self.stream(own, on_progress), strict=True))
+        return {self.original(name): merged[shared.get(name, name)] for name in specs}
+
+    def _alike(self, alias: str, owner: str) -> bool:
+        """Whether two names of one base tensor are still one afterwards; tuning may have untied them."""
+        same_change = self.changed.get(alias) is self.changed.get(owner)
+        return same_change and self.whole.get(alias) is self.whole.get(owner)
+
+    def stream(self, specs: Mapping[str, TensorSpec], on_progress: Progress | None) -> Iterator[Tensor]:
+        """The merged tensors that `specs` names, one after another."""
+        total = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs.values())
+        done = 0
+        for name in specs:
+            tensor = self.tensor(name)
+            yield tensor
+            done += tensor.numel() * tensor.element_size()
+            if on_progress:
+                on_progress(done, total)
+
+
+def _open(base: PathLike, delta: SparseDelta | PathLike) -> _Merge:
+    change = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
+    return _Merge(open_checkpoint(base), change)
 
 
 def _merge_file(merging: _Merge, output: Path, on_progress: Progress | None) -> Path:
-    if output.suffix in PICKLED_SUFFIXES:
-        if merging.base.container is None:
-            raise CheckpointError(f"{output}: the base {merging.base.source} is no pickle; write .safetensors")
-        merged = replace_state(merging.base.container, merging.in_memory())
-        with atomic_write(output) as temporary:
-            torch.save(merged, temporary)
-    elif output.suffix == ".safetensors":
-        specs = by_width(merging.specs())
-        named = {merging.original(name): spec for name, spec in specs.items()}
-        with atomic_write(output) as temporary:
-            write_safetensors(temporary, named, _stream(merging, specs, on_progress))
-    else:
-        raise CheckpointError(f"{output}: write .safetensors, or {', '.join(PICKLED_SUFFIXES)}")
+    _check_output(merging, output)
+    with atomic_write(output) as temporary:
+        if output.suffix in PICKLED_SUFFIXES:
+            torch.save(replace_state(merging.base.container, merging.in_memory(on_progress)), temporary)
+        else:
+            specs = by_width(merging.specs())
+            named = {merging.original(name): spec for name, spec in specs.items()}
+            write_safetensors(temporary, named, merging.stream(specs, on_progress))
     return output
 
 
-def _stream(merging: _Merge, specs: Mapping[str, Any], on_progress: Progress | None) -> Iterator[Tensor]:
-    total = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs.values())
-    done = 0
-    for name in specs:
-        tensor = merging.tensor(name)
-        yield tensor
-        done += tensor.numel() * tensor.element_size()
-        if on_progress:
-            on_progress(done, total)
+def _check_output(merging: _Merge, output: Path) -> None:
+    if output.suffix in PICKLED_SUFFIXES:
+        if merging.base.container is None:
+            raise CheckpointError(f"{output}: the base {merging.base.source} is no pickle; write .safetensors")
+    elif output.suffix != ".safetensors":
+        raise CheckpointError(f"{output}: write .safetensors, or {', '.join(PICKLED_SUFFIXES)}")
