@@ -7,26 +7,52 @@
 >>> trainer.export().save("delta.safetensors")
 """
 
-from rst.apply import AppliedDelta
-from rst.checkpoints import open_checkpoint
-from rst.config import RSTConfig
-from rst.delta import BaseIdentity, SparseDelta
-from rst.errors import (
-    CheckpointError,
-    ConfigError,
-    DeltaFormatError,
-    NonFiniteError,
-    ParameterMismatchError,
-    RSTError,
-    WrongBaseError,
-)
-from rst.exporting import export
-from rst.merging import merge
-from rst.parameter_delta import BaseDigests, ParameterDelta
-from rst.schedule import Constant, Linear
-from rst.trainer import ResidualSparseTrainer
+from typing import TYPE_CHECKING
+
 from rst.version import __version__
 
+if TYPE_CHECKING:
+    from rst.apply import AppliedDelta
+    from rst.checkpoints import open_checkpoint
+    from rst.config import RSTConfig
+    from rst.delta import BaseIdentity, SparseDelta
+    from rst.errors import (
+        CheckpointError,
+        ConfigError,
+        DeltaFormatError,
+        NonFiniteError,
+        ParameterMismatchError,
+        RSTError,
+        WrongBaseError,
+    )
+    from rst.exporting import export
+    from rst.merging import merge
+    from rst.parameter_delta import BaseDigests, ParameterDelta
+    from rst.schedule import Constant, Linear
+    from rst.trainer import ResidualSparseTrainer
+
+# Loaded on first use, so that `rst --help` does not wait for torch.
+_MODULE_OF = {
+    "AppliedDelta": "rst.apply",
+    "BaseDigests": "rst.parameter_delta",
+    "BaseIdentity": "rst.delta",
+    "CheckpointError": "rst.errors",
+    "ConfigError": "rst.errors",
+    "Constant": "rst.schedule",
+    "DeltaFormatError": "rst.errors",
+    "Linear": "rst.schedule",
+    "NonFiniteError": "rst.errors",
+    "ParameterDelta": "rst.parameter_delta",
+    "ParameterMismatchError": "rst.errors",
+    "RSTConfig": "rst.config",
+    "RSTError": "rst.errors",
+    "ResidualSparseTrainer": "rst.trainer",
+    "SparseDelta": "rst.delta",
+    "WrongBaseError": "rst.errors",
+    "export": "rst.exporting",
+    "merge": "rst.merging",
+    "open_checkpoint": "rst.checkpoints",
+}
 __all__ = [
     "AppliedDelta",
     "BaseDigests",
@@ -49,3 +75,15 @@ __all__ = [
     "merge",
     "open_checkpoint",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use."""
+        from importlib import import_module
+
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+        return value

@@ -69,9 +69,10 @@ def apply(module: nn.Module, delta: SparseDelta) -> AppliedDelta:
         ParameterMismatchError: the module lacks a tensor, or has it in another shape or dtype.
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
-    targets = _named_tensors(unwrap(module))
-    writes = [_plan_change(name, _find(name, targets, delta), change) for name, change in delta.parameters.items()]
-    writes += [_plan_whole(name, _find(name, targets, delta), tensor) for name, tensor in delta.dense.items()]
+    live = _named_tensors(unwrap(module))
+    targets = {name: _find(name, live, delta) for name in (*delta.parameters, *delta.dense)}
+    writes = [_plan_change(name, targets[name], change) for name, change in delta.parameters.items()]
+    writes += [_plan_whole(name, targets[name], tensor) for name, tensor in delta.dense.items()]
     _write_all(writes)
     return AppliedDelta(writes)
 
@@ -81,10 +82,10 @@ def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name.replace("_orig_mod.", ""): tensor.detach() for name, tensor in named.items()}
 
 
-def _find(name: str, targets: Mapping[str, Tensor], delta: SparseDelta) -> Tensor:
+def _find(name: str, live: Mapping[str, Tensor], delta: SparseDelta) -> Tensor:
     for candidate in (name, *(alias for alias, original in delta.tied.items() if original == name)):
-        if candidate in targets:
-            return targets[candidate]
+        if candidate in live:
+            return live[candidate]
     raise ParameterMismatchError(f"{name}: in the delta, but the module has no such parameter or buffer")
 
 
@@ -92,7 +93,7 @@ def _plan_change(name: str, target: Tensor, change: ParameterDelta) -> _Write:
     validate(name, change, "delta")
     _check_like(name, target, change.shape, change.dtype)
     change = change.to(target.device)
-    positions = change.touched.long()
+    positions = change.indices.long()
     old = gather(target.reshape(-1), positions)
     check_touched(name, change, old)
     return _Write(target, positions, change.tuned_values(old), old)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rst.errors import ParameterMismatchError
 from rst.exactness import bit_equal
 from rst.fingerprint import digest_text
-from rst.parameter_delta import ParameterDelta
+from rst.parameter_delta import Op, ParameterDelta, stored_op
 
 if TYPE_CHECKING:
     from rst.apply import AppliedDelta
@@ -64,6 +64,19 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return sum(change.nnz for change in self.parameters.values())
 
     @property
+    def op(self) -> Op:
+        """What the values are: "add", "replace" or "step". Dtypes without residuals have "replace" for "add".
+
+        Raises:
+            ParameterMismatchError: parameters of one dtype, or steps and others, are mixed.
+        """
+        ops = {change.op for change in self.parameters.values()}
+        op: Op = "add" if "add" in ops or not ops else min(ops)
+        if any(change.op != stored_op(op, change.dtype) for change in self.parameters.values()):
+            raise ParameterMismatchError(f"the parameters mix the operations {sorted(ops)}; rst.convert makes them one")
+        return op
+
+    @property
     def density(self) -> float:
         """Changed share of the base's compared weights, in [0, 1]."""
         return self.nnz / self.base.weights if self.base.weights else 0.0
@@ -98,16 +111,20 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             dense={name: tensor.to(device) for name, tensor in self.dense.items()},
         )
 
+    def names_of(self, name: str) -> list[str]:
+        """Every name of a tensor: the delta's own, then those tied to it."""
+        return [name, *(alias for alias, owner in self.tied.items() if owner == name)]
+
     def sparse_only(self) -> "SparseDelta":
         """The residuals alone, without the tensors stored whole, for arithmetic."""
         tied = {alias: name for alias, name in self.tied.items() if name in self.parameters}
         return replace(self, dense={}, buffers=frozenset(), tied=tied)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], encoding: Literal["coo", "packed"] = "coo") -> None:
         """Write `delta.safetensors`, format 1, atomically. See `rst.serialization.save`."""
         from rst.serialization import save
 
-        save(self, path)
+        save(self, path, encoding)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SparseDelta":
@@ -141,6 +158,11 @@ class SparseDelta(Mapping[str, ParameterDelta]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        """Sizes, not the arrays."""
+        whole = f", {len(self.dense)} tensors whole" if self.dense else ""
+        return f"SparseDelta({self.nnz} weights in {len(self)} parameters{whole}, {self.nbytes} bytes)"
+
     def __mul__(self, factor: float) -> "SparseDelta":
         """Scale every residual (task arithmetic). Raises `ParameterMismatchError` if tensors are stored whole."""
         self._refuse_dense("scale")
@@ -149,14 +171,19 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     __rmul__ = __mul__
 
     def __add__(self, other: "SparseDelta") -> "SparseDelta":
-        """Add the residuals of two tasks. Raises `ParameterMismatchError` if tensors are stored whole."""
+        """Add the residuals of two tasks, or, exactly, the steps of a chain: `self` on its base, `other` on the result.
+
+        Raises:
+            ParameterMismatchError: tensors are stored whole, or the operations differ or are "replace".
+        """
         self._refuse_dense("add")
         other._refuse_dense("add")
-        total = dict(self.parameters)
-        for name, change in other.parameters.items():
-            total[name] = total[name] + change if name in total else change * 1.0
-        for name in self.parameters.keys() - other.parameters.keys():
-            total[name] = total[name] * 1.0
+        total = {}
+        for name, change in {**self.parameters, **other.parameters}.items():
+            if name in self.parameters and name in other.parameters:
+                total[name] = self[name] + other[name]
+            else:  # steps stay exact and so keep their base; residuals are rounded alike everywhere
+                total[name] = change if change.op == "step" else change * 1.0
         return replace(self, parameters=total, tied={**self.tied, **other.tied})
 
     def _refuse_dense(self, verb: str) -> None:

@@ -1,14 +1,17 @@
 """The change of one parameter: where, by how much, and the few absolute values that no residual can express."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rst.errors import NonFiniteError, ParameterMismatchError
-from rst.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals
+from rst.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals, from_ordered_keys, ordered_keys
 from rst.fingerprint import digest
 
+Op = Literal["add", "replace", "step"]
 _INT32_LIMIT = 1 << 31
 
 
@@ -22,17 +25,24 @@ class BaseDigests:
 
 @dataclass(frozen=True, eq=False)
 class ParameterDelta:
-    """A sparse residual `w_sp = wt - w0` (Eq. 16) of one parameter, exact by construction.
+    """The sparse change of one parameter from w0 to wt, exact by construction.
+
+    What `values` are is said by `op`:
+
+    - "add": residuals `w_sp = wt - w0` (Eq. 16), with the tuned value itself where no residual leads to it.
+    - "replace": the tuned values. Idempotent, needs no base, and is all there is for dtypes without residuals.
+    - "step": `key(wt) - key(w0)` of `rst.exactness.ordered_keys`, modulo 2^width: small integers that compress well,
+      and whose sums are exact.
 
     Attributes:
         indices: flat row-major positions, sorted and unique, shape (nnz,), int32 (int64 where numel >= 2^31).
-        values: residuals, shape (nnz,), in the parameter's dtype, all finite.
+        values: shape (nnz,), in the parameter's dtype, residuals all finite; steps in the signed integer of its width.
         shape: the parameter's shape.
         dtype: the parameter's dtype.
-        exact_indices: positions, among `indices`, whose value the residual misses; shape (m,). For dtypes without a
-            residual (float8, integers, bool) `indices` is empty and these are all the changes.
+        exact_indices: positions, among `indices`, whose value the residual misses; shape (m,). Empty unless "add".
         exact_values: the tuned values there, shape (m,), in the parameter's dtype.
         base: digests of w0, None after arithmetic.
+        op: the meaning of `values`. Float8 and integers have no "add".
     """
 
     indices: Tensor
@@ -42,9 +52,12 @@ class ParameterDelta:
     exact_indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     exact_values: Tensor | None = None
     base: BaseDigests | None = None
+    op: Op = "add"
 
     @classmethod
-    def between(cls, name: str, base: Tensor, tuned: Tensor, keep: Tensor | None = None) -> "ParameterDelta":
+    def between(
+        cls, name: str, base: Tensor, tuned: Tensor, keep: Tensor | None = None, op: Op = "add"
+    ) -> "ParameterDelta":
         """Extract the change from `base` to `tuned`: every entry whose bits differ, if `keep` allows it.
 
         Args:
@@ -52,6 +65,7 @@ class ParameterDelta:
             base: w0, any shape.
             tuned: wt, same shape and dtype.
             keep: bool mask of the same shape, None for all.
+            op: what to store; "add" gives way to "replace" for dtypes without residuals.
 
         Raises:
             ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
@@ -64,18 +78,33 @@ class ParameterDelta:
             changed &= keep.reshape(-1)
         positions = changed.nonzero().squeeze(1)
         origin, target = gather(flat_base, positions), gather(flat_tuned, positions)
-        digests = BaseDigests(digest(base), digest(origin))
-        indices = positions.to(index_dtype(flat_base.numel()))
-        shape, nothing = tuple(base.shape), indices[:0]
-        if base.dtype not in RESIDUAL_DTYPES:
-            return cls(nothing, target[:0], shape, base.dtype, indices, target, digests)
+        return cls.at(positions, origin, target, base.shape, BaseDigests(digest(base), digest(origin)), op)
+
+    @classmethod
+    def at(
+        cls,
+        positions: Tensor,
+        origin: Tensor,
+        target: Tensor,
+        shape: Sequence[int],
+        digests: BaseDigests | None,
+        op: Op = "add",
+    ) -> "ParameterDelta":
+        """Express the change from `origin` to `target`, w0 and wt at `positions`, all of shape (nnz,)."""
+        indices, dtype = positions.to(index_dtype(torch.Size(shape).numel())), origin.dtype
+        nothing, op = indices[:0], stored_op(op, dtype)
+        if op == "replace":
+            return cls(indices, target, tuple(shape), dtype, nothing, target[:0], digests, op)
+        if op == "step":
+            steps = ordered_keys(target) - ordered_keys(origin)
+            return cls(indices, steps, tuple(shape), dtype, nothing, target[:0], digests, op)
         residuals, failed = exact_residuals(origin, target)
-        return cls(indices, residuals, shape, base.dtype, indices[failed], target[failed], digests)
+        return cls(indices, residuals, tuple(shape), dtype, indices[failed], target[failed], digests, op)
 
     @property
     def nnz(self) -> int:
         """Number of changed weights."""
-        return max(self.indices.numel(), self.exact_indices.numel())
+        return self.indices.numel()
 
     @property
     def numel(self) -> int:
@@ -88,19 +117,16 @@ class ParameterDelta:
         return self.nnz / self.numel if self.numel else 0.0
 
     @property
-    def touched(self) -> Tensor:
-        """All changed positions, whatever the dtype."""
-        return self.indices if self.dtype in RESIDUAL_DTYPES else self.exact_indices
-
-    @property
     def overlay(self) -> Tensor:
         """The absolute values at `exact_indices`; empty if there are none."""
-        return self.values[:0] if self.exact_values is None else self.exact_values
+        return torch.empty(0, dtype=self.dtype) if self.exact_values is None else self.exact_values
 
     def tuned_values(self, origin: Tensor) -> Tensor:
-        """Compute wt at `touched` from `origin`, w0 at `touched`: addition, then the overlay. Shape (nnz,)."""
-        if self.dtype not in RESIDUAL_DTYPES:
-            return self.overlay.to(origin.device)
+        """Compute wt at `indices` from `origin`, w0 at `indices`. Shape (nnz,)."""
+        if self.op == "replace":
+            return self.values
+        if self.op == "step":
+            return from_ordered_keys(ordered_keys(origin) + self.values, self.dtype)
         tuned = origin + self.values
         tuned[torch.searchsorted(self.indices, self.exact_indices)] = self.overlay
         return tuned
@@ -119,21 +145,19 @@ class ParameterDelta:
         """The residuals as an N-D `torch.sparse_coo_tensor`, coalesced, without the overlay.
 
         Raises:
-            ParameterMismatchError: the dtype has no residuals.
+            ParameterMismatchError: the values are no residuals.
         """
-        if self.dtype not in RESIDUAL_DTYPES:
-            raise ParameterMismatchError(f"a {self.dtype} parameter is stored by absolute value; it has no residual")
-        where = torch.stack(torch.unravel_index(self.indices.long(), self.shape)) if self.shape else None
-        if where is None:
-            return torch.sparse_coo_tensor(torch.empty(0, self.nnz, dtype=torch.int64), self.values, self.shape)
-        return torch.sparse_coo_tensor(where, self.values, self.shape, is_coalesced=True)
+        self._refuse("replace", "step")
+        axes = torch.unravel_index(self.indices.long(), self.shape) if self.shape else ()
+        where = torch.stack(axes) if axes else torch.empty(0, self.nnz, dtype=torch.int64)
+        return torch.sparse_coo_tensor(where, self.values, self.shape, is_coalesced=True, check_invariants=True)
 
     def __eq__(self, other: object) -> bool:
         """Equal where every position, every bit of every value, shape, dtype and base agree."""
         if not isinstance(other, ParameterDelta):
             return NotImplemented
         return (
-            (self.shape, self.dtype, self.base) == (other.shape, other.dtype, other.base)
+            (self.shape, self.dtype, self.base, self.op) == (other.shape, other.dtype, other.base, other.op)
             and torch.equal(self.indices, other.indices)
             and torch.equal(self.exact_indices, other.exact_indices)
             and bit_equal(self.values, other.values)
@@ -142,26 +166,52 @@ class ParameterDelta:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        """Sizes, not the arrays."""
+        return f"ParameterDelta({self.nnz} of {self.numel} {self.dtype} {self.shape}, {self.overlay.numel()} exact)"
+
     def __mul__(self, factor: float) -> "ParameterDelta":
         """Scale the residuals (task arithmetic): rounded, so without the overlay."""
-        return self._approximate(self.indices, self.values * factor)
+        self._refuse("replace", "step")
+        return self._without_base(self.indices, self.values * factor)
 
     def __add__(self, other: "ParameterDelta") -> "ParameterDelta":
-        """Add the residuals of two changes of one parameter: rounded, so without the overlay."""
-        if (self.shape, self.dtype) != (other.shape, other.dtype):
-            raise ParameterMismatchError(f"cannot add {other.dtype} {other.shape} to {self.dtype} {self.shape}")
+        """Add two changes of one parameter: residuals rounded, so without the overlay; steps exactly, as a chain."""
+        if (self.shape, self.dtype, self.op) != (other.shape, other.dtype, other.op):
+            raise ParameterMismatchError(
+                f'cannot add op "{other.op}" {other.dtype} {other.shape} to op "{self.op}" {self.dtype} {self.shape}'
+            )
+        self._refuse("replace")
         indices, slot = torch.unique(torch.cat([self.indices, other.indices]), return_inverse=True)
-        values = torch.zeros(indices.numel(), dtype=self.dtype, device=self.values.device)
+        values = torch.zeros(indices.numel(), dtype=self.values.dtype, device=self.values.device)
         first = self.indices.numel()
         values[slot[:first]] = self.values
         values[slot[first:]] += other.values
-        return self._approximate(indices, values)
+        return self._without_base(indices, values)
 
-    def _approximate(self, indices: Tensor, values: Tensor) -> "ParameterDelta":
-        if self.dtype not in RESIDUAL_DTYPES:
-            raise ParameterMismatchError(f"a {self.dtype} parameter is stored by absolute value: no arithmetic")
+    def _without_base(self, indices: Tensor, values: Tensor) -> "ParameterDelta":
         changed = values != 0
-        return ParameterDelta(indices[changed], values[changed], self.shape, self.dtype, exact_values=values[:0])
+        nothing = torch.empty(0, dtype=self.dtype, device=values.device)
+        return replace(
+            self,
+            indices=indices[changed],
+            values=values[changed],
+            exact_indices=indices[:0],
+            exact_values=nothing,
+            base=None,
+        )
+
+    def _refuse(self, *ops: Op) -> None:
+        if self.op in ops:
+            raise ParameterMismatchError(
+                f'the {self.dtype} values are stored with op "{self.op}", which has no residuals; rst.convert gives '
+                f"them to {', '.join(str(dtype).removeprefix('torch.') for dtype in RESIDUAL_DTYPES)}"
+            )
+
+
+def stored_op(op: Op, dtype: torch.dtype) -> Op:
+    """What `op` means for a dtype: float8 and integers have no residuals, so "add" is "replace" there."""
+    return "replace" if op == "add" and dtype not in RESIDUAL_DTYPES else op
 
 
 def index_dtype(numel: int) -> torch.dtype:
@@ -192,12 +242,16 @@ def check_real(name: str, tensor: Tensor) -> None:
 
 def check_no_nan(name: str, tensor: Tensor) -> None:
     """Raise `NonFiniteError` if a float tensor has a NaN."""
-    if not tensor.is_floating_point():
-        return
-    comparable = tensor.float() if tensor.element_size() == 1 else tensor
-    nans = int(comparable.isnan().sum())
-    if nans:
+    if nans := count_nans(tensor):
         raise NonFiniteError(f"{name}: {nans} of {tensor.numel()} weights are NaN")
+
+
+def count_nans(tensor: Tensor) -> int:
+    """Number of NaN in a tensor of any dtype."""
+    if not tensor.is_floating_point():
+        return 0
+    comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
+    return int(comparable.isnan().sum())
 
 
 def gather(flat: Tensor, positions: Tensor) -> Tensor:

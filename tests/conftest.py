@@ -1,0 +1,13 @@
+"""Settings of the whole suite."""
+
+from pathlib import Path
+
+import torch
+from hypothesis import settings
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Speed is the business of benchmarks; a busy machine must not fail a test.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+torch.set_num_threads(1)  # one of several workers on a small machine

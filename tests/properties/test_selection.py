@@ -1,0 +1,100 @@
+"""Eq. 17, top-r % and bias selection against one-line references, over any weights."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rst import RSTConfig
+from rst.exactness import bit_equal
+from rst.kth_magnitude import kth_largest
+from rst.projection import project_
+from rst.selection import select_
+from tests.strategies import FLOAT_DTYPES, pairs, vectors
+
+
+@given(pairs(), st.floats(0, 2))
+def test_projection_is_the_where_of_equation_17(pair: tuple[torch.Tensor, torch.Tensor], tau: float) -> None:
+    base, tuned = pair
+    wanted = torch.where((tuned - base).abs() > tau, tuned, base)
+    projected = tuned.clone()
+    kept = project_([projected], [base], tau)
+    assert bit_equal(projected, wanted)
+    assert int(kept) == tuned.numel() - int(((tuned - base).abs() <= tau).sum())
+
+
+@given(pairs(), st.floats(0, 2))
+def test_projecting_twice_changes_nothing_more(pair: tuple[torch.Tensor, torch.Tensor], tau: float) -> None:
+    base, tuned = pair
+    project_([tuned], [base], tau)
+    once = tuned.clone()
+    project_([tuned], [base], tau)
+    assert bit_equal(tuned, once)
+
+
+def test_nan_stays_for_the_export_to_find() -> None:
+    tuned = torch.tensor([float("nan"), 1.0])
+    project_([tuned], [torch.ones(2)], 0.1)
+    assert tuned[0].isnan()
+
+
+@pytest.mark.parametrize("shape", [(0,), (), (3, 0), (70_001,), (2, 3, 4, 5), (300, 301)])
+def test_projection_of_every_memory_layout(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(shape, generator=generator)
+    tuned = base + torch.randn(shape, generator=generator) * 0.1
+    wanted = torch.where((tuned - base).abs() > 0.1, tuned, base)
+    layouts = {"contiguous": (tuned.clone(), base)}
+    if len(shape) == 4:
+        last = torch.channels_last
+        layouts["channels last"] = (tuned.to(memory_format=last), base.to(memory_format=last))
+        layouts["mixed"] = (tuned.to(memory_format=last), base)
+    if len(shape) == 2:
+        layouts["transposed"] = (tuned.t().contiguous().t(), base.t().contiguous().t())
+        wide = torch.zeros(shape[0], 2 * shape[1])
+        wide[:, ::2] = tuned
+        layouts["strided"] = (wide[:, ::2], base)
+    for name, (weights, origin) in layouts.items():
+        project_([weights], [origin], 0.1)
+        assert torch.equal(weights, wanted), name
+
+
+@given(st.data())
+def test_kth_largest_is_that_of_a_sort(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    tensors = [data.draw(vectors(dtype, size)).abs() for size in data.draw(st.lists(st.integers(0, 20), min_size=1))]
+    values = torch.cat(tensors)
+    if not values.numel():
+        return
+    k = data.draw(st.integers(1, values.numel()))
+    value, above = kth_largest(lambda: tensors, k, dtype)
+    assert value == values.sort(descending=True).values[k - 1].item()
+    assert above == int((values > value).sum())
+
+
+@given(st.data())
+def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(FLOAT_DTYPES))
+    sizes = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=4))
+    base = {str(i): data.draw(vectors(dtype, size)) for i, size in enumerate(sizes)}
+    tuned = {name: data.draw(vectors(dtype, weights.numel())) for name, weights in base.items()}
+    before = {name: weights.clone() for name, weights in tuned.items()}
+    ratio = data.draw(st.floats(0.01, 1.0))
+    kept = int(select_(tuned, base, RSTConfig(select="top", ratio=ratio), 1.0))
+
+    change = torch.cat([(before[n] - base[n]).abs() * (before[n] != base[n]) for n in base]).double()
+    change = torch.where(change.isnan(), torch.zeros_like(change), change)
+    order = sorted(range(change.numel()), key=lambda i: (-change[i].item(), i))
+    chosen = [i for i in order[: round(ratio * change.numel())] if change[i] > 0]
+    keep = torch.zeros(change.numel(), dtype=torch.bool)
+    keep[chosen] = True
+    wanted = torch.where(keep, torch.cat(list(before.values())), torch.cat(list(base.values())))
+    assert bit_equal(torch.cat(list(tuned.values())), wanted)
+    assert kept == len(chosen)
+
+
+def test_bias_moves_biases_only() -> None:
+    base = {"a.weight": torch.zeros(3), "a.bias": torch.zeros(2), "attn.in_proj_bias": torch.zeros(1)}
+    tuned = {name: torch.ones_like(weights) for name, weights in base.items()}
+    assert int(select_(tuned, base, RSTConfig(select="bias"), 1.0)) == 3
+    assert [name for name, weights in tuned.items() if weights.any()] == ["a.bias", "attn.in_proj_bias"]

@@ -1,0 +1,148 @@
+"""A delta on a live module: all or nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rst import DeltaFormatError, ParameterDelta, ParameterMismatchError, SparseDelta, WrongBaseError, export
+from rst.exactness import bit_equal
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+
+def changed(seed: int = 1) -> nn.Sequential:
+    tuned = model()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            mask = torch.rand(parameter.shape, generator=generator) < 0.3
+            parameter[mask] += 0.1
+        tuned[1].running_mean += 1
+    return tuned
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_state(module: nn.Module, wanted: dict[str, torch.Tensor]) -> None:
+    for name, tensor in module.state_dict().items():
+        assert bit_equal(tensor, wanted[name]), name
+
+
+def test_other_memory_formats_are_changed_in_place() -> None:
+    live = model().to(memory_format=torch.channels_last)
+    weight = live[0].weight
+    before, pointer = snapshot(live), weight.data_ptr()
+    with export(model(), changed(), modules_to_save=["2"]).apply(live):
+        assert_state(live, snapshot(changed()))
+        assert weight.data_ptr() == pointer
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert_state(live, before)
+
+
+def test_a_context_manager_removes_even_after_an_exception() -> None:
+    live = model()
+    before = snapshot(live)
+    with pytest.raises(KeyError), export(model(), changed()).apply(live):
+        raise KeyError
+    assert_state(live, before)
+
+
+def test_the_autograd_graph_does_not_notice() -> None:
+    live = model()
+    with export(model(), changed()).apply(live):
+        live[2](torch.ones(1, 4)).sum().backward()
+    assert live[2].weight.grad is not None
+
+
+def refused(delta: SparseDelta, error: type[Exception], message: str, live: nn.Module | None = None) -> None:
+    live = live or model()
+    before = snapshot(live)
+    with pytest.raises(error, match=message):
+        delta.apply(live)
+    assert_state(live, before)
+
+
+def test_a_wrong_base_is_noticed_at_the_changed_positions() -> None:
+    delta = export(model(), changed())
+    live = model()
+    with torch.no_grad():
+        live[2].weight.view(-1)[delta["2.weight"].indices[0]] += 1
+    refused(delta, WrongBaseError, r"2\.weight: the base's values at the \d+ changed positions", live)
+
+
+def test_applying_twice_is_a_wrong_base() -> None:
+    delta, live = export(model(), changed()), model()
+    delta.apply(live)
+    refused(delta, WrongBaseError, "weight", live)
+
+
+def test_missing_and_misfit_parameters() -> None:
+    delta = export(model(), changed())
+    refused(delta, ParameterMismatchError, "the module has no such", nn.Sequential(nn.Conv2d(3, 4, 3)))
+    refused(delta, ParameterMismatchError, r"float64", model().double())
+    wider = model()
+    wider[2] = nn.Linear(5, 2)
+    refused(delta, ParameterMismatchError, r"2\.weight: .*\(2, 4\), the module has torch.float32 \(2, 5\)", wider)
+
+
+def hand_made(**parts: Any) -> SparseDelta:
+    fields = {"indices": [0, 1], "values": [1.0, 2.0], "exact_indices": [], "exact_values": []} | parts
+    tensors = {
+        name: part
+        if isinstance(part, torch.Tensor)
+        else torch.tensor(part, dtype=torch.float32 if name.endswith("values") else torch.int32)
+        for name, part in fields.items()
+    }
+    return SparseDelta({"2.bias": ParameterDelta(shape=(2,), dtype=torch.float32, **tensors)})
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"indices": [0, 2]}, "indices spans 0 to 2, the parameter has 2 weights"),
+        ({"indices": [-1, 0]}, "indices spans -1 to 0"),
+        ({"indices": [1, 0]}, "not sorted or repeats"),
+        ({"indices": [1, 1]}, "not sorted or repeats"),
+        ({"indices": [0]}, "2 values for 1 positions"),
+        ({"indices": torch.tensor([0.0, 1.0])}, "not 1-D int32 or int64"),
+        ({"indices": torch.tensor([[0, 1]])}, "not 1-D int32 or int64"),
+        ({"values": torch.tensor([1.0, 2.0], dtype=torch.float64)}, "values is torch.float64"),
+        ({"values": [1.0, float("nan")]}, "1 of 2 residuals are NaN or infinite"),
+        ({"values": [1.0, float("inf")]}, "1 of 2 residuals are NaN or infinite"),
+        ({"exact_indices": [0]}, "0 exact_values for 1 positions"),
+        ({"exact_indices": [0], "exact_values": [float("nan")]}, "exact_values has 1 NaN"),
+        ({"indices": [0], "values": [1.0], "exact_indices": [1], "exact_values": [1.0]}, "that indices lacks"),
+    ],
+)
+def test_malformed_changes(parts: dict[str, Any], message: str, tmp_path: Any) -> None:
+    delta = hand_made(**parts)
+    refused(delta, DeltaFormatError, message)
+    with pytest.raises(DeltaFormatError, match=message):
+        delta.save(tmp_path / "delta.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_between_two_writes_puts_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rst.apply
+
+    live, delta = model(), export(model(), changed())
+    before = snapshot(live)
+    real, calls = rst.apply._put, []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(arguments)
+        real(*arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(rst.apply, "_put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        delta.apply(live)
+    assert_state(live, before)

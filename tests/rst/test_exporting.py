@@ -1,0 +1,63 @@
+"""Exports of two checkpoints that do not fit together end with a name, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rst import CheckpointError, NonFiniteError, ParameterMismatchError, export
+
+
+def test_a_missing_tensor_is_named() -> None:
+    base = {f"w{i}": torch.zeros(1) for i in range(6)}
+    with pytest.raises(ParameterMismatchError, match=r"lacks w1, w2, w3 and 2 more of"):
+        export(base, {"w0": torch.zeros(1)})
+
+
+def test_shape_and_dtype_are_named() -> None:
+    with pytest.raises(ParameterMismatchError, match=r"w: torch.float32 \(3,\) .* torch.float32 \(2,\)"):
+        export({"w": torch.zeros(2)}, {"w": torch.zeros(3)})
+    with pytest.raises(ParameterMismatchError, match=r"w: torch.float64 .* torch.float32"):
+        export({"w": torch.zeros(2)}, {"w": torch.zeros(2).double()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("name", ["w", "bn.running_mean", "head.weight"])
+def test_nan_is_named_wherever_it_is(dtype: torch.dtype, name: str) -> None:
+    bad = torch.tensor([1.0, float("nan"), float("nan")]).to(dtype)
+    with pytest.raises(NonFiniteError, match=rf"{name}: 2 of 3 weights are NaN"):
+        export({name: torch.ones(3).to(dtype)}, {name: bad}, modules_to_save=["head"])
+
+
+def test_complex_is_refused_by_name() -> None:
+    phase = {"phase": torch.zeros(1, dtype=torch.complex64)}
+    with pytest.raises(ParameterMismatchError, match="phase: torch.complex64"):
+        export(phase, phase)
+
+
+def test_no_base_and_no_record(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointError, match=r"model\.ckpt: no base in the checkpoint"):
+        export(None, tmp_path / "model.ckpt")
+
+
+def test_equal_weights_give_an_empty_delta() -> None:
+    module = nn.Linear(3, 3)
+    delta = export(module, module)
+    assert (len(delta), delta.nnz, delta.dense, delta.density) == (0, 0, {}, 0.0)
+
+
+def test_batchnorm_statistics_are_buffers_and_escape_the_threshold() -> None:
+    base, tuned = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    tuned.running_mean += 1e-9
+    delta = export(base, tuned, threshold=1e-3)
+    assert delta.dense.keys() == delta.buffers == {"running_mean"}
+    assert delta.dsp() == 0
+
+
+def test_progress_counts_bytes() -> None:
+    calls: list[tuple[int, int]] = []
+    state = {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    export(state, state, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(12, 16), (16, 16)]
