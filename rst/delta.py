@@ -88,10 +88,8 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays in memory."""
-        arrays = [*self.dense.values()]
-        for change in self.parameters.values():
-            arrays += [change.indices, change.values, change.exact_indices, change.overlay]
-        return sum(array.numel() * array.element_size() for array in arrays)
+        whole = sum(tensor.numel() * tensor.element_size() for tensor in self.dense.values())
+        return whole + sum(change.nbytes for change in self.parameters.values())
 
     def fingerprint(self) -> str | None:
         """One digest of the base tensors that this delta touches; None if any is unknown (after arithmetic)."""

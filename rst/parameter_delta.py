@@ -112,6 +112,12 @@ class ParameterDelta:
         return torch.Size(self.shape).numel()
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in memory."""
+        arrays = (self.indices, self.values, self.exact_indices, self.overlay)
+        return sum(array.numel() * array.element_size() for array in arrays)
+
+    @property
     def density(self) -> float:
         """Changed share of the parameter, in [0, 1]; 0 for an empty one."""
         return self.nnz / self.numel if self.numel else 0.0

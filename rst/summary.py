@@ -7,9 +7,7 @@ def summarize(delta: SparseDelta) -> str:
     """One line a tensor (changed weights, total, density, bytes), and a last line with the totals and the DSP."""
     rows = [("tensor", "changed", "of", "density", "bytes")]
     for name, change in delta.parameters.items():
-        arrays = (change.indices, change.values, change.exact_indices, change.overlay)
-        size = sum(array.numel() * array.element_size() for array in arrays)
-        rows.append((name, f"{change.nnz:,}", f"{change.numel:,}", f"{change.density:.4%}", f"{size:,}"))
+        rows.append((name, f"{change.nnz:,}", f"{change.numel:,}", f"{change.density:.4%}", f"{change.nbytes:,}"))
     for name, tensor in delta.dense.items():
         size = tensor.numel() * tensor.element_size()
         rows.append((name, f"{tensor.numel():,}", f"{tensor.numel():,}", "whole", f"{size:,}"))
