@@ -1,0 +1,76 @@
+"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`.
+
+Commands import torch inside their bodies, so that `rst --help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from rst.cli import export, inspect, merge, verify
+from rst.cli.console import print_error
+from rst.errors import RSTError
+from rst.version import __version__
+
+_OK, _REFUSED, _INTERRUPTED = 0, 2, 130
+# click's own class for errors in the arguments, wherever this version of typer keeps click
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
+app.command(epilog=export.EXAMPLE)(export.export)
+app.command(epilog=merge.EXAMPLE)(merge.merge)
+app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
+app.command(epilog=verify.EXAMPLE)(verify.verify)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `rst`.
+
+    Args:
+        arguments: words after `rst`; None takes those of this process.
+
+    Returns:
+        The exit code: 0, or 2 for anything refused, or 130 after Ctrl-C.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in words  # the words themselves may be what is wrong, so no command has read them yet
+    try:
+        code = app(words, prog_name="rst", standalone_mode=False) or _OK
+    except _UsageError as error:
+        print_error("UsageError", _describe_usage(error), as_json)
+        return _REFUSED
+    except RSTError as error:
+        print_error(type(error).__name__, str(error), as_json)
+        return _REFUSED
+    except OSError as error:
+        print_error(type(error).__name__, _describe_os(error), as_json)
+        return _REFUSED
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # typer turns Ctrl-C into this code
+        print_error("KeyboardInterrupt", "interrupted; nothing was written", as_json)
+    return int(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Ship 0.1 % of a fine-tuned model: [bold]exact sparse deltas[/bold] of PyTorch checkpoints."""
+    if version:
+        print(f"rst {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(_REFUSED)
+
+
+def _describe_usage(error: Any) -> str:
+    command = error.ctx.command_path if error.ctx else "rst"
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+
+
+def _describe_os(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

@@ -1,0 +1,57 @@
+"""What the commands print: results on stdout, for people or as JSON, and errors in one sentence on stderr."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+_UNBOUNDED = 10_000
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    print(json.dumps(record, indent=2))
+
+
+def print_error(kind: str, message: str, as_json: bool) -> None:
+    """Print one sentence on stderr, or `{"error": {"type": ..., "message": ...}}` on stdout."""
+    sentence = printable(" ".join(message.split()))
+    if as_json:
+        print_json({"error": {"type": kind, "message": sentence}})
+    else:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {sentence}", err=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, its first column aligned left and all others right; as wide as need be where no terminal is."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    first, *others = columns
+    table.add_column(first, overflow="fold")
+    for column in others:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _UNBOUNDED).print(table)
+
+
+def printable(text: str) -> str:
+    """Escape what could steer a terminal; names in a delta may come from a stranger."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def human_size(nbytes: int) -> str:
+    """Bytes with a decimal unit.
+
+    >>> human_size(104_200)
+    '104.2 kB'
+    """
+    from rich.filesize import decimal
+
+    return decimal(nbytes)

@@ -1,0 +1,96 @@
+"""`rst export`: what fine-tuning changed, as one small exact file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rst.cli.console import human_size, print_json
+from rst.cli.output_paths import OutputError, check_output, delta_beside
+from rst.cli.progress import byte_progress
+from rst.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rst.delta import SparseDelta
+
+EXAMPLE = "Example: [bold]rst export --threshold 1e-6 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
+
+
+def export(
+    tuned: Annotated[
+        Path, typer.Argument(metavar="TUNED", help="Fine-tuned weights: checkpoint, shard index or model folder.")
+    ],
+    base: Annotated[
+        Path | None, typer.Option("--base", "-b", help="Weights it started from; else those in TUNED's own record.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep changes above it (tau). Default: the record's, or every changed bit.")
+    ] = None,
+    modules_to_save: Annotated[
+        list[str] | None, typer.Option(help="A module to store whole, such as a task head; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: beside TUNED, .delta.safetensors.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Store what turns the base weights into TUNED, bit for bit, in one small file."""
+    from rst.checkpoints import checkpoint_files
+    from rst.exporting import export as extract
+
+    if base is None and (modules_to_save or exclude):
+        raise ConfigError("--modules-to-save and --exclude need --base; the record in TUNED has its own settings")
+    target = output or delta_beside(tuned)
+    if target.suffix != ".safetensors":
+        raise OutputError(f"{target}: a delta is a .safetensors file; choose such a name with -o")
+    inputs = [file for weights in (tuned, base) if weights for file in checkpoint_files(weights)]
+    check_output(target, inputs, force)
+    with byte_progress("comparing") as on_progress:
+        delta = extract(
+            base,
+            tuned,
+            threshold=threshold,
+            modules_to_save=modules_to_save,
+            exclude_modules=exclude,
+            on_progress=on_progress,
+        )
+    if not dry_run:
+        delta.save(target)
+    record = _record(delta, tuned, base, target, dry_run)
+    if as_json:
+        print_json(record)
+    else:
+        _print(record)
+
+
+def _record(delta: "SparseDelta", tuned: Path, base: Path | None, target: Path, dry_run: bool) -> dict[str, Any]:
+    return {
+        "output": str(target),
+        "written": not dry_run,
+        "bytes": delta.nbytes if dry_run else target.stat().st_size,
+        "tuned": str(tuned),
+        "base": str(base) if base else None,
+        "changed": delta.nnz,
+        "weights": delta.base.weights,
+        "density": delta.density,
+        "stored_whole": len(delta.dense),
+        "dsp": delta.dsp(),
+        "config": dict(delta.config),
+    }
+
+
+def _print(record: dict[str, Any]) -> None:
+    size = human_size(record["bytes"])
+    print(
+        f"wrote {record['output']} ({size})" if record["written"] else f"would write {record['output']} (about {size})"
+    )
+    whole = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
+    print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){whole}")
+    print(f"DSP (downstream parameters): {record['dsp']:,}")
+    if record["written"]:
+        print(f"merge it with: rst merge {record['base'] or 'BASE'} {record['output']}")

@@ -1,0 +1,58 @@
+"""`rst merge`: the tuned checkpoint again, bit for bit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rst.cli.console import human_size, print_json
+from rst.cli.output_paths import check_output, merged_beside
+from rst.cli.progress import byte_progress
+
+EXAMPLE = "Example: [bold]rst merge base.pt model.delta.safetensors[/bold] writes base.merged.pt"
+
+
+def merge(
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="The base's weights: checkpoint, shard index or model folder.")
+    ],
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A delta.safetensors made from this base.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: beside BASE, .merged.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Add DELTA to BASE: the tuned weights again, bit for bit, in the base's own kind of file."""
+    from rst.checkpoints import checkpoint_files
+    from rst.delta import SparseDelta
+    from rst.merging import merge as merge_files
+    from rst.merging import rehearse
+
+    target = output or merged_beside(base)
+    check_output(target, [*checkpoint_files(base), delta], force)
+    change = SparseDelta.load(delta)
+    with byte_progress("merging") as on_progress:
+        if dry_run:
+            size = rehearse(base, change, target, on_progress=on_progress)
+        else:
+            merge_files(base, change, target, on_progress=on_progress)
+            size = target.stat().st_size
+    if as_json:
+        print_json(
+            {
+                "output": str(target),
+                "written": not dry_run,
+                "bytes": size,
+                "base": str(base),
+                "delta": str(delta),
+                "changed": change.nnz,
+                "parameters": len(change),
+                "stored_whole": len(change.dense),
+            }
+        )
+        return
+    print(f"would write {target} (about {human_size(size)})" if dry_run else f"wrote {target} ({human_size(size)})")
+    whole = f", {len(change.dense):,} tensors stored whole" if change.dense else ""
+    print(f"{change.nnz:,} weights in {len(change):,} parameters changed{whole}")

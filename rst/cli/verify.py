@@ -1,0 +1,44 @@
+"""`rst verify`: is the delta intact, and is this its base?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rst.cli.console import print_json
+from rst.cli.progress import byte_progress
+
+EXAMPLE = "Example: [bold]rst verify model.delta.safetensors --base base.pt[/bold]"
+
+
+def verify(
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="The file to check.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", "-b", help="Weights to check every changed parameter's digest against.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a delta's digest and structure, and with --base that it was made from these weights."""
+    from rst.delta import SparseDelta
+    from rst.merging import rehearse
+
+    change = SparseDelta.load(delta)
+    if base:
+        with byte_progress("checking") as on_progress:
+            rehearse(base, change, on_progress=on_progress)
+    proven = sum(parameter.base is not None for parameter in change.values())
+    if as_json:
+        print_json(
+            {
+                "ok": True,
+                "delta": str(delta),
+                "base": str(base) if base else None,
+                "parameters": len(change),
+                "stored_whole": len(change.dense),
+                "base_digests": proven,
+            }
+        )
+        return
+    print(f"{delta}: intact, {len(change):,} parameters, {len(change.dense):,} tensors stored whole")
+    if base:
+        print(f"{base}: is its base, by the digests of {proven:,} of {len(change):,} changed parameters")
