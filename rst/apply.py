@@ -83,7 +83,7 @@ def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _find(name: str, live: Mapping[str, Tensor], delta: SparseDelta) -> Tensor:
-    for candidate in (name, *(alias for alias, original in delta.tied.items() if original == name)):
+    for candidate in delta.names_of(name):
         if candidate in live:
             return live[candidate]
     raise ParameterMismatchError(f"{name}: in the delta, but the module has no such parameter or buffer")

@@ -16,6 +16,8 @@ from rst.parameter_delta import Op, ParameterDelta, stored_op
 if TYPE_CHECKING:
     from rst.apply import AppliedDelta
 
+Encoding = Literal["coo", "packed"]
+
 
 @dataclass(frozen=True)
 class BaseIdentity:
@@ -118,7 +120,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         tied = {alias: name for alias, name in self.tied.items() if name in self.parameters}
         return replace(self, dense={}, buffers=frozenset(), tied=tied)
 
-    def save(self, path: str | os.PathLike[str], encoding: Literal["coo", "packed"] = "coo") -> None:
+    def save(self, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
         """Write `delta.safetensors`, format 1, atomically. See `rst.serialization.save`."""
         from rst.serialization import save
 

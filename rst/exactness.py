@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 RESIDUAL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NEIGHBOURS = (1, -1)
 
 
@@ -24,14 +24,26 @@ def bit_equal(left: Tensor, right: Tensor) -> bool:
 
 
 def ordered_keys(tensor: Tensor) -> Tensor:
-    """Map floats to signed integers of their width in numerical order; a bijection, -0.0 right below +0.0."""
+    """Map floats to signed integers of their width in numerical order; a bijection, -0.0 right below +0.0.
+
+    Integers are their own keys (unsigned ones modulo 2^width).
+    """
     raw = bits(tensor)
+    if not tensor.is_floating_point():
+        return raw
     return torch.where(raw < 0, raw ^ torch.iinfo(raw.dtype).max, raw)
 
 
 def from_ordered_keys(keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Invert `ordered_keys`."""
+    if not dtype.is_floating_point:
+        return keys.view(dtype)
     return torch.where(keys < 0, keys ^ torch.iinfo(keys.dtype).max, keys).view(dtype)
+
+
+def step_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The signed integer dtype of the same width, that of the keys of `dtype` and of their differences."""
+    return _INTEGER_OF_WIDTH[dtype.itemsize]
 
 
 def exact_residuals(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rst.checkpoints import Checkpoint, Weights, open_checkpoint
-from rst.config import Patterns
+from rst.config import Patterns, RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
 from rst.errors import CheckpointError, ParameterMismatchError
 from rst.extraction import Extraction, Progress
 from rst.naming import matches
+from rst.parameter_delta import Op
 
 _BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
@@ -22,6 +23,7 @@ def export(
     threshold: float | None = None,
     modules_to_save: Sequence[str] | None = None,
     exclude_modules: Patterns = None,
+    op: Op = "add",
     on_progress: Progress | None = None,
 ) -> SparseDelta:
     """Extract what turns `base` into `tuned`, reading one pair of tensors at a time.
@@ -37,16 +39,20 @@ def export(
         modules_to_save: modules stored whole, as in `RSTConfig`; what the base lacks always is. With `base=None`
             the trainer's own.
         exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
+        op: what to store: residuals ("add"), the tuned values ("replace") or steps, as in `ParameterDelta`.
         on_progress: called after each tensor with bytes done and bytes in all.
 
     Raises:
+        ConfigError: a threshold that is negative or not finite.
         CheckpointError: unreadable weights, or `base=None` and no trainer's record.
         ParameterMismatchError: `tuned` lacks a tensor, or shapes or dtypes differ.
         NonFiniteError: `tuned` has a NaN.
     """
+    if threshold is not None:
+        RSTConfig(threshold=threshold)  # refuses what is no threshold
     tuned_weights = open_checkpoint(tuned)
     if base is None:
-        return _from_record(tuned_weights, threshold).run(on_progress)
+        return _from_record(tuned_weights, threshold, op).run(on_progress)
     base_weights = open_checkpoint(base)
     tied = _common_ties(base_weights, tuned_weights)
     _check_complete(base_weights, tuned_weights, tied, exclude_modules)
@@ -62,11 +68,12 @@ def export(
         threshold=threshold,
         identity=BaseIdentity(name=Path(base_weights.source).name),
         config={name: value for name, value in settings.items() if value is not None},
+        op=op,
         source=tuned_weights.source,
     ).run(on_progress)
 
 
-def _from_record(tuned: Checkpoint, threshold: float | None) -> Extraction:
+def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extraction:
     """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` beside the weights."""
     record = tuned.record
     if record is None:
@@ -89,6 +96,7 @@ def _from_record(tuned: Checkpoint, threshold: float | None) -> Extraction:
         threshold=record["threshold"] if threshold is None else threshold,
         identity=BaseIdentity(identity["name"], identity["revision"]),
         config=record["config"],
+        op=op,
         source=tuned.source,
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rst.delta import BaseIdentity, SparseDelta
 from rst.exactness import RESIDUAL_DTYPES, bit_equal
-from rst.parameter_delta import ParameterDelta, check_comparable, check_no_nan, check_real
+from rst.parameter_delta import Op, ParameterDelta, check_comparable, check_no_nan, check_real
 
 Progress = Callable[[int, int], None]
 
@@ -27,6 +27,7 @@ class Extraction:
         threshold: tau of Eq. 17; None keeps every changed bit.
         identity: the base's name and revision.
         config: settings to record, in JSON types.
+        op: what to store of each parameter, as in `ParameterDelta`.
         source: where the tuned weights come from, for messages.
     """
 
@@ -39,6 +40,7 @@ class Extraction:
     threshold: float | None = None
     identity: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
+    op: Op = "add"
     source: str | None = None
 
     def run(self, on_progress: Progress | None = None) -> SparseDelta:
@@ -78,7 +80,7 @@ class Extraction:
         keep = None
         if self.threshold is not None and tuned.dtype in RESIDUAL_DTYPES:
             keep = (tuned - base).abs_() > self.threshold
-        return ParameterDelta.between(where, base, tuned, keep)
+        return ParameterDelta.between(where, base, tuned, keep, self.op)
 
 
 def _copy_whole(where: str, tensor: Tensor) -> Tensor:

@@ -97,12 +97,11 @@ class _Merge:
                 self._check_like(present, change)
                 self.changed[present] = change
         for name, tensor in delta.dense.items():
-            aliases = [alias for alias, owner in delta.tied.items() if owner == name and alias in base]
+            aliases = [alias for alias in delta.names_of(name) if alias in base]
             self.whole |= dict.fromkeys([name, *aliases], tensor)
 
     def _present(self, name: str) -> list[str]:
-        names = [name, *(alias for alias, owner in self.delta.tied.items() if owner == name)]
-        present = [candidate for candidate in names if candidate in self.base]
+        present = [candidate for candidate in self.delta.names_of(name) if candidate in self.base]
         if not present:
             raise ParameterMismatchError(f"{self.base.source}: lacks {name}, which the delta changes")
         return present
@@ -130,7 +129,7 @@ class _Merge:
         self._check_base(name, change, origin)
         merged = origin.clone(memory_format=torch.contiguous_format)
         change = change.to(merged.device)
-        positions = change.touched.long()
+        positions = change.indices.long()
         flat = merged.view(-1)
         bits(flat).index_copy_(0, positions, bits(change.tuned_values(gather(flat, positions))))
         return merged
@@ -183,7 +182,9 @@ def _merge_file(merging: _Merge, output: Path, on_progress: Progress | None) -> 
     _check_output(merging, output)
     with atomic_write(output) as temporary:
         if output.suffix in PICKLED_SUFFIXES:
-            torch.save(replace_state(merging.base.container, merging.in_memory(on_progress)), temporary)
+            merged = replace_state(merging.base.container, merging.in_memory(on_progress))
+            with temporary.open("wb") as file:  # given a path, torch.save would write its random name into the file
+                torch.save(merged, file)
         else:
             specs = by_width(merging.specs())
             named = {merging.original(name): spec for name, spec in specs.items()}

@@ -18,7 +18,7 @@ from rst.delta import BaseIdentity, SparseDelta
 from rst.errors import ConfigError
 from rst.extraction import Extraction
 from rst.naming import unwrap
-from rst.parameter_delta import check_like
+from rst.parameter_delta import Op, check_like
 from rst.selection import select_
 from rst.tracking import live_tensors, track
 
@@ -117,10 +117,13 @@ class ResidualSparseTrainer:
         tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
         return select_(tuned, self._base_beside(tuned), self.config, self._progress())
 
-    def export(self) -> SparseDelta:
+    def export(self, op: Op = "add") -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
 
         Afterwards the model equals base plus delta, bit for bit.
+
+        Args:
+            op: what to store: residuals, the tuned values ("replace") or steps, as in `ParameterDelta`.
 
         Raises:
             ConfigError: a frozen parameter has been made trainable, so its change is lost.
@@ -140,6 +143,7 @@ class ResidualSparseTrainer:
             tied=tracked.tied,
             identity=self._identity,
             config=self.config.to_dict(),
+            op=op,
         ).run()
 
     def state_dict(self) -> dict[str, Any]:

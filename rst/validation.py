@@ -1,34 +1,49 @@
 """What every change must satisfy before a single weight is touched; a delta may come from a stranger."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from rst.errors import DeltaFormatError
-from rst.exactness import RESIDUAL_DTYPES
-from rst.parameter_delta import ParameterDelta
+from rst.exactness import step_dtype
+from rst.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 
 
 def validate(name: str, change: ParameterDelta, source: str) -> None:
     """Raise `DeltaFormatError`, naming `source` and the parameter, unless `change` is well formed.
 
-    Positions must be sorted, unique and inside the shape; values finite, of the declared dtype, as many as positions.
+    Positions must be sorted, unique and inside the shape; values of the declared dtype, as many as positions, residuals
+    finite and absolute values not NaN.
     """
     where = f"{source}: {name}"
+    _check_op(where, change)
     _check_positions(where, "indices", change.indices, change.numel)
     _check_positions(where, "exact_indices", change.exact_indices, change.numel)
-    _check_values(where, "values", change.values, change)
-    _check_values(where, "exact_values", change.overlay, change)
+    _check_values(where, "values", change.values, step_dtype(change.dtype) if change.op == "step" else change.dtype)
+    _check_values(where, "exact_values", change.overlay, change.dtype)
     _check_lengths(where, "values", change.values, change.indices)
     _check_lengths(where, "exact_values", change.overlay, change.exact_indices)
-    if change.dtype not in RESIDUAL_DTYPES:
-        if change.indices.numel():
-            raise DeltaFormatError(f"{where}: {change.dtype} has no residuals, yet {change.indices.numel()} are given")
-        return
+    if change.op == "replace":
+        _check_no_nan(where, "values", change.values)
+    if change.op == "add":
+        _check_residuals(where, change)
+
+
+def _check_op(where: str, change: ParameterDelta) -> None:
+    if change.op not in get_args(Op):
+        raise DeltaFormatError(f"{where}: unknown op {change.op!r}; known are {list(get_args(Op))}")
+    if stored_op(change.op, change.dtype) != change.op:
+        raise DeltaFormatError(f"{where}: {change.dtype} has no residuals, yet {change.indices.numel()} are given")
+    if change.op != "add" and change.exact_indices.numel():
+        raise DeltaFormatError(f'{where}: {change.exact_indices.numel()} exact_indices with op "{change.op}"')
+
+
+def _check_residuals(where: str, change: ParameterDelta) -> None:
     if not change.values.isfinite().all():
         bad = int((~change.values.isfinite()).sum())
         raise DeltaFormatError(f"{where}: {bad} of {change.values.numel()} residuals are NaN or infinite")
-    if change.overlay.isnan().any():
-        raise DeltaFormatError(f"{where}: exact_values has {int(change.overlay.isnan().sum())} NaN")
+    _check_no_nan(where, "exact_values", change.overlay)
     if not _is_subset(change.exact_indices, change.indices):
         raise DeltaFormatError(f"{where}: exact_indices names positions that indices lacks")
 
@@ -47,9 +62,14 @@ def _check_positions(where: str, part: str, positions: Tensor, numel: int) -> No
         raise DeltaFormatError(f"{where}: {part} is not sorted or repeats a position")
 
 
-def _check_values(where: str, part: str, values: Tensor, change: ParameterDelta) -> None:
-    if values.ndim != 1 or values.dtype != change.dtype:
-        raise DeltaFormatError(f"{where}: {part} is {values.dtype} {tuple(values.shape)}, not 1-D {change.dtype}")
+def _check_values(where: str, part: str, values: Tensor, dtype: torch.dtype) -> None:
+    if values.ndim != 1 or values.dtype != dtype:
+        raise DeltaFormatError(f"{where}: {part} is {values.dtype} {tuple(values.shape)}, not 1-D {dtype}")
+
+
+def _check_no_nan(where: str, part: str, values: Tensor) -> None:
+    if nans := count_nans(values):
+        raise DeltaFormatError(f"{where}: {part} has {nans} NaN")
 
 
 def _check_lengths(where: str, part: str, values: Tensor, positions: Tensor) -> None:

@@ -1,0 +1,59 @@
+"""What a delta file says of each parameter besides its arrays, in JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rst.dtypes import DTYPE_OF_NAME, NAME_OF_DTYPE
+from rst.parameter_delta import BaseDigests, Op, ParameterDelta, stored_op
+
+
+@dataclass(frozen=True)
+class Record:
+    """One parameter's shape and dtype, digests of its base, and what its values are."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    base: BaseDigests | None
+    op: Op
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, exact however large a stranger's file says it is."""
+        numel = 1
+        for size in self.shape:
+            numel *= size
+        return numel
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON, the same for the same contents."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def write_records(parameters: Mapping[str, ParameterDelta]) -> str:
+    """Describe parameters in JSON, in their order, which `rst.packed` relies on."""
+    return json.dumps({name: _describe(change) for name, change in parameters.items()}, separators=(",", ":"))
+
+
+def _describe(change: ParameterDelta) -> dict[str, Any]:
+    record: dict[str, Any] = {"shape": list(change.shape), "dtype": NAME_OF_DTYPE[change.dtype]}
+    if change.base is not None:
+        record |= {"base": change.base.whole, "touched": change.base.touched}
+    return record
+
+
+def read_records(text: str, op: Op) -> dict[str, Record]:
+    """Invert `write_records` for a file with operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
+    return {name: _parse(record, op) for name, record in json.loads(text).items()}
+
+
+def _parse(record: Mapping[str, Any], op: Op) -> Record:
+    shape, dtype = record["shape"], DTYPE_OF_NAME[record["dtype"]]
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"{shape} is no shape")
+    base = BaseDigests(str(record["base"]), str(record["touched"])) if "base" in record else None
+    return Record(tuple(shape), dtype, base, stored_op(op, dtype))
