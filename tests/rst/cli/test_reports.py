@@ -1,0 +1,184 @@
+"""What the commands say: to people, to machines, in a rehearsal, in their help, and while they work."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import rst as library
+from rst.cli import progress
+from rst.cli.progress import byte_progress
+from tests.rst.cli.conftest import files, is_one_sentence, weights
+
+COMMANDS = ("export", "merge", "inspect", "verify")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(rst, command):
+    ran = rst(command, "--help")
+    assert ran.code == 0
+    assert f"Example: rst {command} " in ran.out
+    assert "--json" in ran.out
+
+
+def test_help_and_version_do_not_wait_for_torch():
+    script = (
+        "import sys; from rst.cli import main;"
+        "codes = main(['--help']), main(['export', '--help']), main(['--version']);"
+        "sys.exit(any(codes) or 'torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"rst {library.__version__}" in done.stdout
+
+
+def test_no_command_at_all_shows_the_help_and_is_misuse(rst):
+    ran = rst()
+    assert ran.code == 2
+    assert all(command in ran.out for command in COMMANDS)
+
+
+def test_export_says_what_it_wrote(rst, tmp_path, pair):
+    ran = rst("export", "--threshold", "1e-6", "tuned.pt", "--base", "base.pt")
+    size = (tmp_path / "tuned.delta.safetensors").stat().st_size
+    assert ran.err == ""
+    assert f"wrote tuned.delta.safetensors ({size / 1000:.1f} kB)" in ran.out
+    assert re.search(r"\d+ of 59 weights changed", ran.out)
+    assert "rst merge base.pt tuned.delta.safetensors" in ran.out
+
+
+def test_export_and_merge_as_json(rst, tmp_path, pair):
+    exported = rst("export", "--threshold", "1e-6", "tuned.pt", "--base", "base.pt", "--json").json
+    delta = library.SparseDelta.load(tmp_path / "tuned.delta.safetensors")
+    assert exported == {
+        "output": "tuned.delta.safetensors",
+        "written": True,
+        "bytes": (tmp_path / "tuned.delta.safetensors").stat().st_size,
+        "tuned": "tuned.pt",
+        "base": "base.pt",
+        "changed": delta.nnz,
+        "weights": 59,
+        "density": delta.density,
+        "stored_whole": 1,
+        "dsp": delta.dsp(),
+        "config": {"threshold": 1e-6},
+    }
+    merged = rst("merge", "base.pt", "tuned.delta.safetensors", "--json").json
+    assert merged == {
+        "output": "base.merged.pt",
+        "written": True,
+        "bytes": (tmp_path / "base.merged.pt").stat().st_size,
+        "base": "base.pt",
+        "delta": "tuned.delta.safetensors",
+        "changed": delta.nnz,
+        "parameters": 3,
+        "stored_whole": 1,
+    }
+
+
+def test_a_rehearsal_writes_nothing_and_says_what_it_would(rst, tmp_path, pair):
+    base, _ = pair
+    before = files(tmp_path)
+    assert (
+        "would write tuned.delta.safetensors (about" in rst("export", "tuned.pt", "--base", "base.pt", "--dry-run").out
+    )
+    assert files(tmp_path) == before
+    wet = rst("export", "tuned.pt", "--base", "base.pt", "--json").json
+    (tmp_path / "tuned.delta.safetensors").rename(tmp_path / "d.safetensors")
+    dry = rst("export", "tuned.pt", "--base", "base.pt", "--json", "--dry-run").json
+    assert not dry.pop("written")
+    assert 0 < dry.pop("bytes") < wet.pop("bytes")
+    assert wet.pop("written")
+    assert dry == wet
+
+    before = files(tmp_path)
+    assert "would write base.merged.pt (about" in rst("merge", "base.pt", "d.safetensors", "--dry-run").out
+    record = rst("merge", "base.pt", "d.safetensors", "--dry-run", "--json").json
+    assert (record["written"], record["bytes"]) == (False, sum(t.numel() * t.element_size() for t in base.values()))
+    assert files(tmp_path) == before
+
+
+def test_inspect_shows_base_settings_and_the_biggest_tensors(rst, delta):
+    shown = rst("inspect", delta.name, "--limit", "2")
+    lines = shown.out.splitlines()
+    assert "base        base.pt, 59 weights compared" in lines
+    assert any(line.startswith("format      version 1, encoding coo") for line in lines)
+    names = [line.split()[0] for line in lines if "float32" in line]
+    assert names == ["stem.weight", "stem.bias"]
+    assert "and 2 smaller tensors (--all shows them)" in lines
+    everything = rst("inspect", delta.name, "--all").out
+    assert "norm.num_batches_tracked" in everything
+    assert "smaller tensors" not in everything
+
+
+def test_inspect_as_json_has_every_tensor_and_adds_up(rst, delta):
+    record = rst("inspect", delta.name, "--json", "-n", "1").json
+    loaded = library.SparseDelta.load(delta)
+    assert record["base"] == {"name": "base.pt", "revision": None, "weights": 59, "fingerprint": loaded.fingerprint()}
+    assert (record["format_version"], record["library_version"]) == ("1", library.__version__)
+    assert record["file_bytes"] == delta.stat().st_size
+    sparse = {tensor["name"]: tensor for tensor in record["tensors"] if tensor["kind"] == "sparse"}
+    assert {name: (tensor["dsp"], tensor["bytes"]) for name, tensor in sparse.items()} == {
+        name: (change.nnz, change.nbytes) for name, change in loaded.items()
+    }
+    assert [tensor["name"] for tensor in record["tensors"] if tensor["kind"] == "buffer"] == [
+        "norm.num_batches_tracked"
+    ]
+    assert sum(tensor["dsp"] for tensor in record["tensors"]) == record["dsp"] == loaded.dsp()
+    assert sum(tensor["bytes"] for tensor in record["tensors"]) == record["bytes"] == loaded.nbytes
+
+
+def test_verify_with_and_without_a_base(rst, tmp_path, delta):
+    assert "intact, 3 parameters, 1 tensors stored whole" in rst("verify", delta.name).out
+    with_base = rst("verify", delta.name, "--base", "base.pt", "--json").json
+    assert with_base == {
+        "ok": True,
+        "delta": delta.name,
+        "base": "base.pt",
+        "parameters": 3,
+        "stored_whole": 1,
+        "base_digests": 3,
+    }
+    torch.save({**weights(torch.float32), "stem.bias": torch.zeros(7)}, tmp_path / "other.pt")
+    ran = rst("verify", delta.name, "--base", "other.pt")
+    assert is_one_sentence(ran)
+    assert "other.pt: stem.bias is not the tensor" in ran.err
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes the captured stream for a terminal
+
+
+def test_slow_work_on_a_terminal_shows_a_bar_in_bytes(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    with byte_progress("merging") as on_progress:
+        time.sleep(0.01)
+        on_progress(500_000, 2_000_000)
+    shown = capsys.readouterr()
+    assert "merging" in shown.err
+    assert "0.5/2.0 MB" in shown.err
+    assert shown.out == ""
+
+
+def test_fast_work_shows_no_bar(terminal, capsys):
+    with byte_progress("merging") as on_progress:
+        on_progress(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_bar_goes_into_a_log_file(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+    with byte_progress("merging") as on_progress:
+        on_progress(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("words", [("export", "tuned.pt", "--base", "base.pt"), ("merge", "base.pt", "d.safetensors")])
+def test_commands_feed_the_bar(rst, tmp_path, delta, terminal, monkeypatch, words):
+    delta.rename(tmp_path / "d.safetensors")
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+    assert "bytes" in rst(*words).err
