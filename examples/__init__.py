@@ -1,0 +1,1 @@
+"""Runnable examples of `rst` and `cmkd`; each is `python -m examples.<name>`."""

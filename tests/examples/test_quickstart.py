@@ -1,0 +1,114 @@
+"""The quickstart's main path in miniature: every artefact, the table, the figure, and the proof of bit-identity."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from examples.digit_adaptation import DigitModel, Training
+from examples.quickstart import METHODS, Settings, _check_bit_identical, quickstart
+from examples.quickstart_report import COLUMNS, Run
+from examples.rendered_digits import render_digits
+from examples.small_clip import Pretraining, pretrained_clip
+from rst import SparseDelta
+
+MINIATURE = Settings(
+    pretraining=Pretraining(images=40, steps=2, batch=20),
+    training=Training(iterations=3, batch=8),
+    source_images=20,
+    seeds=2,
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Run], Path, str]:
+    """Runs, output folder and printed text of one miniature demonstration."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    console = Console(record=True, width=160, force_terminal=False)
+    runs = quickstart(MINIATURE, folder / "output", folder / "cache", console)
+    return runs, folder / "output", console.export_text()
+
+
+def test_the_table_has_a_row_for_every_method_and_seed(demo):
+    runs, _, text = demo
+    assert len(runs) == 1 + len(METHODS) * MINIATURE.seeds
+    for words in (*COLUMNS, "Zero-shot", *(method.name for method in METHODS)):
+        assert words in text
+
+
+def test_every_artefact_is_stored_and_weighed(demo):
+    runs, output, _ = demo
+    for run in runs[1:]:
+        assert run.artefact is not None
+        assert run.artefact.parent == output
+        assert run.stored_bytes == run.artefact.stat().st_size > 0
+    assert runs[0].stored_bytes == 0
+    assert (output / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_stored_is_what_changed(demo):
+    runs, _, _ = demo
+    for run in runs[1:]:
+        assert run.model is not None
+        head = sum(weight.numel() for weight in run.model.head.parameters())
+        if run.method.startswith("Linear probe"):
+            assert run.dsp == head
+        else:
+            assert run.dsp > head
+        if run.delta is not None:
+            assert run.artefact is not None
+            assert run.dsp == run.delta.dsp() == SparseDelta.load(run.artefact).dsp()
+
+
+def test_merged_equals_tuned_and_says_so(demo):
+    runs, output, text = demo
+    merged = load_file(output / "merged.safetensors")
+    shipped = [run for run in runs if run.delta is not None and run.artefact is not None and run.artefact.name in text]
+    assert len(shipped) == 1
+    assert shipped[0].model is not None
+    state = shipped[0].model.state_dict()
+    assert merged.keys() == state.keys()
+    assert all(torch.equal(merged[name], state[name]) for name in state)
+    assert "bit-identical" in text
+
+
+def test_bit_identity_is_refused_for_one_bit(demo):
+    runs, _, _ = demo
+    assert runs[-1].model is not None
+    tuned = runs[-1].model.state_dict()
+    flipped = {name: tensor.clone() for name, tensor in tuned.items()}
+    flipped["encoder.conv1.weight"].view(torch.int32).view(-1)[0] ^= 1
+    with pytest.raises(RuntimeError, match=r"1 tensors .*encoder\.conv1\.weight"):
+        _check_bit_identical(flipped, tuned)
+    with pytest.raises(RuntimeError, match=r"head\.0\.bias"):
+        _check_bit_identical({name: tensor for name, tensor in tuned.items() if name != "head.0.bias"}, tuned)
+
+
+def test_pretraining_is_cached_and_a_new_setting_is_not(tmp_path):
+    first = pretrained_clip(MINIATURE.pretraining, tmp_path)
+    (cached,) = tmp_path.iterdir()
+    written = cached.stat().st_mtime_ns
+    second = pretrained_clip(MINIATURE.pretraining, tmp_path)
+    assert cached.stat().st_mtime_ns == written
+    _check_bit_identical(first.state_dict(), second.state_dict())
+    pretrained_clip(Pretraining(images=40, steps=1, batch=20), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_rendering_is_repeatable_and_balanced():
+    first, second, other = render_digits(30, 0), render_digits(30, 0), render_digits(30, 1)
+    assert torch.equal(first.images, second.images)
+    assert first.captions == second.captions
+    assert not torch.equal(first.images, other.images)
+    assert first.labels.bincount().tolist() == [3] * 10
+    assert all(f"number: {label}" in caption for label, caption in zip(first.labels, first.captions, strict=True))
+
+
+def test_every_run_starts_from_the_same_encoder_and_moves_a_copy(demo):
+    runs, output, _ = demo
+    base = load_file(output / "base.safetensors")
+    probe = next(run.model for run in runs if run.method.startswith("Linear probe"))
+    assert isinstance(probe, DigitModel)
+    assert all(torch.equal(base[f"encoder.{name}"], tensor) for name, tensor in probe.encoder.state_dict().items())
