@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rst.apply import AppliedDelta
     from rst.checkpoints import open_checkpoint
     from rst.config import RSTConfig
+    from rst.conversion import convert
     from rst.delta import BaseIdentity, SparseDelta
     from rst.errors import (
         CheckpointError,
@@ -49,6 +50,7 @@ _MODULE_OF = {
     "ResidualSparseTrainer": "rst.trainer",
     "SparseDelta": "rst.delta",
     "WrongBaseError": "rst.errors",
+    "convert": "rst.conversion",
     "export": "rst.exporting",
     "merge": "rst.merging",
     "open_checkpoint": "rst.checkpoints",
@@ -71,6 +73,7 @@ __all__ = [
     "SparseDelta",
     "WrongBaseError",
     "__version__",
+    "convert",
     "export",
     "merge",
     "open_checkpoint",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pcodec import ChunkConfig, ModeSpec, PagingSpec, standalone
 from torch import Tensor
 
 from rst.errors import DeltaFormatError
@@ -48,8 +49,6 @@ def decompress(where: str, stream: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         DeltaFormatError: not such a stream; the message starts with `where`.
     """
-    from pcodec import standalone
-
     if stream.ndim != 1 or stream.dtype != torch.uint8 or stream.numel() <= _COUNT_BYTES:
         raise DeltaFormatError(f"{where}: {stream.dtype} {tuple(stream.shape)} is no compressed stream")
     raw = stream.numpy().tobytes()
@@ -78,8 +77,6 @@ def _best_mode(numbers: np.ndarray[Any, Any]) -> Any:
     Residuals are multiples of w0's unit in the last place: their low mantissa bits are mostly zero, and
     `float_quant(k)` splits off k of them. The k that pcodec guesses costs 0.6 bits more (tau = 1e-6, w0 ~ N(0, 0.02)).
     """
-    from pcodec import ModeSpec
-
     modes = [ModeSpec.auto()]
     if numbers.dtype.kind == "f":
         modes += [ModeSpec.try_float_quant(k) for k in range(1, np.finfo(numbers.dtype).nmant)]
@@ -88,8 +85,6 @@ def _best_mode(numbers: np.ndarray[Any, Any]) -> Any:
 
 
 def _compress(numbers: np.ndarray[Any, Any], mode: Any, chunks: Sequence[int]) -> bytes:
-    from pcodec import ChunkConfig, PagingSpec, standalone
-
     paging = PagingSpec.exact_page_sizes(list(chunks))
     config = ChunkConfig(mode_spec=mode, paging_spec=paging, enable_8_bit=True)
     return bytes(standalone.simple_compress(numbers, config))

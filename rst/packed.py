@@ -116,9 +116,11 @@ class _Streams:
             raise DeltaFormatError(
                 f"{self.source}: the parameters have {starts[-1]} weights, at most 2^62 are possible"
             )
+        if name not in self.arrays:
+            return [torch.empty(0, dtype=index_dtype(size)) for size in sizes]
         gaps = self.array(name, index_dtype(starts[-1]))
         positions = gaps.to(torch.int64).add_(1).cumsum_(0).sub_(1)
-        if gaps.numel() and (int(gaps.min()) < 0 or not 0 <= int(positions[-1]) < starts[-1]):
+        if int(gaps.min()) < 0 or not 0 <= int(positions[-1]) < starts[-1]:
             raise DeltaFormatError(f"{self.source}: {name} lead outside the {starts[-1]} entries there are")
         edges = torch.searchsorted(positions, torch.tensor(starts)).tolist()
         return [(positions[edges[i] : edges[i + 1]] - starts[i]).to(index_dtype(size)) for i, size in enumerate(sizes)]

@@ -1,6 +1,7 @@
 """What a delta file says of each parameter besides its arrays, in JSON."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 
 from rst.dtypes import DTYPE_OF_NAME, NAME_OF_DTYPE
 from rst.parameter_delta import BaseDigests, Op, ParameterDelta, stored_op
+
+_MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,8 @@ class Record:
 
     @property
     def numel(self) -> int:
-        """Number of weights, exact however large a stranger's file says it is."""
-        numel = 1
-        for size in self.shape:
-            numel *= size
-        return numel
+        """Number of weights; may exceed what torch can count, if a stranger's file says so."""
+        return math.prod(self.shape)
 
 
 def to_json(value: Any) -> str:
@@ -53,7 +53,7 @@ def read_records(text: str, op: Op) -> dict[str, Record]:
 
 def _parse(record: Mapping[str, Any], op: Op) -> Record:
     shape, dtype = record["shape"], DTYPE_OF_NAME[record["dtype"]]
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"{shape} is no shape")
+    if len(shape) > _MOST_DIMENSIONS or not all(isinstance(size, int) and 0 <= size < 1 << 63 for size in shape):
+        raise ValueError(f"{str(shape)[:99]} is no shape")
     base = BaseDigests(str(record["base"]), str(record["touched"])) if "base" in record else None
     return Record(tuple(shape), dtype, base, stored_op(op, dtype))

@@ -142,9 +142,9 @@ def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]
         parameters=parameters,
         dense=dense,
         buffers=frozenset(whole["buffers"]),
-        tied=json.loads(metadata["tied"]),
+        tied=dict(json.loads(metadata["tied"])),
         base=BaseIdentity(base["name"], base["revision"], int(base["weights"])),
-        config=json.loads(metadata["config"]),
+        config=dict(json.loads(metadata["config"])),
     )
 
 

@@ -49,17 +49,17 @@ def _check_residuals(where: str, change: ParameterDelta) -> None:
 
 
 def _check_positions(where: str, part: str, positions: Tensor, numel: int) -> None:
-    if positions.ndim != 1 or positions.is_floating_point() or positions.element_size() not in (4, 8):
+    if positions.ndim != 1 or positions.dtype not in (torch.int32, torch.int64):
         raise DeltaFormatError(f"{where}: {part} is {positions.dtype} {tuple(positions.shape)}, not 1-D int32 or int64")
     if positions.numel() == 0:
         return
     if positions.numel() > numel:
         raise DeltaFormatError(f"{where}: {positions.numel()} {part} for {numel} weights")
-    first, last = int(positions.min()), int(positions.max())
-    if first < 0 or last >= numel:
-        raise DeltaFormatError(f"{where}: {part} spans {first} to {last}, the parameter has {numel} weights")
     if not (positions[1:] > positions[:-1]).all():
         raise DeltaFormatError(f"{where}: {part} is not sorted or repeats a position")
+    first, last = int(positions[0]), int(positions[-1])
+    if first < 0 or last >= numel:
+        raise DeltaFormatError(f"{where}: {part} spans {first} to {last}, the parameter has {numel} weights")
 
 
 def _check_values(where: str, part: str, values: Tensor, dtype: torch.dtype) -> None:

@@ -1,0 +1,73 @@
+"""Residuals, tuned values, steps: the same change in another form, with the same result bit for bit."""
+
+import os
+from dataclasses import replace
+from typing import get_args
+
+from torch import Tensor
+
+from rst.apply import check_touched
+from rst.checkpoints import Checkpoint, Weights, open_checkpoint
+from rst.delta import SparseDelta
+from rst.errors import ConfigError, ParameterMismatchError
+from rst.parameter_delta import Op, ParameterDelta, gather, stored_op
+from rst.validation import validate
+
+
+def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weights | None = None) -> SparseDelta:
+    """Express a delta by another operation. Merged, it gives the same weights bit for bit; nothing is lost either way.
+
+    >>> convert("delta.safetensors", op="replace", base="base.safetensors").save("for_a_server.safetensors")
+    >>> SparseDelta.load("delta.safetensors").save("small.safetensors", encoding="packed")  # needs no conversion
+
+    Args:
+        delta: the delta or its file.
+        op: "add" for residuals, "replace" for the tuned values, "step" for integer steps, as in `ParameterDelta`.
+        base: the weights it was made from (see `open_checkpoint`), read at the changed positions. May be None where
+            nothing changes form.
+
+    Returns:
+        The converted delta, on the device of the base; what is stored whole stays as it is.
+
+    Raises:
+        CheckpointError: an unreadable base.
+        ConfigError: an unknown operation, or one that needs a base and has none.
+        DeltaFormatError: the delta is damaged.
+        ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
+        WrongBaseError: the base's values are not those the delta was made from.
+    """
+    if op not in get_args(Op):
+        raise ConfigError(f"op={op!r}: choose one of {list(get_args(Op))}")
+    source = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
+    weights = None if base is None else open_checkpoint(base)
+    converted = {}
+    for name, change in source.parameters.items():
+        validate(name, change, "delta")
+        if change.op == stored_op(op, change.dtype):
+            converted[name] = change
+        elif weights is None:
+            raise ConfigError(f'{name}: from op "{change.op}" to "{op}" needs the base weights')
+        else:
+            converted[name] = _express(name, change, _find(name, source, weights, change), op)
+    return replace(source, parameters=converted)
+
+
+def _find(name: str, delta: SparseDelta, base: Checkpoint, change: ParameterDelta) -> Tensor:
+    present = next((candidate for candidate in delta.names_of(name) if candidate in base), None)
+    if present is None:
+        raise ParameterMismatchError(f"{base.source}: lacks {name}, which the delta changes")
+    tensor = base[present].detach()
+    if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
+        raise ParameterMismatchError(
+            f"{base.source}: {present} is {tensor.dtype} {tuple(tensor.shape)}, "
+            f"the delta is for {change.dtype} {change.shape}"
+        )
+    return tensor
+
+
+def _express(name: str, change: ParameterDelta, base: Tensor, op: Op) -> ParameterDelta:
+    change = change.to(base.device)
+    positions = change.indices.long()
+    origin = gather(base.reshape(-1), positions)
+    check_touched(name, change, origin)
+    return ParameterDelta.at(positions, origin, change.tuned_values(origin), change.shape, change.base, op)
