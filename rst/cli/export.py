@@ -1,6 +1,8 @@
 """`rst export`: what fine-tuning changed, as one small exact file."""
 
+from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
     from rst.delta import SparseDelta
 
 EXAMPLE = "Example: [bold]rst export --threshold 1e-6 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
+
+
+class Encoding(str, Enum):
+    """The encodings of `SparseDelta.save`; the choices of --encoding are known before torch is imported."""
+
+    COO = "coo"
+    PACKED = "packed"
 
 
 def export(
@@ -32,6 +41,9 @@ def export(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
     ] = None,
+    encoding: Annotated[
+        Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
+    ] = Encoding.COO,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write. Default: beside TUNED, .delta.safetensors.")
     ] = None,
@@ -59,22 +71,32 @@ def export(
             exclude_modules=exclude,
             on_progress=on_progress,
         )
-    if not dry_run:
-        delta.save(target)
-    record = _record(delta, tuned, base, target, dry_run)
+    if dry_run:
+        with TemporaryDirectory() as folder:
+            size = _save(delta, Path(folder) / target.name, encoding)
+    else:
+        size = _save(delta, target, encoding)
+    record = _record(delta) | {
+        "output": str(target),
+        "written": not dry_run,
+        "bytes": size,
+        "encoding": encoding.value,
+        "tuned": str(tuned),
+        "base": str(base) if base else None,
+    }
     if as_json:
         print_json(record)
     else:
         _print(record)
 
 
-def _record(delta: "SparseDelta", tuned: Path, base: Path | None, target: Path, dry_run: bool) -> dict[str, Any]:
+def _save(delta: "SparseDelta", path: Path, encoding: Encoding) -> int:
+    delta.save(path, encoding.value)
+    return path.stat().st_size
+
+
+def _record(delta: "SparseDelta") -> dict[str, Any]:
     return {
-        "output": str(target),
-        "written": not dry_run,
-        "bytes": delta.nbytes if dry_run else target.stat().st_size,
-        "tuned": str(tuned),
-        "base": str(base) if base else None,
         "changed": delta.nnz,
         "weights": delta.base.weights,
         "density": delta.density,
@@ -85,10 +107,8 @@ def _record(delta: "SparseDelta", tuned: Path, base: Path | None, target: Path, 
 
 
 def _print(record: dict[str, Any]) -> None:
-    size = human_size(record["bytes"])
-    print(
-        f"wrote {record['output']} ({size})" if record["written"] else f"would write {record['output']} (about {size})"
-    )
+    verb = "wrote" if record["written"] else "would write"
+    print(f"{verb} {record['output']} ({human_size(record['bytes'])})")
     whole = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
     print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){whole}")
     print(f"DSP (downstream parameters): {record['dsp']:,}")

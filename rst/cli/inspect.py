@@ -20,7 +20,7 @@ def inspect(
     show_all: Annotated[bool, typer.Option("--all", help="Show all tensors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
-    """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes."""
+    """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes (unpacked)."""
     from rst.delta import SparseDelta
 
     record = _record(delta, SparseDelta.load(delta))
@@ -75,7 +75,7 @@ def _tensors(delta: "SparseDelta") -> list[dict[str, Any]]:
             "dsp": change.nnz,
             "of": change.numel,
             "density": change.density,
-            "absolute": change.exact_indices.numel(),
+            "overlay": change.exact_indices.numel(),
             "bytes": change.nbytes,
         }
         for name, change in delta.items()
@@ -89,7 +89,7 @@ def _tensors(delta: "SparseDelta") -> list[dict[str, Any]]:
             "dsp": 0 if name in delta.buffers else tensor.numel(),
             "of": tensor.numel(),
             "density": 1.0,
-            "absolute": tensor.numel(),
+            "overlay": 0,
             "bytes": tensor.numel() * tensor.element_size(),
         }
         for name, tensor in delta.dense.items()

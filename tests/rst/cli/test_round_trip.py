@@ -1,12 +1,14 @@
 """Export, then merge: the tuned checkpoint again, every byte of every tensor, whatever it came in."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from rst import ResidualSparseTrainer, RSTConfig
+from rst import ResidualSparseTrainer, RSTConfig, delta
+from rst.cli.export import Encoding
 from tests.conftest import SHARED_DATA
 from tests.rst.cli.conftest import DTYPES, read, same_bytes, save_sharded, tune, weights
 
@@ -97,6 +99,17 @@ def test_model_folders_and_shards_become_one_safetensors_file(rst, tmp_path, kin
     assert same_bytes(read(tmp_path / merged_name), tuned)
 
 
+@pytest.mark.parametrize("encoding", Encoding)
+def test_every_encoding_of_the_library(rst, tmp_path, pair, encoding):
+    exported = rst("export", "tuned.pt", "--base", "base.pt", "--encoding", encoding.value, "--json").json
+    assert exported["encoding"] == encoding.value
+    assert f"encoding {encoding.value}," in rst("inspect", "tuned.delta.safetensors").out
+    assert rst("verify", "tuned.delta.safetensors", "--base", "base.pt").code == 0
+    assert rst("merge", "base.pt", "tuned.delta.safetensors").code == 0
+    assert same_bytes(read(tmp_path / "base.merged.pt"), pair[1])
+    assert {choice.value for choice in Encoding} == set(get_args(delta.Encoding))
+
+
 def test_a_threshold_drops_what_barely_moved(rst, tmp_path):
     base = {"w": torch.tensor([1.0, 2.0, 3.0])}
     torch.save(base, tmp_path / "base.pt")
@@ -128,9 +141,10 @@ def test_weights_tied_in_the_base_and_untied_by_tuning(rst, tmp_path):
     assert same_bytes(read(tmp_path / "base.merged.pt"), tuned)
 
 
-def test_merging_twice_writes_the_same_file(rst, tmp_path, delta):
-    assert rst("merge", "base.pt", delta.name, "-o", "first.pt").code == 0
-    assert rst("merge", "base.pt", delta.name, "-o", "second.pt").code == 0
+def test_merging_twice_writes_the_same_file(rst, tmp_path, pair):
+    assert rst("export", "tuned.pt", "--base", "base.pt").code == 0
+    for output in ("first.pt", "second.pt"):
+        assert rst("merge", "base.pt", "tuned.delta.safetensors", "-o", output).code == 0
     assert (tmp_path / "first.pt").read_bytes() == (tmp_path / "second.pt").read_bytes()
 
 
