@@ -8,18 +8,25 @@ from torch import Tensor
 from rst.config import RSTConfig
 from rst.errors import NonFiniteError
 from rst.kth_magnitude import kth_largest
-from rst.projection import project_
+from rst.projection import Backend, project_
 
 
 @torch.no_grad()
-def select_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], config: RSTConfig, progress: float) -> Tensor:
+def select_(
+    tuned: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    config: RSTConfig,
+    progress: float,
+    backend: Backend = "eager",
+) -> Tensor:
     """Reset, in place, every weight that the configuration does not keep to its pretrained value, bit for bit.
 
     Args:
         tuned: wt by name, changed in place.
-        base: w0 by name, same shapes, dtypes and devices.
+        base: w0 by name, same shapes, dtypes and devices; read tensor by tensor.
         config: what to keep.
         progress: position in the run, in [0, 1], for schedules.
+        backend: how Eq. 17 is computed; the bits are the same.
 
     Returns:
         The number of weights kept, an int64 tensor of shape ().
@@ -31,7 +38,8 @@ def select_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], config: RST
         return _select_top(tuned, base, config.ratio_at(progress))
     if config.select == "bias":
         return _select_bias(tuned, base)
-    return project_(list(tuned.values()), [base[name] for name in tuned], config.threshold_at(progress))
+    pairs = ((weight, base[name]) for name, weight in tuned.items())
+    return project_(pairs, config.threshold_at(progress), backend)
 
 
 def is_bias(name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rst.base_weights import store_base
+from rst.base_weights import BaseWeights
 from rst.checkpoints import TRAINER_RECORD
 from rst.config import RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
@@ -19,6 +19,7 @@ from rst.errors import ConfigError
 from rst.extraction import Extraction
 from rst.naming import unwrap
 from rst.parameter_delta import Op, check_like
+from rst.projection import choose_backend
 from rst.selection import select_
 from rst.tracking import live_tensors, track
 
@@ -50,8 +51,9 @@ class ResidualSparseTrainer:
         live = live_tensors(self.model)
         for name in self._tracked.frozen:
             live[name].requires_grad_(False)
-        self._base = store_base(self._tracked.sparse, self.config.base_storage)
-        self._base |= store_base({name: live[name] for name in self._tracked.buffers}, "cpu")
+        watched = {name: live[name] for name in (*self._tracked.sparse, *self._tracked.buffers)}
+        self._base = BaseWeights(watched, self.config.base_storage)
+        self._backend = choose_backend(list(self._tracked.sparse.values()))
         self._identity = _identify(self.model)
         self._steps = 0
         self._hook: RemovableHandle | None = None
@@ -115,7 +117,7 @@ class ResidualSparseTrainer:
     @torch.no_grad()
     def _select(self) -> Tensor:
         tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
-        return select_(tuned, self._base_beside(tuned), self.config, self._progress())
+        return select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend)
 
     def export(self, op: Op = "add") -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
@@ -135,7 +137,7 @@ class ResidualSparseTrainer:
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
         return Extraction(
-            base=self._base_beside({name: live[name] for name in (*tracked.sparse, *tracked.buffers)}),
+            base=self._base.beside(live),
             tuned=live,
             names=names,
             whole=set(tracked.saved),
@@ -186,17 +188,6 @@ class ResidualSparseTrainer:
 
     def _progress(self) -> float:
         return min(self._steps / self.config.total_steps, 1.0) if self.config.total_steps else 1.0
-
-    def _base_beside(self, tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """w0 of these tensors on their own devices; with `base_storage="device"` it moves along for good."""
-        beside = {}
-        for name, weight in tuned.items():
-            origin = self._base[name]
-            check_like(name, weight, origin)
-            beside[name] = origin.to(weight.device, non_blocking=True)
-            if self.config.base_storage == "device" and name in self._tracked.sparse:
-                self._base[name] = beside[name]
-        return beside
 
     def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -18,7 +18,7 @@ def test_projection_is_the_where_of_equation_17(pair: tuple[torch.Tensor, torch.
     base, tuned = pair
     wanted = torch.where((tuned - base).abs() > tau, tuned, base)
     projected = tuned.clone()
-    kept = project_([projected], [base], tau)
+    kept = project_([(projected, base)], tau, "eager")
     assert bit_equal(projected, wanted)
     assert int(kept) == tuned.numel() - int(((tuned - base).abs() <= tau).sum())
 
@@ -26,15 +26,15 @@ def test_projection_is_the_where_of_equation_17(pair: tuple[torch.Tensor, torch.
 @given(pairs(), st.floats(0, 2))
 def test_projecting_twice_changes_nothing_more(pair: tuple[torch.Tensor, torch.Tensor], tau: float) -> None:
     base, tuned = pair
-    project_([tuned], [base], tau)
+    project_([(tuned, base)], tau, "eager")
     once = tuned.clone()
-    project_([tuned], [base], tau)
+    project_([(tuned, base)], tau, "eager")
     assert bit_equal(tuned, once)
 
 
 def test_nan_stays_for_the_export_to_find() -> None:
     tuned = torch.tensor([float("nan"), 1.0])
-    project_([tuned], [torch.ones(2)], 0.1)
+    project_([(tuned, torch.ones(2))], 0.1, "eager")
     assert tuned[0].isnan()
 
 
@@ -55,7 +55,7 @@ def test_projection_of_every_memory_layout(shape: tuple[int, ...]) -> None:
         wide[:, ::2] = tuned
         layouts["strided"] = (wide[:, ::2], base)
     for name, (weights, origin) in layouts.items():
-        project_([weights], [origin], 0.1)
+        project_([(weights, origin)], 0.1, "eager")
         assert torch.equal(weights, wanted), name
 
 

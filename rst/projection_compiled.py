@@ -1,0 +1,67 @@
+"""Eq. 17 as one fused kernel from torch.compile: each weight and its origin are read once, the weight written once."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from rst.projection_eager import project_eager
+
+# Below this a compiled call costs more than the work in it.
+_SMALL = 1 << 14
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs: a C++ compiler for the CPU, Triton for CUDA."""
+    if device.type == "cpu":
+        return any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++"))
+    return device.type == "cuda" and torch.utils._triton.has_triton()
+
+
+def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:
+    """Project 1-D contiguous `(wt, w0)` in place. Returns the number of weights kept, an int64 tensor of shape ()."""
+    kept = torch.zeros((), dtype=torch.int64)
+    small = []
+    for weight, origin in pairs:
+        if weight.numel() < _SMALL:
+            small.append((weight, origin))
+        else:
+            bound = torch.tensor(comparison_bound(threshold, weight.dtype), dtype=_wide(weight.dtype))
+            kept = kept.to(weight.device) + _kernel()(weight, origin, bound.to(weight.device))
+    return kept + project_eager(small, threshold).to(kept.device)
+
+
+@cache
+def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
+    """The largest wide number that rounds to at most `threshold` in `dtype`.
+
+    A fused kernel holds the difference of half-precision weights in float32 and never rounds it. Comparing it with
+    this bound decides exactly as comparing the rounded difference with the rounded threshold does.
+    """
+    limit = torch.tensor(threshold, dtype=dtype)
+    if dtype == _wide(dtype):
+        return float(limit)
+    low, high = 0, int(torch.tensor(float("inf")).view(torch.int32)) + 1
+    while high - low > 1:  # the bits of non-negative floats are ordered like the floats
+        middle = (low + high) // 2
+        rounded = torch.tensor(middle, dtype=torch.int32).view(torch.float32).to(dtype)
+        low, high = (middle, high) if rounded <= limit else (low, middle)
+    return float(torch.tensor(low, dtype=torch.int32).view(torch.float32))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@cache
+def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return torch.compile(_project, dynamic=True, fullgraph=True)
+
+
+def _project(weight: Tensor, origin: Tensor, bound: Tensor) -> Tensor:
+    difference = weight.to(bound.dtype) - origin.to(bound.dtype)
+    reset = difference.abs() <= bound
+    weight.copy_(torch.where(reset, origin, weight))
+    return weight.numel() - reset.sum()
