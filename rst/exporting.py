@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rst.checkpoints import Checkpoint, Weights, open_checkpoint
 from rst.config import Patterns, RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
@@ -81,7 +83,16 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
             f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it would bring one); "
             "name the base weights with --base or the argument base"
         )
-    base: dict[str, Any] = {**record["base"], **record["buffers"]}
+    try:
+        return _planned(tuned, record, threshold, op)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{tuned.source}: the trainer's record in it is malformed ({reason})") from error
+
+
+def _planned(tuned: Checkpoint, record: Mapping[str, Any], threshold: float | None, op: Op) -> Extraction:
+    tau = record["threshold"] if threshold is None else threshold
+    base: dict[str, Tensor] = {**record["base"], **record["buffers"]}
     missing = [name for name in (*base, *record["saved"]) if name not in tuned]
     if missing:
         raise ParameterMismatchError(f"{tuned.source}: lacks {_shown(missing)}, which the trainer's record names")
@@ -93,7 +104,7 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
         whole=set(record["saved"]),
         buffers=set(record["buffers"]),
         tied=record["tied"],
-        threshold=record["threshold"] if threshold is None else threshold,
+        threshold=None if tau is None else float(tau),
         identity=BaseIdentity(identity["name"], identity["revision"]),
         config=record["config"],
         op=op,

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code
-        print_error("KeyboardInterrupt", "interrupted; nothing was written", as_json)
+        print_error("KeyboardInterrupt", "interrupted; no file was left half written", as_json)
     return int(code)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rst import ResidualSparseTrainer
 from tests.rst.cli.conftest import files, is_one_sentence, save_sharded, tune, weights
 
 
@@ -112,6 +113,16 @@ def test_a_checkpoint_without_a_record_asks_for_the_base(rst, pair):
     assert is_one_sentence(ran)
     assert "tuned.pt: no base in the checkpoint" in ran.err
     assert "--base" in ran.err
+
+
+@pytest.mark.parametrize("damage", [{"base": None}, {"threshold": "high"}, {"identity": 3}], ids=str)
+def test_a_malformed_record(rst, tmp_path, damage):
+    model = torch.nn.Linear(3, 2)
+    record = ResidualSparseTrainer(model).state_dict() | damage
+    torch.save({"state_dict": model.state_dict(), "rst": record}, tmp_path / "model.ckpt")
+    ran = rst("export", "model.ckpt")
+    assert is_one_sentence(ran)
+    assert "model.ckpt: the trainer's record in it is malformed" in ran.err
 
 
 def test_settings_that_the_record_has_already(rst, pair):
@@ -237,7 +248,7 @@ def test_what_stops_the_writing_leaves_no_file(rst, tmp_path, delta, monkeypatch
     interrupted = isinstance(error, KeyboardInterrupt)
     assert ran.code == (130 if interrupted else 2)
     assert ran.err == (
-        "error: interrupted; nothing was written\n"
+        "error: interrupted; no file was left half written\n"
         if interrupted
         else "error: base.merged.pt: No space left on device\n"
     )
