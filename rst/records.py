@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rst.dtypes import DTYPE_OF_NAME, NAME_OF_DTYPE
+from rst.errors import DeltaFormatError
 from rst.parameter_delta import BaseDigests, Op, ParameterDelta, stored_op
 
 _MOST_DIMENSIONS = 64
@@ -35,11 +36,13 @@ def to_json(value: Any) -> str:
 
 
 def write_records(parameters: Mapping[str, ParameterDelta]) -> str:
-    """Describe parameters in JSON, in their order, which `rst.packed` relies on."""
-    return json.dumps({name: _describe(change) for name, change in parameters.items()}, separators=(",", ":"))
+    """Describe parameters in JSON, in their order, which `rst.packed` relies on. Raises `DeltaFormatError`."""
+    return json.dumps({name: _describe(name, change) for name, change in parameters.items()}, separators=(",", ":"))
 
 
-def _describe(change: ParameterDelta) -> dict[str, Any]:
+def _describe(name: str, change: ParameterDelta) -> dict[str, Any]:
+    if change.dtype not in NAME_OF_DTYPE:
+        raise DeltaFormatError(f"{name}: safetensors has no {change.dtype}")
     record: dict[str, Any] = {"shape": list(change.shape), "dtype": NAME_OF_DTYPE[change.dtype]}
     if change.base is not None:
         record |= {"base": change.base.whole, "touched": change.base.touched}

@@ -1,6 +1,7 @@
 """A safetensors file written tensor by tensor, so that memory follows the largest tensor and not the file.
 
-safetensors' own writer wants all tensors at once. The format: 8 bytes of header length, the header in JSON, the data.
+safetensors' own writer wants all tensors at once, and orders metadata at random.
+The format: 8 bytes of header length, the header in JSON, the data.
 """
 
 import json
@@ -17,21 +18,28 @@ from rst.errors import CheckpointError
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 _ALIGNMENT = 8
+_WEIGHTS_OF_TORCH = {"format": "pt"}  # transformers refuses files without it
 
 
-def write_safetensors(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]) -> None:
+def write_safetensors(
+    path: str | os.PathLike[str],
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str] = _WEIGHTS_OF_TORCH,
+) -> None:
     """Write tensors one after another.
 
     Args:
         path: file to write.
         specs: dtype and shape by name. Readers expect wide dtypes first, for alignment: see `by_width`.
         tensors: CPU tensors, one for each entry of `specs` in the same order.
+        metadata: for the header.
 
     Raises:
         CheckpointError: a dtype that the format lacks.
     """
     with Path(path).open("wb") as file:
-        file.write(_header(specs))
+        file.write(_header(specs, metadata))
         for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
             assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -42,8 +50,8 @@ def by_width(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     return dict(sorted(specs.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
 
 
-def _header(specs: Mapping[str, TensorSpec]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, (dtype, shape) in specs.items():
         if dtype not in NAME_OF_DTYPE:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import get_args
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rst import coo, packed
@@ -21,6 +20,7 @@ from rst.errors import CheckpointError, ConfigError, DeltaFormatError
 from rst.fingerprint import digest, digest_text
 from rst.parameter_delta import Op, ParameterDelta
 from rst.records import read_records, to_json, write_records
+from rst.safetensors_writer import by_width, write_safetensors
 from rst.validation import validate
 from rst.version import __version__
 
@@ -30,7 +30,7 @@ _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overflow
 
 
 def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
-    """Write a delta, atomically.
+    """Write a delta, atomically; the same delta gives the same bytes.
 
     Args:
         delta: with whatever operation its parameters have; `rst.convert` changes it.
@@ -39,8 +39,8 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
 
     Raises:
         ConfigError: an unknown encoding.
-        DeltaFormatError: the delta is malformed (built by hand); nothing is written.
-        ParameterMismatchError: its parameters mix operations.
+        DeltaFormatError: the delta is malformed (built by hand), or has a dtype that safetensors lacks.
+        ParameterMismatchError: its parameters mix operations. Nothing is written then either.
         OSError: the folder is missing, read-only or full.
     """
     if encoding not in get_args(Encoding):
@@ -58,8 +58,9 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     for name, tensor in delta.dense.items():
         arrays[f"{name}.dense"] = tensor.detach().cpu().contiguous()
     metadata["digest"] = _payload_digest(metadata, arrays)
+    specs = by_width({name: (array.dtype, tuple(array.shape)) for name, array in arrays.items()})
     with atomic_write(path) as temporary:
-        save_file(arrays, temporary, metadata)
+        write_safetensors(temporary, specs, (arrays[name] for name in specs), metadata)
 
 
 def load(path: str | os.PathLike[str]) -> SparseDelta:
