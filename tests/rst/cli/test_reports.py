@@ -10,6 +10,7 @@ import torch
 
 import rst as library
 from rst.cli import progress
+from rst.cli.console import print_error
 from rst.cli.progress import byte_progress
 from tests.rst.cli.conftest import files, is_one_sentence, weights
 
@@ -181,3 +182,8 @@ def test_commands_feed_the_bar(rst, tmp_path, delta, terminal, monkeypatch, word
     delta.rename(tmp_path / "d.safetensors")
     monkeypatch.setattr(progress, "_PATIENCE", -1.0)
     assert "bytes" in rst(*words).err
+
+
+def test_an_error_of_several_lines_becomes_one_sentence(capsys):
+    print_error("CheckpointError", "first\n\tsecond\x1b[0m\n", as_json=False)
+    assert capsys.readouterr().err == "error: first second\\x1b[0m\n"
