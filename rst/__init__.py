@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rst.version import __version__
 
 if TYPE_CHECKING:
-    from rst.apply import AppliedDelta
+    from rst.apply import PreparedDelta
     from rst.checkpoints import open_checkpoint
     from rst.config import RSTConfig
     from rst.conversion import convert
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that `rst --help` does not wait for torch.
 _MODULE_OF = {
-    "AppliedDelta": "rst.apply",
     "BaseDigests": "rst.parameter_delta",
     "BaseIdentity": "rst.delta",
     "CheckpointError": "rst.errors",
@@ -45,6 +44,7 @@ _MODULE_OF = {
     "NonFiniteError": "rst.errors",
     "ParameterDelta": "rst.parameter_delta",
     "ParameterMismatchError": "rst.errors",
+    "PreparedDelta": "rst.apply",
     "RSTConfig": "rst.config",
     "RSTError": "rst.errors",
     "ResidualSparseTrainer": "rst.trainer",
@@ -56,7 +56,6 @@ _MODULE_OF = {
     "open_checkpoint": "rst.checkpoints",
 }
 __all__ = [
-    "AppliedDelta",
     "BaseDigests",
     "BaseIdentity",
     "CheckpointError",
@@ -67,6 +66,7 @@ __all__ = [
     "NonFiniteError",
     "ParameterDelta",
     "ParameterMismatchError",
+    "PreparedDelta",
     "RSTConfig",
     "RSTError",
     "ResidualSparseTrainer",

@@ -6,7 +6,6 @@ from typing import get_args
 
 from torch import Tensor
 
-from rst.apply import check_touched
 from rst.checkpoints import Checkpoint, Weights, open_checkpoint
 from rst.delta import SparseDelta
 from rst.errors import ConfigError, ParameterMismatchError
@@ -69,5 +68,5 @@ def _express(name: str, change: ParameterDelta, base: Tensor, op: Op) -> Paramet
     change = change.to(base.device)
     positions = change.indices.long()
     origin = gather(base.reshape(-1), positions)
-    check_touched(name, change, origin)
+    change.check_touched(name, origin)
     return ParameterDelta.at(positions, origin, change.tuned_values(origin), change.shape, change.base, op)

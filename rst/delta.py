@@ -14,7 +14,7 @@ from rst.fingerprint import digest_text
 from rst.parameter_delta import Op, ParameterDelta, stored_op
 
 if TYPE_CHECKING:
-    from rst.apply import AppliedDelta
+    from rst.apply import PreparedDelta
 
 Encoding = Literal["coo", "packed"]
 
@@ -133,11 +133,18 @@ class SparseDelta(Mapping[str, ParameterDelta]):
 
         return load(path)
 
-    def apply(self, module: nn.Module) -> "AppliedDelta":
-        """Change a live module in place; the handle's `remove()` restores every byte. See `rst.apply.apply`."""
-        from rst.apply import apply
+    def prepare(self, module: nn.Module) -> "PreparedDelta":
+        """Make the delta ready for a live module, to be swapped in and out at O(nnz). See `rst.apply.prepare`."""
+        from rst.apply import prepare
 
-        return apply(module, self)
+        return prepare(module, self)
+
+    def apply(self, module: nn.Module) -> "PreparedDelta":
+        """Change a live module in place, all or nothing; the result's `remove()` restores every byte.
+
+        Raises as `rst.apply.prepare` does, before anything is changed.
+        """
+        return self.prepare(module).apply()
 
     def summary(self) -> str:
         """A table in plain text: changed weights, density and bytes of each parameter, and the totals."""

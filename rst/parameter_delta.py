@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rst.errors import NonFiniteError, ParameterMismatchError
+from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
 from rst.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals, from_ordered_keys, ordered_keys
 from rst.fingerprint import digest
 
@@ -136,6 +136,13 @@ class ParameterDelta:
         tuned = origin + self.values
         tuned[torch.searchsorted(self.indices, self.exact_indices)] = self.overlay
         return tuned
+
+    def check_touched(self, name: str, origin: Tensor) -> None:
+        """Raise `WrongBaseError` unless `origin`, w0 at `indices`, has the recorded digest; unknown after arithmetic."""
+        if self.base is not None and digest(origin) != self.base.touched:
+            raise WrongBaseError(
+                f"{name}: the values at the {self.nnz} changed positions are not those of the base of this delta"
+            )
 
     def to(self, device: torch.device | str) -> "ParameterDelta":
         """Copy to a device."""
