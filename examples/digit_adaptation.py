@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import open_clip
 import torch
@@ -36,7 +37,7 @@ class Method:
 class Training:
     """The budget, the same for every method."""
 
-    iterations: int = 250
+    iterations: int = 200
     batch: int = 32  # of each domain
     encoder_lr: float = 5e-4
     head_lr: float = 1e-2
@@ -63,14 +64,22 @@ class DigitTask:
     teacher: Teacher
 
 
+class Batch(NamedTuple):
+    """What one iteration sees of the two domains."""
+
+    source_images: Tensor
+    source_labels: Tensor
+    target_images: Tensor
+
+
 class DigitModel(nn.Module):
     """The image encoder f and the task head h: what is trained, scored and shipped."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, generator: torch.Generator) -> None:
         """Copy the pretrained encoder, so that every run starts from the same weights."""
         super().__init__()
         self.encoder = copy.deepcopy(encoder).eval()  # BatchNorm's statistics stay those of pretraining
-        self.head = task_head(encoder.output_dim)
+        self.head = task_head(encoder.output_dim, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits (B, classes) of images (B, 3, 32, 32)."""
@@ -78,11 +87,11 @@ class DigitModel(nn.Module):
         return logits
 
 
-def task_head(dim: int) -> nn.Sequential:
+def task_head(dim: int, generator: torch.Generator) -> nn.Sequential:
     """BatchNorm, LayerNorm, Linear (App. D): small normal weights, BatchNorm's bias fixed at 0."""
     batch_norm, linear = nn.BatchNorm1d(dim), nn.Linear(dim, CLASSES)
     batch_norm.bias.requires_grad_(False)
-    nn.init.normal_(linear.weight, std=0.001)
+    nn.init.normal_(linear.weight, std=0.001, generator=generator)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(batch_norm, nn.LayerNorm(dim), linear)
 
@@ -95,7 +104,9 @@ def digit_task(clip: open_clip.CLIP, source_images: int) -> DigitTask:
     return DigitTask(render_digits(source_images, seed=1), load_handwritten_digits(), teacher)
 
 
-def adapt(model: DigitModel, method: Method, task: DigitTask, training: Training) -> SparseDelta | None:
+def adapt(
+    model: DigitModel, method: Method, task: DigitTask, training: Training, generator: torch.Generator
+) -> SparseDelta | None:
     """Train the model in place; with a threshold, return the delta that turns the pretrained encoder into it."""
     model.encoder.requires_grad_(method.train_encoder)
     optimizer = torch.optim.SGD(
@@ -113,7 +124,8 @@ def adapt(model: DigitModel, method: Method, task: DigitTask, training: Training
     cmkd_loss = CMKDLoss(preset="official", max_iterations=training.iterations) if method.cmkd else None
     model.head.train()
     for iteration in range(training.iterations):
-        loss = _loss(model, task, training.batch, cmkd_loss, iteration)
+        batch = _draw_batch(task, training.batch, generator)
+        loss = _loss(model, task.teacher, batch, cmkd_loss, iteration)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,22 +133,25 @@ def adapt(model: DigitModel, method: Method, task: DigitTask, training: Training
     return trainer.export() if trainer else None
 
 
-def _loss(model: DigitModel, task: DigitTask, batch: int, cmkd_loss: CMKDLoss | None, iteration: int) -> Tensor:
-    """Cross entropy on the source domain, plus CMKD on the target domain (Eq. 1)."""
-    source, unlabelled = task.source, task.target.unlabelled_images
-    i = torch.randint(len(source.labels), (batch,))
-    j = torch.randint(len(unlabelled), (batch,))
-    if cmkd_loss is None:
-        return F.cross_entropy(model(source.images[i]), source.labels[i], label_smoothing=0.1)
+def _draw_batch(task: DigitTask, size: int, generator: torch.Generator) -> Batch:
+    i = torch.randint(len(task.source.labels), (size,), generator=generator)
+    j = torch.randint(len(task.target.unlabelled_images), (size,), generator=generator)
+    return Batch(task.source.images[i], task.source.labels[i], task.target.unlabelled_images[j])
 
-    features = model.encoder(torch.cat([source.images[i], unlabelled[j]]))
-    source_features, target_features = features.split(batch)
-    cross_entropy = F.cross_entropy(model.head(source_features), source.labels[i], label_smoothing=0.1)
+
+def _loss(model: DigitModel, teacher: Teacher, batch: Batch, cmkd_loss: CMKDLoss | None, iteration: int) -> Tensor:
+    """Cross entropy on the source domain, plus CMKD on the target domain (Eq. 1)."""
+    if cmkd_loss is None:
+        return F.cross_entropy(model(batch.source_images), batch.source_labels, label_smoothing=0.1)
+
+    features = model.encoder(torch.cat([batch.source_images, batch.target_images]))
+    source_features, target_features = features.split(len(batch.source_images))
+    cross_entropy = F.cross_entropy(model.head(source_features), batch.source_labels, label_smoothing=0.1)
     terms = cmkd_loss(
         student_logits=model.head(target_features),
-        teacher_logits=task.teacher.logits(target_features),
-        source_teacher_logits=task.teacher.logits(source_features),
-        source_labels=source.labels[i],
+        teacher_logits=teacher.logits(target_features),
+        source_teacher_logits=teacher.logits(source_features),
+        source_labels=batch.source_labels,
         iteration=iteration,
     )
     return cross_entropy + terms.total

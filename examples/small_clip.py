@@ -7,6 +7,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,7 +40,9 @@ def pretrained_clip(settings: Pretraining, cache: Path) -> open_clip.CLIP:
     else:
         _pretrain(clip, settings)
         cache.mkdir(parents=True, exist_ok=True)
-        save_file(clip.state_dict(), path)
+        unfinished = path.with_suffix(".tmp")
+        save_file(clip.state_dict(), unfinished)
+        unfinished.rename(path)  # a run that is stopped leaves no half a model
     return clip.eval()
 
 
@@ -57,7 +60,7 @@ def _pretrain(clip: open_clip.CLIP, settings: Pretraining) -> None:
     optimizer = torch.optim.AdamW(clip.parameters(), lr=settings.learning_rate, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
     clip.train()
-    for _ in range(settings.steps):
+    for _ in track(range(settings.steps), description="Pretraining a small CLIP (once)"):
         chosen = torch.randint(settings.images, (settings.batch,))
         images, captioned = digits.images[chosen], caption_of[chosen]
         loss = contrastive_loss(clip, images, tokens[captioned], captioned)

@@ -138,10 +138,10 @@ class ParameterDelta:
         return tuned
 
     def check_touched(self, name: str, origin: Tensor) -> None:
-        """Raise `WrongBaseError` unless `origin`, w0 at `indices`, has the recorded digest; unknown after arithmetic."""
+        """Raise `WrongBaseError` unless `origin`, w0 at `indices`, has the recorded digest, if there is one."""
         if self.base is not None and digest(origin) != self.base.touched:
             raise WrongBaseError(
-                f"{name}: the values at the {self.nnz} changed positions are not those of the base of this delta"
+                f"{name}: the base's values at the {self.nnz} changed positions are not those the delta was made from"
             )
 
     def to(self, device: torch.device | str) -> "ParameterDelta":

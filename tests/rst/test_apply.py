@@ -74,7 +74,7 @@ def test_a_wrong_base_is_noticed_at_the_changed_positions() -> None:
     live = model()
     with torch.no_grad():
         live[2].weight.view(-1)[delta["2.weight"].indices[0]] += 1
-    refused(delta, WrongBaseError, r"2\.weight: the values at the \d+ changed positions", live)
+    refused(delta, WrongBaseError, r"2\.weight: the base's values at the \d+ changed positions", live)
 
 
 def test_applying_twice_is_a_wrong_base() -> None:
