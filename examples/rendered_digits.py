@@ -65,7 +65,7 @@ def _draw(digit: int, font: str, chance: random.Random) -> np.ndarray:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
     face = ImageFont.truetype(path, size=SUPERSAMPLING * chance.randint(26, 42))
     canvas = Image.new("L", (side, side))
-    centre = tuple(side / 2 + SUPERSAMPLING * chance.uniform(-2, 2) for _ in "xy")
-    ImageDraw.Draw(canvas).text(centre, str(digit), fill=255, font=face, anchor="mm")
+    x, y = (side / 2 + SUPERSAMPLING * chance.uniform(-2, 2) for _ in "xy")
+    ImageDraw.Draw(canvas).text((x, y), str(digit), fill=255, font=face, anchor="mm")
     tilted = canvas.rotate(chance.uniform(-MAX_TILT, MAX_TILT), resample=Image.Resampling.BILINEAR)
     return np.asarray(tilted.resize((IMAGE_SIZE, IMAGE_SIZE), resample=Image.Resampling.BOX))
