@@ -29,9 +29,9 @@ def _start_bar(stack: ExitStack, label: str) -> Callable[[int, int], None]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        return lambda done, total: None
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    bar = stack.enter_context(
-        Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    )
+    bar = stack.enter_context(Progress(*columns, TimeRemainingColumn(), console=console, transient=True))
     task = bar.add_task(label, total=None)
     return lambda done, total: bar.update(task, completed=done, total=total)
