@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rst.errors import CheckpointError
+from rst.mapped_memory import release
 from rst.naming import canonical_names, unwrap
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
@@ -37,6 +38,7 @@ class Checkpoint(Mapping[str, Tensor]):
         tied: names that share the memory of another, to that other name.
         record: the state of the trainer that wrote the checkpoint, if it is there.
         container: the whole unpickled object, for writing it back with other weights.
+        mapped: whether the tensors are mapped from files that only this object has opened.
     """
 
     source: str
@@ -45,6 +47,7 @@ class Checkpoint(Mapping[str, Tensor]):
     tied: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
     container: Any = None
+    mapped: bool = False
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
@@ -53,6 +56,11 @@ class Checkpoint(Mapping[str, Tensor]):
             return self.read(original)
         except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
+
+    def release(self, name: str) -> None:
+        """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
+        if self.mapped and name in self:
+            release(self[name])
 
     def __iter__(self) -> Iterator[str]:
         """Canonical names."""
@@ -143,7 +151,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
     if not names:
         raise CheckpointError(f"{path}: holds no tensors")
     plain = {plain: original for original, plain in canonical_names(names).items()}
-    return Checkpoint(str(path), plain, file.get_tensor)
+    return Checkpoint(str(path), plain, file.get_tensor, mapped=True)
 
 
 def _from_shards(path: Path) -> Checkpoint:
@@ -151,7 +159,7 @@ def _from_shards(path: Path) -> Checkpoint:
     shards = {file_name: open_checkpoint(path.parent / file_name) for file_name in sorted(set(weight_map.values()))}
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
     plain = {plain: original for original, plain in canonical_names(weight_map).items()}
-    return Checkpoint(str(path), plain, lambda name: readers[name](name))
+    return Checkpoint(str(path), plain, lambda name: readers[name](name), mapped=True)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -171,7 +179,7 @@ def _from_pickle(path: Path) -> Checkpoint:
     if state is None:
         raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(_NESTED_UNDER)}")
     found = _from_mapping(state, str(path))
-    return Checkpoint(found.source, found.original_names, found.read, found.tied, _find_record(container), container)
+    return replace(found, record=_find_record(container), container=container, mapped=True)
 
 
 def _unpickle(path: Path) -> Any:

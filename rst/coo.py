@@ -33,7 +33,7 @@ def from_arrays(source: str, records: Mapping[str, Record], arrays: dict[str, Te
 def _parts(change: ParameterDelta) -> dict[str, Tensor]:
     parts = {"indices": change.indices.contiguous(), "values": change.values.contiguous()}
     if _full_is_smaller(change) and not _looks_unchanged(change).any():
-        full = _mark(change.op, change.values.dtype).repeat(change.numel)
+        full = torch.full((change.numel,), _mark(change.op, change.values.dtype).item(), dtype=change.values.dtype)
         full[change.indices.long()] = change.values
         parts = {"full": full.view(change.shape)}
     if change.exact_indices.numel():

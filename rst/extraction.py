@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rst.checkpoints import Checkpoint
 from rst.delta import BaseIdentity, SparseDelta
-from rst.exactness import RESIDUAL_DTYPES, bit_equal
+from rst.exactness import bit_equal
 from rst.parameter_delta import Op, ParameterDelta, check_comparable, check_no_nan, check_real
 
 Progress = Callable[[int, int], None]
@@ -60,9 +61,10 @@ class Extraction:
                     dense[name] = _copy_whole(where, tuned)
             else:
                 weights += tuned.numel()
-                change = self._change(where, self.base[name], tuned)
+                change = ParameterDelta.between(where, self.base[name], tuned, self.threshold, self.op)
                 if change.nnz:
                     parameters[name] = change
+            self._release(name)
             done += _nbytes(tuned)
             if on_progress:
                 on_progress(done, total)
@@ -75,12 +77,10 @@ class Extraction:
             config=dict(self.config),
         )
 
-    def _change(self, where: str, base: Tensor, tuned: Tensor) -> ParameterDelta:
-        check_comparable(where, base, tuned)
-        keep = None
-        if self.threshold is not None and tuned.dtype in RESIDUAL_DTYPES:
-            keep = (tuned - base).abs_() > self.threshold
-        return ParameterDelta.between(where, base, tuned, keep, self.op)
+    def _release(self, name: str) -> None:
+        for weights in (self.base, self.tuned):
+            if isinstance(weights, Checkpoint):
+                weights.release(name)
 
 
 def _copy_whole(where: str, tensor: Tensor) -> Tensor:

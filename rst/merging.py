@@ -164,10 +164,12 @@ class _Merge:
     def stream(self, specs: Mapping[str, TensorSpec], on_progress: Progress | None) -> Iterator[Tensor]:
         """The merged tensors that `specs` names, one after another."""
         total = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs.values())
-        done = 0
+        done, written = 0, ""
         for name in specs:
             tensor = self.tensor(name)
             yield tensor
+            self.base.release(written)  # a writer may still be busy with the last, not with the one before
+            written = name
             done += tensor.numel() * tensor.element_size()
             if on_progress:
                 on_progress(done, total)

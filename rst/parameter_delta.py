@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rst.difference import changed_positions
 from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
 from rst.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals, from_ordered_keys, ordered_keys
 from rst.fingerprint import digest
@@ -56,29 +57,33 @@ class ParameterDelta:
 
     @classmethod
     def between(
-        cls, name: str, base: Tensor, tuned: Tensor, keep: Tensor | None = None, op: Op = "add"
+        cls, name: str, base: Tensor, tuned: Tensor, threshold: float | None = None, op: Op = "add"
     ) -> "ParameterDelta":
-        """Extract the change from `base` to `tuned`: every entry whose bits differ, if `keep` allows it.
+        """Extract the change from `base` to `tuned`: the entries that Eq. 17 keeps, without full-size temporaries.
 
         Args:
             name: the parameter's name, for messages.
             base: w0, any shape.
             tuned: wt, same shape and dtype.
-            keep: bool mask of the same shape, None for all.
+            threshold: tau, for dtypes with residuals; None keeps every entry whose bits differ.
             op: what to store; "add" gives way to "replace" for dtypes without residuals.
 
         Raises:
             ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
             NonFiniteError: `tuned` has a NaN.
         """
-        check_comparable(name, base, tuned)
+        check_like(name, tuned, base)
+        check_real(name, tuned)
         flat_base, flat_tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
-        changed = bits(flat_base) != bits(flat_tuned)
-        if keep is not None:
-            changed &= keep.reshape(-1)
-        positions = changed.nonzero().squeeze(1)
+        positions, may_have_nan = changed_positions(flat_base, flat_tuned)
+        if may_have_nan:
+            check_no_nan(name, tuned)
         origin, target = gather(flat_base, positions), gather(flat_tuned, positions)
-        return cls.at(positions, origin, target, base.shape, BaseDigests(digest(base), digest(origin)), op)
+        if threshold is not None and base.dtype in RESIDUAL_DTYPES:
+            keep = (target - origin).abs() > threshold
+            positions, origin, target = positions[keep], origin[keep], target[keep]
+        digests = BaseDigests(digest(base), digest(origin)) if positions.numel() else None
+        return cls.at(positions, origin, target, base.shape, digests, op)
 
     @classmethod
     def at(

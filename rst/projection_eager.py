@@ -1,20 +1,14 @@
-"""Eq. 17 with plain tensor operations: in chunks that stay in cache, on one worker thread a core. Works everywhere."""
+"""Eq. 17 with plain tensor operations: in chunks that stay in cache, on all cores. Works everywhere."""
 
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-# On a CPU below the size from which torch splits one operation over threads (the workers are the threads here), and
-# with its difference and mask inside a second-level cache.
-_CPU_CHUNK = 3 << 13
+from rst.worker_pool import CHUNK, PIECE, on_all_cores
+
 # On an accelerator large enough that launches do not show, small enough that temporaries do not either.
 _DEVICE_CHUNK = 1 << 24
-# What a worker takes at a time.
-_PIECE = 32 * _CPU_CHUNK
 
 
 def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:
@@ -23,26 +17,10 @@ def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> T
     pieces: list[tuple[Tensor, Tensor]] = []
     for weight, origin in pairs:
         if weight.device.type == "cpu":
-            pieces += zip(torch.split(weight, _PIECE), torch.split(origin, _PIECE), strict=True)
+            pieces += zip(torch.split(weight, PIECE), torch.split(origin, PIECE), strict=True)
         else:
             kept = kept.to(weight.device) + _project_chunks(weight, origin, threshold, _DEVICE_CHUNK)
-    return kept + sum(_project_pieces(pieces, threshold))
-
-
-def _project_pieces(pieces: list[tuple[Tensor, Tensor]], threshold: float) -> Iterator[int]:
-    def project_piece(piece: tuple[Tensor, Tensor]) -> int:
-        with torch.no_grad():  # a setting of each thread
-            return int(_project_chunks(*piece, threshold, _CPU_CHUNK))
-
-    workers = min(torch.get_num_threads(), len(pieces))
-    run = map if workers <= 1 else _pool(workers, os.getpid()).map
-    return iter(run(project_piece, pieces))
-
-
-@cache
-def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="rst-projection")
+    return kept + sum(on_all_cores(lambda piece: int(_project_chunks(*piece, threshold, CHUNK)), pieces))
 
 
 def _project_chunks(weight: Tensor, origin: Tensor, threshold: float, size: int) -> Tensor:

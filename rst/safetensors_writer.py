@@ -7,6 +7,7 @@ The format: 8 bytes of header length, the header in JSON, the data.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_safetensors(
     tensors: Iterable[Tensor],
     metadata: Mapping[str, str] = _WEIGHTS_OF_TORCH,
 ) -> None:
-    """Write tensors one after another.
+    """Write tensors one after another; while one is written the next is asked for.
 
     Args:
         path: file to write.
@@ -38,11 +39,13 @@ def write_safetensors(
     Raises:
         CheckpointError: a dtype that the format lacks.
     """
-    with Path(path).open("wb") as file:
-        file.write(_header(specs, metadata))
+    with Path(path).open("wb") as file, ThreadPoolExecutor(1) as writer:
+        last = writer.submit(file.write, _header(specs, metadata))
         for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
             assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            last.result()
+            last = writer.submit(file.write, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        last.result()
 
 
 def by_width(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
