@@ -1,4 +1,4 @@
-"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`.
+"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`.
 
 Commands import torch inside their bodies, so that `rst --help` answers at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rst.cli import export, inspect, merge, verify
+from rst.cli import convert, export, inspect, merge, verify
 from rst.cli.console import print_error
 from rst.errors import RSTError
 from rst.version import __version__
@@ -23,6 +23,7 @@ app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=verify.EXAMPLE)(verify.verify)
+app.command(epilog=convert.EXAMPLE)(convert.convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
