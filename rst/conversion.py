@@ -47,7 +47,8 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
         elif weights is None:
             raise ConfigError(f'{name}: from op "{change.op}" to "{op}" needs the base weights')
         else:
-            converted[name] = _express(name, change, _find(name, source, weights, change), op)
+            origin = _find(name, source, weights, change)
+            converted[name] = _express(f"{weights.source}: {name}", change, origin, op)
     return replace(source, parameters=converted)
 
 
@@ -64,9 +65,9 @@ def _find(name: str, delta: SparseDelta, base: Checkpoint, change: ParameterDelt
     return tensor
 
 
-def _express(name: str, change: ParameterDelta, base: Tensor, op: Op) -> ParameterDelta:
+def _express(where: str, change: ParameterDelta, base: Tensor, op: Op) -> ParameterDelta:
     change = change.to(base.device)
     positions = change.indices.long()
     origin = gather(base.reshape(-1), positions)
-    change.check_touched(name, origin)
+    change.check_touched(where, origin)
     return ParameterDelta.at(positions, origin, change.tuned_values(origin), change.shape, change.base, op)

@@ -136,7 +136,7 @@ def test_refusals_name_the_parameter() -> None:
         convert(delta, op="step", base={"v": torch.zeros(4)})
     with pytest.raises(ParameterMismatchError, match=r"w is torch.float32 \(2, 2\), the delta is for"):
         convert(delta, op="step", base={"w": torch.zeros(2, 2)})
-    with pytest.raises(WrongBaseError, match="w: the base's values at the 4 changed positions"):
+    with pytest.raises(WrongBaseError, match="state dict: w: the base's values at the 4 changed positions"):
         convert(delta, op="step", base={"w": torch.full((4,), 0.5)})
     broken = replace(delta, parameters={"w": replace(delta["w"], values=torch.ones(3))})
     with pytest.raises(DeltaFormatError, match="3 values for 4 positions"):
