@@ -143,6 +143,14 @@ def test_the_full_form_may_hold_the_mark_where_the_tuned_value_is_given_too(tmp_
         assert sorted(file.keys()) == ["w.exact_indices", "w.exact_values", "w.full"]
 
 
+def test_the_full_form_can_be_added_as_it_is(tmp_path: Path) -> None:
+    base, tuned = {"w": torch.full((50,), -0.0)}, {"w": torch.ones(50)}
+    tuned["w"][3] = -0.0
+    export(base, tuned).save(tmp_path / "delta.safetensors")
+    with safe_open(tmp_path / "delta.safetensors", "pt") as file:
+        assert bit_equal(base["w"] + file.get_tensor("w.full"), tuned["w"])
+
+
 def test_the_plain_encoding_is_readable_without_the_library(tmp_path: Path) -> None:
     base, tuned = {"w": torch.zeros(3, 4)}, {"w": torch.zeros(3, 4)}
     tuned["w"][1, 2], tuned["w"][2, 3] = 0.5, -0.25
