@@ -24,6 +24,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
 )
 TRAINER_RECORD = "rst-trainer"
+RECORD_VERSION = 1
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 

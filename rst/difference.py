@@ -25,12 +25,12 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
     if base.device.type != "cpu":
         starts = range(0, base.numel(), _DEVICE_CHUNK)
         windows = [slice(start, start + _DEVICE_CHUNK) for start in starts]
-        found = [(raw_base[w] != raw_tuned[w]).nonzero().squeeze(1) + w.start for w in windows]
-        return torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *found]), _may_have_nan(tuned)
+        parts = [(raw_base[w] != raw_tuned[w]).nonzero().squeeze(1) + w.start for w in windows]
+        return torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *parts]), _may_have_nan(tuned)
     pieces = [slice(start, min(start + PIECE, base.numel())) for start in range(0, base.numel(), PIECE)]
     results = on_all_cores(lambda piece: _compare(raw_base, raw_tuned, tuned, piece), pieces)
-    positions = np.concatenate([np.empty(0, dtype=np.int64), *(found for found, _ in results)])
-    return torch.from_numpy(positions), any(nan for _, nan in results)
+    found = [torch.from_numpy(positions) for positions, _ in results if positions.size]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64), any(nan for _, nan in results)
 
 
 def _compare(

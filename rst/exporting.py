@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from rst.checkpoints import Checkpoint, Weights, open_checkpoint
+from rst.checkpoints import RECORD_VERSION, Checkpoint, Weights, open_checkpoint
 from rst.config import Patterns, RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
-from rst.errors import CheckpointError, ParameterMismatchError
+from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
 from rst.extraction import Extraction, Progress
-from rst.naming import matches
+from rst.naming import check_patterns, matches
 from rst.parameter_delta import Op
 
 _BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -45,7 +45,7 @@ def export(
         on_progress: called after each tensor with bytes done and bytes in all.
 
     Raises:
-        ConfigError: a threshold that is negative or not finite.
+        ConfigError: a threshold that is negative or not finite, a pattern that matches nothing or needs a base.
         CheckpointError: unreadable weights, or `base=None` and no trainer's record.
         ParameterMismatchError: `tuned` lacks a tensor, or shapes or dtypes differ.
         NonFiniteError: `tuned` has a NaN.
@@ -54,8 +54,13 @@ def export(
         RSTConfig(threshold=threshold)  # refuses what is no threshold
     tuned_weights = open_checkpoint(tuned)
     if base is None:
+        if modules_to_save or exclude_modules:
+            raise ConfigError("modules_to_save and exclude_modules need a base; without one the trainer's own hold")
         return _from_record(tuned_weights, threshold, op).run(on_progress)
     base_weights = open_checkpoint(base)
+    every_name = [*tuned_weights, *base_weights]
+    check_patterns("modules_to_save", modules_to_save, every_name)
+    check_patterns("exclude_modules", exclude_modules, every_name)
     tied = _common_ties(base_weights, tuned_weights)
     _check_complete(base_weights, tuned_weights, tied, exclude_modules)
     names = [name for name in tuned_weights if name not in tied and not matches(name, exclude_modules)]
@@ -82,6 +87,11 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
         raise CheckpointError(
             f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it would bring one); "
             "name the base weights with --base or the argument base"
+        )
+    if record.get("version") != RECORD_VERSION:
+        found = record.get("version")
+        raise CheckpointError(
+            f"{tuned.source}: the trainer's record has version {found}; this library reads {RECORD_VERSION}"
         )
     try:
         return _planned(tuned, record, threshold, op)

@@ -1,11 +1,13 @@
 """Names of weights, the same whether a module or checkpoint is plain, compiled or wrapped for data parallelism."""
 
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from rst.config import Patterns
+from rst.errors import ConfigError
 
 _COMPILED = "_orig_mod."
 _PARALLEL = "module."
@@ -49,3 +51,15 @@ def matches(name: str, patterns: Patterns) -> bool:
     if isinstance(patterns, str):
         return any(re.fullmatch(patterns, path) for path in paths)
     return any(path == pattern or path.endswith(f".{pattern}") for path in paths for pattern in patterns)
+
+
+def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> None:
+    """Raise `ConfigError`, with names that come near, if one of `patterns` matches none of `names`."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        single: Patterns = pattern if isinstance(patterns, str) else [pattern]
+        if not any(matches(name, single) for name in names):
+            known = sorted(
+                {part for name in names for part in name.split(".")[:-1] if not part.isdigit()} or set(names)
+            )
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:5]
+            raise ConfigError(f"{setting}: {pattern!r} matches no parameter; there are, for example, {near}")

@@ -1,15 +1,14 @@
 """Which tensors of a module are trained sparsely, which are stored whole, and which are only watched."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rst.config import Patterns, RSTConfig
+from rst.config import RSTConfig
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.exactness import RESIDUAL_DTYPES
-from rst.naming import matches
+from rst.naming import check_patterns, matches
 from rst.parameter_delta import check_real
 
 _COMPILED = "_orig_mod."
@@ -50,7 +49,8 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
         ParameterMismatchError: a parameter to train is complex, not floating point, or on the meta device.
     """
     live = live_tensors(model)
-    _check_patterns(config, list(live))
+    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
+        check_patterns(setting, getattr(config, setting), list(live))
     saved = [name for name in live if matches(name, config.modules_to_save)]
     parameters = {name: tensor for name, tensor in live.items() if isinstance(tensor, nn.Parameter)}
     sparse = {
@@ -87,14 +87,3 @@ def _find_tied(model: nn.Module, owners: Mapping[str, Tensor]) -> dict[str, str]
     every_name = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     names = {_plain(name): owner_of.get(id(tensor)) for name, tensor in every_name}
     return {name: owner for name, owner in names.items() if owner is not None and owner != name}
-
-
-def _check_patterns(config: RSTConfig, names: Sequence[str]) -> None:
-    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
-        patterns: Patterns = getattr(config, setting)
-        for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
-            single: Patterns = pattern if isinstance(patterns, str) else [pattern]
-            if not any(matches(name, single) for name in names):
-                known = sorted({part for name in names for part in name.split(".")[:-1] if not part.isdigit()})
-                near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:5]
-                raise ConfigError(f"{setting}: {pattern!r} matches no parameter; the model has, for example, {near}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rst.base_weights import BaseWeights
-from rst.checkpoints import TRAINER_RECORD
+from rst.checkpoints import RECORD_VERSION, TRAINER_RECORD
 from rst.config import RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
 from rst.errors import ConfigError
@@ -22,8 +22,6 @@ from rst.parameter_delta import Op, check_like
 from rst.projection import choose_backend
 from rst.selection import select_
 from rst.tracking import live_tensors, track
-
-_RECORD_VERSION = 1
 
 
 class ResidualSparseTrainer:
@@ -156,7 +154,7 @@ class ResidualSparseTrainer:
         tau = self.config.threshold_at(self._progress()) if self.config.select == "threshold" else None
         return {
             "format": TRAINER_RECORD,
-            "version": _RECORD_VERSION,
+            "version": RECORD_VERSION,
             "steps": self._steps,
             "config": self.config.to_dict(),
             "threshold": tau,
@@ -174,9 +172,9 @@ class ResidualSparseTrainer:
             ConfigError: not a trainer's state, or one of other tracked parameters.
             ParameterMismatchError: a parameter has another shape or dtype.
         """
-        if state.get("format") != TRAINER_RECORD or state.get("version") != _RECORD_VERSION:
+        if state.get("format") != TRAINER_RECORD or state.get("version") != RECORD_VERSION:
             found = f"{state.get('format')!r} version {state.get('version')!r}"
-            raise ConfigError(f"the state is {found}, wanted {TRAINER_RECORD!r} version {_RECORD_VERSION}")
+            raise ConfigError(f"the state is {found}, wanted {TRAINER_RECORD!r} version {RECORD_VERSION}")
         restored = {**state["base"], **state["buffers"]}
         if different := sorted(restored.keys() ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")

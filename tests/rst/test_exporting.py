@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rst import CheckpointError, NonFiniteError, ParameterMismatchError, export
+from rst import CheckpointError, ConfigError, NonFiniteError, ParameterMismatchError, export
 
 
 def test_a_missing_tensor_is_named() -> None:
@@ -27,7 +27,7 @@ def test_shape_and_dtype_are_named() -> None:
 def test_nan_is_named_wherever_it_is(dtype: torch.dtype, name: str) -> None:
     bad = torch.tensor([1.0, float("nan"), float("nan")]).to(dtype)
     with pytest.raises(NonFiniteError, match=rf"{name}: 2 of 3 weights are NaN"):
-        export({name: torch.ones(3).to(dtype)}, {name: bad}, modules_to_save=["head"])
+        export({name: torch.ones(3).to(dtype)}, {name: bad}, modules_to_save=["head"] if "head" in name else None)
 
 
 def test_complex_is_refused_by_name() -> None:
@@ -61,3 +61,19 @@ def test_progress_counts_bytes() -> None:
     state = {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}
     export(state, state, on_progress=lambda done, total: calls.append((done, total)))
     assert calls == [(12, 16), (16, 16)]
+
+
+def test_patterns_that_mean_nothing() -> None:
+    state = {"head.weight": torch.zeros(1), "body.weight": torch.zeros(1)}
+    with pytest.raises(ConfigError, match=r"modules_to_save: 'haed' matches no parameter.*head"):
+        export(state, state, modules_to_save=["haed"])
+    with pytest.raises(ConfigError, match="exclude_modules: 'tail'"):
+        export(state, state, exclude_modules=["tail"])
+
+
+def test_a_record_of_another_version_or_with_patterns(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.zeros(1)}, "rst": {"format": "rst-trainer", "version": 9}}, tmp_path / "m.ckpt")
+    with pytest.raises(CheckpointError, match="version 9; this library reads 1"):
+        export(None, tmp_path / "m.ckpt")
+    with pytest.raises(ConfigError, match="need a base"):
+        export(None, tmp_path / "m.ckpt", modules_to_save=["w"])
