@@ -119,11 +119,14 @@ class _Streams:
         if name not in self.arrays:
             return [torch.empty(0, dtype=index_dtype(size)) for size in sizes]
         gaps = self.array(name, index_dtype(starts[-1]))
-        positions = gaps.to(torch.int64).add_(1).cumsum_(0).sub_(1)
-        if int(gaps.min()) < 0 or not 0 <= int(positions[-1]) < starts[-1]:
+        least = int(gaps.min())
+        positions = gaps.add_(1).cumsum_(0).sub_(1)  # a sum that overflows leaves an order that validation refuses
+        if least < 0 or not 0 <= int(positions[-1]) < starts[-1]:
             raise DeltaFormatError(f"{self.source}: {name} lead outside the {starts[-1]} entries there are")
-        edges = torch.searchsorted(positions, torch.tensor(starts)).tolist()
-        return [(positions[edges[i] : edges[i + 1]] - starts[i]).to(index_dtype(size)) for i, size in enumerate(sizes)]
+        edges = torch.searchsorted(positions, torch.tensor(starts, dtype=positions.dtype)).tolist()
+        return [
+            positions[edges[i] : edges[i + 1]].sub_(starts[i]).to(index_dtype(size)) for i, size in enumerate(sizes)
+        ]
 
     def values(self, name: str, dtype: torch.dtype, lengths: Sequence[int]) -> tuple[Tensor, ...]:
         """Invert `_pack_values`: for each part its own values."""

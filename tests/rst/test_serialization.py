@@ -118,6 +118,21 @@ def test_every_kind_of_tensor_survives_a_file(tmp_path: Path, encoding: str, op:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("sizes", [(2**30, 2**30 - 1), (2**30, 2**30), (5, 2**31 - 1, 2**31, 2**33)])
+def test_positions_beyond_32_bits(tmp_path: Path, encoding: str, sizes: tuple[int, ...]) -> None:
+    origin, target = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
+    places = {f"w{size}.{order}": torch.tensor([0, 3, size - 1]) for order, size in enumerate(sizes)}
+    shapes = {name: (int(positions[-1]) + 1,) for name, positions in places.items()}
+    changes = {name: ParameterDelta.at(places[name], origin, target, shapes[name], None) for name in places}
+    SparseDelta(changes).save(tmp_path / "delta.safetensors", encoding)
+    loaded = SparseDelta.load(tmp_path / "delta.safetensors")
+    assert loaded == SparseDelta(changes)
+    for name, change in loaded.items():
+        assert change.indices.tolist() == places[name].tolist()
+        assert change.indices.dtype == (torch.int32 if shapes[name][0] < 2**31 else torch.int64)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_sums_and_products_survive_a_file(tmp_path: Path, encoding: str) -> None:
     base = {"w": torch.ones(100), "v": torch.ones(10)}
     first, second = export(base, {**base, "w": torch.full((100,), 3.0)}), export(base, {**base, "v": torch.zeros(10)})
