@@ -25,7 +25,6 @@ from rst.parameter_delta import ParameterDelta, index_dtype
 from rst.records import Record
 
 _MOST_RECORD_BYTES = 1 << 27  # a million parameters
-_LARGEST = 1 << 62  # of all parameters together: positions are int64
 
 
 def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
@@ -112,10 +111,6 @@ class _Streams:
     def positions(self, name: str, sizes: Sequence[int]) -> list[Tensor]:
         """Invert `_pack_positions`: for each part its own positions."""
         starts = [0, *accumulate(sizes)]
-        if starts[-1] > _LARGEST:
-            raise DeltaFormatError(
-                f"{self.source}: the parameters have {starts[-1]} weights, at most 2^62 are possible"
-            )
         if name not in self.arrays:
             return [torch.empty(0, dtype=index_dtype(size)) for size in sizes]
         gaps = self.array(name, index_dtype(starts[-1]))

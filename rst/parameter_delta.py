@@ -266,7 +266,7 @@ def check_no_nan(name: str, tensor: Tensor) -> None:
 
 def count_nans(tensor: Tensor) -> int:
     """Number of NaN in a tensor of any dtype."""
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or not tensor.numel():
         return 0
     comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
     return int(comparable.isnan().sum())
