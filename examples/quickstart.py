@@ -27,7 +27,7 @@ from rst import SparseDelta, merge
 CACHE = Path(".cache")
 METHODS = (
     Method("Source-only fine-tuning", cmkd=False),
-    Method("Linear probe (CMKD, encoder fixed)", train_encoder=False),
+    Method("Linear probe with CMKD", train_encoder=False),
     Method("CMKD, all weights"),
     Method("CMKD + RST, tau = 3e-5", threshold=3e-5),
     Method("CMKD + RST, tau = 1e-4", threshold=1e-4),
