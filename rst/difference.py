@@ -1,11 +1,15 @@
 """Where two tensors differ in any bit, found in one pass without full-size temporaries, on all cores."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from rst.exactness import bits
 from rst.worker_pool import CHUNK, PIECE, on_all_cores
+
+Raw = np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]
 
 _DEVICE_CHUNK = 1 << 24
 
@@ -28,23 +32,20 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
         parts = [(raw_base[w] != raw_tuned[w]).nonzero().squeeze(1) + w.start for w in windows]
         return torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *parts]), _may_have_nan(tuned)
     pieces = [slice(start, min(start + PIECE, base.numel())) for start in range(0, base.numel(), PIECE)]
-    results = on_all_cores(lambda piece: _compare(raw_base, raw_tuned, tuned, piece), pieces)
+    results = on_all_cores(lambda piece: _compare(raw_base.numpy(), raw_tuned.numpy(), tuned, piece), pieces)
     found = [torch.from_numpy(positions) for positions, _ in results if positions.size]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64), any(nan for _, nan in results)
 
 
-def _compare(
-    raw_base: Tensor, raw_tuned: Tensor, tuned: Tensor, piece: slice
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bool]:
-    differs = torch.empty(piece.stop - piece.start, dtype=torch.bool)
+def _compare(base: Raw, raw_tuned: Raw, tuned: Tensor, piece: slice) -> tuple[Raw, bool]:
+    differs = np.empty(piece.stop - piece.start, dtype=np.bool_)
     may_have_nan = False
     for start in range(piece.start, piece.stop, CHUNK):
         window = slice(start, min(start + CHUNK, piece.stop))
-        torch.ne(
-            raw_base[window], raw_tuned[window], out=differs[window.start - piece.start : window.stop - piece.start]
-        )
+        # numpy compares several times as fast as torch does here
+        np.not_equal(base[window], raw_tuned[window], out=differs[start - piece.start : window.stop - piece.start])
         may_have_nan = may_have_nan or _may_have_nan(tuned[window])
-    return np.flatnonzero(differs.numpy()) + piece.start, may_have_nan
+    return np.flatnonzero(differs) + piece.start, may_have_nan
 
 
 def _may_have_nan(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from rst.comparison_bound import comparison_bound, wide_dtype
 from rst.projection_eager import project_eager
 
 # Below this a compiled call costs more than the work in it.
@@ -28,31 +29,9 @@ def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -
         if weight.numel() < _SMALL:
             small.append((weight, origin))
         else:
-            bound = torch.tensor(comparison_bound(threshold, weight.dtype), dtype=_wide(weight.dtype))
+            bound = torch.tensor(comparison_bound(threshold, weight.dtype), dtype=wide_dtype(weight.dtype))
             kept = kept.to(weight.device) + _kernel()(weight, origin, bound.to(weight.device))
     return kept + project_eager(small, threshold).to(kept.device)
-
-
-@cache
-def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
-    """The largest wide number that rounds to at most `threshold` in `dtype`.
-
-    A fused kernel holds the difference of half-precision weights in float32 and never rounds it. Comparing it with
-    this bound decides exactly as comparing the rounded difference with the rounded threshold does.
-    """
-    limit = torch.tensor(threshold, dtype=dtype)
-    if dtype == _wide(dtype):
-        return float(limit)
-    low, high = 0, int(torch.tensor(float("inf")).view(torch.int32)) + 1
-    while high - low > 1:  # the bits of non-negative floats are ordered like the floats
-        middle = (low + high) // 2
-        rounded = torch.tensor(middle, dtype=torch.int32).view(torch.float32).to(dtype)
-        low, high = (middle, high) if rounded <= limit else (low, middle)
-    return float(torch.tensor(low, dtype=torch.int32).view(torch.float32))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @cache

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 # Elements an operation gets at a time: below the size from which torch starts threads of its own, and small enough
 # that a chunk with its temporaries stays in a core's second-level cache.
-CHUNK = 3 << 13
+CHUNK = 31 << 10
 # Elements that a worker takes at a time.
 PIECE = 32 * CHUNK
 

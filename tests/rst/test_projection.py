@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from rst.comparison_bound import comparison_bound
 from rst.exactness import bit_equal
 from rst.projection import Backend, choose_backend, project_
-from rst.projection_compiled import can_compile, comparison_bound
+from rst.projection_compiled import can_compile
 from tests.strategies import FLOAT_DTYPES
 
 RAW = {8: torch.int64, 4: torch.int32, 2: torch.int16}

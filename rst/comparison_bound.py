@@ -1,0 +1,28 @@
+"""Comparing a difference of half-precision weights without rounding it first, with the same outcome."""
+
+from functools import cache
+
+import torch
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the difference of weights of `dtype` is computed: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@cache
+def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of `wide_dtype` that rounds to at most `threshold` in `dtype`.
+
+    torch computes the difference of half-precision weights in float32 and rounds it. Comparing what was not rounded
+    with this bound decides exactly as comparing the rounded difference with the rounded threshold does.
+    """
+    limit = torch.tensor(threshold, dtype=dtype)
+    if dtype == wide_dtype(dtype):
+        return float(limit)
+    low, high = 0, int(torch.tensor(float("inf")).view(torch.int32)) + 1
+    while high - low > 1:  # the bits of non-negative floats are ordered like the floats
+        middle = (low + high) // 2
+        rounded = torch.tensor(middle, dtype=torch.int32).view(torch.float32).to(dtype)
+        low, high = (middle, high) if rounded <= limit else (low, middle)
+    return float(torch.tensor(low, dtype=torch.int32).view(torch.float32))
