@@ -38,7 +38,7 @@ class Run:
 
 def table(runs: Iterable[Run]) -> Table:
     """One row a method: mean and standard deviation of the accuracy, mean DSP, mean size of the artefact."""
-    result = Table(title="Rendered digits -> handwritten digits (mean ± standard deviation over the seeds)")
+    result = Table(title="Target: handwritten digits; mean ± standard deviation over the seeds")
     for column in COLUMNS:
         result.add_column(column, justify="left" if column == "Method" else "right")
     for method, of_method in _by_method(runs).items():
