@@ -1,14 +1,16 @@
 """Which changes survive: by threshold (Eq. 17), the top r % (App. M), or biases only (App. M)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rst.config import RSTConfig
 from rst.errors import NonFiniteError
-from rst.kth_magnitude import kth_largest
+from rst.kth_magnitude import Floats, Positions, kth_largest
 from rst.projection import Backend, project_
+from rst.worker_pool import PIECE
 
 
 @torch.no_grad()
@@ -35,7 +37,7 @@ def select_(
         NonFiniteError: with `select="top"`, a weight is NaN: its change has no rank.
     """
     if config.select == "top":
-        return _select_top(tuned, base, config.ratio_at(progress))
+        return _select_top(tuned, base, config.ratio_at(progress), backend)
     if config.select == "bias":
         return _select_bias(tuned, base)
     pairs = ((weight, base[name]) for name, weight in tuned.items())
@@ -57,35 +59,77 @@ def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Ten
     return torch.tensor(kept)
 
 
-def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float) -> Tensor:
+def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, backend: Backend) -> Tensor:
     """Keep exactly `round(ratio * N)` of the N weights, fewer only where fewer changed.
 
     Of equal changes at the boundary the first are kept, in the order of the parameters and of their elements, so the
     result does not depend on the machine.
     """
-    budget = round(ratio * sum(weight.numel() for weight in tuned.values()))
-    kth, above = float("inf"), 0
+    total = sum(weight.numel() for weight in tuned.values())
+    budget = round(ratio * total)
+    threshold, kept = float("inf"), 0
+    ties: list[tuple[Tensor, Tensor, Tensor]] = []
     if budget:
-        widest = torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
-        kth, above = kth_largest(lambda: (change for _, change in _changes(tuned, base)), budget, widest)
-    ties_left = budget - above
-    kept = torch.zeros((), dtype=torch.int64)
-    for name, change in _changes(tuned, base):
-        keep = (change > kth).reshape(-1)
-        if ties_left and kth > 0:
-            ties = (change == kth).reshape(-1).nonzero().squeeze(1)[:ties_left]
-            ties_left -= ties.numel()
-            keep[ties] = True
-        tuned[name].copy_(torch.where(keep.view_as(change), tuned[name], base[name]))
-        kept += keep.sum().cpu()
-    return kept
-
-
-def _changes(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        wide = torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
+        pieces = [piece for name, weight in tuned.items() for piece in _pieces(name, weight, base)]
+        kth = kth_largest(lambda piece: piece.changes(wide), pieces, budget, total)
+        threshold, kept = kth.value, kth.above
+        if threshold > 0:
+            ties = _first_ties(pieces, kth.ties, budget - kth.above)
+            kept = budget
     for name, weight in tuned.items():
-        change = (weight - base[name]).abs()
-        # An infinite weight that stayed where it was has not changed, though inf - inf is NaN.
-        change = torch.where(weight == base[name], torch.zeros_like(change), change)
-        if change.isnan().any():
-            raise NonFiniteError(f"{name}: {int(change.isnan().sum())} of {change.numel()} weights are NaN")
-        yield name, change
+        project_([(weight, base[name])], _at_most(threshold, weight.dtype), backend)
+    for weight, positions, values in ties:
+        weight[torch.unravel_index(positions, weight.shape)] = values
+    return torch.tensor(kept)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some consecutive elements, in row-major order, of one parameter."""
+
+    name: str
+    parameter: Tensor
+    start: int
+    weight: Tensor
+    origin: Tensor
+
+    def changes(self, dtype: torch.dtype) -> Floats:
+        """`|wt - w0|`, rounded in the parameter's dtype. Raises `NonFiniteError`."""
+        change = (self.weight - self.origin).abs_()
+        if change.amax().isnan():
+            # An infinite weight that stayed where it was has not changed, though inf - inf is NaN.
+            change[self.weight == self.origin] = 0.0
+            if change.isnan().any():
+                nans = int(self.parameter.isnan().sum())
+                raise NonFiniteError(f"{self.name}: {nans} of {self.parameter.numel()} weights are NaN")
+        array: Floats = change.to(dtype).cpu().numpy()
+        return array
+
+
+def _pieces(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[_Piece]:
+    if weight.numel() == 0:
+        return
+    parts = torch.split(weight.reshape(-1), PIECE), torch.split(base[name].reshape(-1), PIECE)
+    for number, (part, origin) in enumerate(zip(*parts, strict=True)):
+        yield _Piece(name, weight, number * PIECE, part, origin)
+
+
+def _first_ties(
+    pieces: Sequence[_Piece], ties: Sequence[Positions], wanted: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The first `wanted` of the equal changes: parameter, positions in it, and the weights to keep there."""
+    chosen = []
+    for piece, positions in zip(pieces, ties, strict=True):
+        places = torch.from_numpy(positions[:wanted]).to(piece.weight.device)
+        wanted -= places.numel()
+        chosen.append((piece.parameter, places + piece.start, piece.weight[places]))
+    return chosen
+
+
+def _at_most(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is at most `threshold`; a parameter's changes compare alike with both."""
+    rounded = torch.tensor(threshold, dtype=dtype)
+    if float(rounded) > threshold:
+        rounded = torch.nextafter(rounded, torch.tensor(0.0, dtype=dtype))
+    return float(rounded)

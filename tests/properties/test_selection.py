@@ -1,5 +1,6 @@
 """Eq. 17, top-r % and bias selection against one-line references, over any weights."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -62,14 +63,35 @@ def test_projection_of_every_memory_layout(shape: tuple[int, ...]) -> None:
 @given(st.data())
 def test_kth_largest_is_that_of_a_sort(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    tensors = [data.draw(vectors(dtype, size)).abs() for size in data.draw(st.lists(st.integers(0, 20), min_size=1))]
-    values = torch.cat(tensors)
-    if not values.numel():
+    sizes = data.draw(st.lists(st.integers(0, 20), min_size=1))
+    arrays = [data.draw(vectors(dtype, size)).abs().numpy() for size in sizes]
+    numbers = np.concatenate(arrays)
+    if not numbers.size:
         return
-    k = data.draw(st.integers(1, values.numel()))
-    value, above = kth_largest(lambda: tensors, k, dtype)
-    assert value == values.sort(descending=True).values[k - 1].item()
-    assert above == int((values > value).sum())
+    k = data.draw(st.integers(1, numbers.size))
+    check_kth(arrays, k)
+
+
+def check_kth(arrays: list[np.ndarray], k: int) -> None:
+    numbers = np.concatenate(arrays)
+    found = kth_largest(lambda array: array, arrays, k, numbers.size)
+    assert found.value == np.sort(numbers)[numbers.size - k]
+    assert found.above == np.count_nonzero(numbers > found.value)
+    for array, positions in zip(arrays, found.ties, strict=True):
+        assert positions.tolist() == np.flatnonzero(array == found.value).tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 1000, 500_000, 999_999, 1_000_000])
+@pytest.mark.parametrize("kind", ["random", "sorted", "few values", "sample is misled"])
+def test_kth_largest_of_more_than_the_sample(kind: str, k: int) -> None:
+    numbers = np.abs(np.random.default_rng(0).standard_normal(1_000_000)).astype(np.float32)
+    if kind == "sorted":
+        numbers.sort()
+    if kind == "few values":
+        numbers = np.round(numbers, 1)
+    if kind == "sample is misled":
+        numbers[::4] *= 1e-3  # every fourth is what the sample sees
+    check_kth(np.array_split(numbers, 7), k)
 
 
 @given(st.data())
