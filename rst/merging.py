@@ -167,6 +167,8 @@ class _Merge:
         done, written = 0, ""
         for name in specs:
             tensor = self.tensor(name)
+            if name in self.changed:
+                self.base.release(name)  # copied
             yield tensor
             self.base.release(written)  # a writer may still be busy with the last, not with the one before
             written = name
