@@ -6,7 +6,7 @@ from torch import Tensor
 # A tensor's digest guards against accidents (the wrong checkpoint, a flipped bit), one tensor at a time: at 64 bits a
 # million wrong tensors have one chance in 2^44 to pass for right. Who can choose the base needs no collision.
 _TENSOR_DIGITS = 16
-_TEXT_DIGITS = 32
+TEXT_DIGITS = 32
 
 
 def digest(tensor: Tensor) -> str:
@@ -21,4 +21,4 @@ def digest_text(text: str) -> str:
     """Digest a string, 32 hexadecimal digits."""
     from blake3 import blake3
 
-    return blake3(text.encode()).hexdigest()[:_TEXT_DIGITS]
+    return blake3(text.encode()).hexdigest()[:TEXT_DIGITS]

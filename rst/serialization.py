@@ -7,20 +7,19 @@ tensor stored whole, in both.
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import get_args
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rst import coo, packed
 from rst.atomic import atomic_write
 from rst.delta import BaseIdentity, Encoding, SparseDelta
-from rst.errors import CheckpointError, ConfigError, DeltaFormatError
-from rst.fingerprint import digest, digest_text
+from rst.errors import ConfigError, DeltaFormatError
 from rst.parameter_delta import Op, ParameterDelta
 from rst.records import read_records, to_json, write_records
+from rst.safetensors_reader import read_safetensors
 from rst.safetensors_writer import by_width, write_safetensors
+from rst.seal import BLANK, is_intact, seal
 from rst.validation import validate
 from rst.version import __version__
 
@@ -57,10 +56,11 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
         metadata["parameters"] = records
     for name, tensor in delta.dense.items():
         arrays[f"{name}.dense"] = tensor.detach().cpu().contiguous()
-    metadata["digest"] = _payload_digest(metadata, arrays)
+    metadata["digest"] = BLANK
     specs = by_width({name: (array.dtype, tuple(array.shape)) for name, array in arrays.items()})
     with atomic_write(path) as temporary:
         write_safetensors(temporary, specs, (arrays[name] for name in specs), metadata)
+        seal(temporary)
 
 
 def load(path: str | os.PathLike[str]) -> SparseDelta:
@@ -71,13 +71,12 @@ def load(path: str | os.PathLike[str]) -> SparseDelta:
         DeltaFormatError: anything in it is not as it should be.
     """
     source = str(path)
-    metadata, arrays = _read(source)
-    _check_version(source, metadata)
-    expected = metadata.pop("digest", None)
-    if expected != _payload_digest(metadata, arrays):
+    contents = read_safetensors(source)
+    _check_version(source, contents.metadata)
+    if not is_intact(contents.data, contents.metadata.get("digest", "")):
         raise DeltaFormatError(f"{source}: the digest does not fit the contents; the file was altered or damaged")
     try:
-        return _rebuild(source, metadata, arrays)
+        return _rebuild(source, contents.metadata, contents.arrays)
     except _DAMAGE as error:
         raise DeltaFormatError(f"{source}: malformed metadata ({type(error).__name__}: {error})") from error
 
@@ -97,22 +96,6 @@ def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
         "dense": to_json({"names": sorted(delta.dense), "buffers": sorted(delta.buffers)}),
         "tied": to_json(dict(delta.tied)),
     }
-
-
-def _payload_digest(metadata: Mapping[str, str], arrays: Mapping[str, Tensor]) -> str:
-    """Digest of everything a reader uses: metadata, and each array's name, dtype, shape and bytes."""
-    contents = [[name, str(array.dtype), list(array.shape), digest(array)] for name, array in arrays.items()]
-    return digest_text(to_json([dict(metadata), sorted(contents)]))
-
-
-def _read(source: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not Path(source).is_file():
-        raise CheckpointError(f"{source}: no such file")
-    try:
-        with safe_open(source, framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise DeltaFormatError(f"{source}: not a readable safetensors file ({error})") from error
 
 
 def _check_version(source: str, metadata: Mapping[str, str]) -> None:

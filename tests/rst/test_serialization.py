@@ -23,7 +23,7 @@ from rst.dtypes import NAME_OF_DTYPE
 from rst.exactness import bit_equal, bits
 from rst.packed import pack_records, unpack_records
 from rst.parameter_delta import BaseDigests
-from rst.serialization import _payload_digest
+from rst.seal import BLANK, seal
 from tests.strategies import FLOAT_DTYPES, pairs, vectors
 
 ENCODINGS = ["coo", "packed"]
@@ -238,8 +238,8 @@ def forge(path: Path, change: Forge) -> None:
     with safe_open(path, "pt") as file:
         metadata, arrays = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     change(metadata, arrays)
-    metadata.pop("digest")
-    save_file(arrays, path, {**metadata, "digest": _payload_digest(metadata, arrays)})
+    save_file(arrays, path, {**metadata, "digest": BLANK})
+    seal(path)
 
 
 def records_of(metadata: dict[str, str], arrays: dict[str, Tensor]) -> dict[str, dict[str, object]]:
