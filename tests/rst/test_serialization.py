@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -225,6 +226,43 @@ def test_no_damage_to_a_file_goes_unnoticed(folder: Path, data: st.DataObject, e
     place = data.draw(st.integers(0, len(contents) - 1))
     contents[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
     load_damaged(path, bytes(contents), delta)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_digest_is_that_of_the_file_with_zeros_in_its_place(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "delta.safetensors"
+    small_delta().save(path, encoding)
+    with safe_open(path, "pt") as file:
+        digits = file.metadata()["digest"]
+    blanked = path.read_bytes().replace(digits.encode(), b"0" * 32)
+    assert blake3(blanked).hexdigest()[:32] == digits
+
+
+@pytest.mark.parametrize("digits", ["", "0" * 32, "f" * 31])
+def test_a_file_without_a_digest_is_refused(tmp_path: Path, digits: str) -> None:
+    path = tmp_path / "delta.safetensors"
+    small_delta().save(path)
+    with safe_open(path, "pt") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata.pop("digest")
+    for contents in (metadata, {**metadata, "digest": digits}):
+        save_file(arrays, tmp_path / "other.safetensors", contents)
+        with pytest.raises(DeltaFormatError, match="the digest does not fit"):
+            SparseDelta.load(tmp_path / "other.safetensors")
+
+
+def test_names_and_settings_may_look_like_a_digest(tmp_path: Path) -> None:
+    name = f'"digest":"{BLANK}"'
+    base, tuned = {name: torch.zeros(9)}, {name: torch.ones(9)}
+    round_trip(replace(export(base, tuned), config={"note": name}), tmp_path / "delta.safetensors", "coo")
+
+
+def test_a_loaded_delta_does_not_hang_on_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "delta.safetensors"
+    small_delta().save(path)
+    loaded = SparseDelta.load(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert loaded == small_delta()
 
 
 # --- Files by a stranger, with a right digest -----------------------------------------------------------------------

