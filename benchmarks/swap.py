@@ -1,0 +1,135 @@
+"""Changing the active domain of a ViT-B/16 in memory and from a file, beside a reload and PEFT's merge and unmerge."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from benchmarks import vit_b_16
+from benchmarks.plots import bars
+from benchmarks.record import RESULTS, Row, write
+from benchmarks.timing import race
+from rst import SparseDelta, export
+from rst.exactness import bit_equal
+
+
+def run(quick: bool, folder: Path = RESULTS) -> Path:
+    """Measure, and check that every swap of ours leaves the tuned bits and then the base's."""
+    base = vit_b_16.weights()
+    if quick:
+        base = {name: tensor for name, tensor in base.items() if "resblocks.0" in name}
+    states = [vit_b_16.tuned(base, density=1e-3, seed=seed) for seed in (1, 2)]
+    deltas = [export(base, state) for state in states]
+    live = vit_b_16.module(base)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        files = {encoding: [scratch / f"{encoding}-{i}.safetensors" for i in range(2)] for encoding in ("coo", "packed")}
+        for encoding, paths in files.items():
+            for delta, path in zip(deltas, paths, strict=True):
+                delta.save(path, encoding=encoding)
+        save_file(states[0], scratch / "whole.safetensors")
+        prepared = [delta.prepare(live) for delta in deltas]
+        contenders: dict[str, Callable[[], object]] = {
+            "limit: one scatter a parameter": _scatter_alone(base, deltas[0]),
+            "reload of the whole model from the page cache": lambda: _reload(live, scratch / "whole.safetensors"),
+            **_peft(base),
+        }
+        timings = race(contenders, rounds=3 if quick else 15)
+        live.load_state_dict(base)
+        ours: dict[str, Callable[[], object]] = {
+            "rst: prepared, on and off": lambda: _on_and_off(prepared[0]),
+            "rst: prepare, on and off": lambda: _on_and_off(deltas[0].prepare(live)),
+            "rst: from a coo file, on and off": lambda: _on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
+            "rst: from a packed file, on and off": lambda: _on_and_off(
+                SparseDelta.load(files["packed"][0]).prepare(live)
+            ),
+        }
+        timings |= race(ours, rounds=3 if quick else 50)
+        for one, state in zip(prepared, states, strict=True):
+            with one:
+                _check(live, state)
+            _check(live, base)
+    reload = timings["reload of the whole model from the page cache"].median
+    rows = [
+        Row(
+            name,
+            {
+                "milliseconds": round(timing.median * 1e3, 2),
+                "best": round(timing.best * 1e3, 2),
+                "times faster than a reload": round(reload / timing.median, 1),
+            },
+        )
+        for name, timing in timings.items()
+    ]
+    weights = sum(tensor.numel() for tensor in base.values())
+    title = f"Swap of the active domain: {weights:,} float32 weights, {deltas[0].nnz:,} of them changed"
+    notes = [
+        "On and off are two swaps: the base's values are checked, exchanged for the tuned ones, and put back.",
+        "From a file: read, digest verified, base verified at the changed positions, then on and off.",
+        "PEFT: LoRA r=4 and SHiRA r=4 on the 48 linear layers of the same shapes, merge_adapter and unmerge_adapter.",
+    ]
+    bars(rows, "milliseconds", title, folder / "swap.png")
+    return write("swap", title, rows, notes, folder=folder)
+
+
+def _scatter_alone(base: dict[str, torch.Tensor], delta: SparseDelta) -> Callable[[], None]:
+    copies = {name: base[name].clone().view(-1) for name in delta}
+    work = [(copies[name], change.indices.long(), change.values) for name, change in delta.items()]
+
+    def scatter() -> None:
+        for flat, positions, values in work:
+            flat.scatter_(0, positions, values)
+
+    return scatter
+
+
+@torch.no_grad()
+def _reload(live: nn.Module, path: Path) -> None:
+    live.load_state_dict(load_file(path))
+
+
+def _on_and_off(prepared: object) -> None:
+    with prepared:  # type: ignore[attr-defined]
+        pass
+
+
+def _check(live: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    for name, parameter in live.named_parameters():
+        assert bit_equal(parameter.data, state[name]), name
+
+
+class _LinearLayers(nn.Module):
+    """The linear layers of the transformer as PEFT can wrap them; their forward is never run."""
+
+    def __init__(self, base: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for name, tensor in base.items():
+            if "resblocks" in name and tensor.ndim == 2:
+                layer = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+                layer.weight = nn.Parameter(tensor.clone(), requires_grad=False)
+                self.layers.append(layer)
+
+
+def _peft(base: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
+    try:
+        from peft import LoraConfig, ShiraConfig, get_peft_model
+    except ImportError:
+        return {}
+    configs = {
+        "LoRA": LoraConfig(r=4, target_modules=r"layers\.\d+"),
+        "SHiRA": ShiraConfig(r=4, target_modules=r"layers\.\d+"),
+    }
+    contenders: dict[str, Callable[[], object]] = {}
+    for method, config in configs.items():
+        model = get_peft_model(_LinearLayers(base), config)
+        contenders[f"PEFT {method} r=4: merge and unmerge"] = lambda model=model: _merge_and_unmerge(model)
+    return contenders
+
+
+def _merge_and_unmerge(model: nn.Module) -> None:
+    model.merge_adapter()
+    model.unmerge_adapter()

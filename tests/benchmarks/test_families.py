@@ -1,0 +1,41 @@
+"""Every family of benchmarks runs on small inputs; each asserts that what it times is correct. No time is judged."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.record import Row
+from benchmarks.results_page import section
+from benchmarks.timing import race
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize("family", ["projection", "swap", "checkpoints"])
+def test_a_family_runs_and_its_table_is_complete(family: str, tmp_path: Path) -> None:
+    path = importlib.import_module(f"benchmarks.{family}").run(True, tmp_path)
+    content = json.loads(path.read_text())
+    assert content["command"] == f"python -m benchmarks {family}"
+    assert content["rows"]
+    assert (tmp_path / f"{family}.png").read_bytes().startswith(b"\x89PNG")
+    page = "\n".join(section(content))
+    for row in content["rows"]:
+        assert row["name"] in page
+
+
+def test_a_race_warms_up_and_takes_turns() -> None:
+    calls: list[str] = []
+    timings = race({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert timings["a"].rounds == 2
+    assert timings["a"].best <= timings["a"].median
+
+
+def test_rows_may_have_different_columns() -> None:
+    rows = [Row("one", {"x": 1}), Row("two", {"y": 2.5})]
+    family = {"title": "t", "command": "c", "family": "f", "notes": [], "machine": {}, "versions": {}}
+    table = section({**family, "rows": [{"name": row.name, **row.numbers} for row in rows]})
+    assert "|  | x | y |" in table
+    assert "| two |  | 2.5 |" in table
