@@ -145,6 +145,7 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
         ParameterMismatchError: the module lacks a tensor, or has it in another shape or dtype.
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
+    validate(delta.parameters, "delta")
     places = _places(unwrap(module))
     found = {name: _find(name, places, delta) for name in (*delta.parameters, *delta.dense)}
     patches = [_patch_change(name, *found[name], change) for name, change in delta.parameters.items()]
@@ -170,7 +171,6 @@ def _find(name: str, places: Mapping[str, tuple[nn.Module, str]], delta: SparseD
 
 
 def _patch_change(name: str, owner: nn.Module, attribute: str, change: ParameterDelta) -> _Patch:
-    validate(name, change, "delta")
     target = _checked(name, owner, attribute, change.shape, change.dtype)
     change = change.to(target.device)
     positions = _memory_positions(target, change.indices.long())

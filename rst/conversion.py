@@ -40,8 +40,8 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
     source = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
     weights = None if base is None else open_checkpoint(base)
     converted = {}
+    validate(source.parameters, "delta")
     for name, change in source.parameters.items():
-        validate(name, change, "delta")
         if change.op == stored_op(op, change.dtype):
             converted[name] = change
         elif weights is None:

@@ -91,8 +91,8 @@ class _Merge:
         self.base, self.delta = base, delta
         self.changed: dict[str, ParameterDelta] = {}
         self.whole: dict[str, Tensor] = {}
+        validate(delta.parameters, "delta")
         for name, change in delta.parameters.items():
-            validate(name, change, "delta")
             for present in self._present(name):
                 self._check_like(present, change)
                 self.changed[present] = change

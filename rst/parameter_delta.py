@@ -54,6 +54,7 @@ class ParameterDelta:
     exact_values: Tensor | None = None
     base: BaseDigests | None = None
     op: Op = "add"
+    _writes_when_checked: tuple[int, ...] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def between(
@@ -131,6 +132,25 @@ class ParameterDelta:
     def overlay(self) -> Tensor:
         """The absolute values at `exact_indices`; empty if there are none."""
         return torch.empty(0, dtype=self.dtype) if self.exact_values is None else self.exact_values
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether `mark_checked` was called and no array has been written since, as far as torch counts writes."""
+        return self._writes_when_checked is not None and self._writes_when_checked == self._writes()
+
+    def mark_checked(self) -> None:
+        """Remember that the change is well formed; copies do not. For `rst.validation`."""
+        object.__setattr__(self, "_writes_when_checked", self._writes())
+
+    def _writes(self) -> tuple[int, ...] | None:
+        arrays = (self.indices, self.values, self.exact_indices, self.exact_values)
+        present = [array for array in arrays if array is not None]
+        # torch counts no writes to tensors made in inference mode
+        return None if any(array.is_inference() for array in present) else tuple(array._version for array in present)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled and copied: not that it was checked."""
+        return {**self.__dict__, "_writes_when_checked": None}
 
     def tuned_values(self, origin: Tensor) -> Tensor:
         """Compute wt at `indices` from `origin`, w0 at `indices`. Shape (nnz,)."""

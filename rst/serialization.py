@@ -44,8 +44,7 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     """
     if encoding not in get_args(Encoding):
         raise ConfigError(f"encoding={encoding!r}: choose one of {list(get_args(Encoding))}")
-    for name, change in delta.parameters.items():
-        validate(name, change, "delta")
+    validate(delta.parameters, "delta")
     parameters = {name: change.to("cpu") for name, change in delta.parameters.items()}
     metadata = _metadata(delta, encoding)
     records = write_records(parameters)
@@ -115,8 +114,7 @@ def _check_version(source: str, metadata: Mapping[str, str]) -> None:
 
 def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> SparseDelta:
     parameters = _read_parameters(source, metadata, arrays)
-    for name, change in parameters.items():
-        validate(name, change, source)
+    validate(parameters, source)
     whole = json.loads(metadata["dense"])
     dense = {name: arrays.pop(f"{name}.dense") for name in whole["names"]}
     if arrays:

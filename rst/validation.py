@@ -1,5 +1,7 @@
 """What every change must satisfy before a single weight is touched; a delta may come from a stranger."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -7,23 +9,66 @@ from torch import Tensor
 
 from rst.errors import DeltaFormatError
 from rst.exactness import step_dtype
+from rst.joining import by_kind, join, lay, spread
 from rst.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 
+_COUNTABLE = 1 << 63
+_OPS = get_args(Op)
 
-def validate(name: str, change: ParameterDelta, source: str) -> None:
-    """Raise `DeltaFormatError`, naming `source` and the parameter, unless `change` is well formed.
+
+def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
+    """Raise `DeltaFormatError`, naming `source` and the parameter, unless every change is well formed.
 
     Positions must be sorted, unique and inside the shape; values of the declared dtype, as many as positions, residuals
-    finite and absolute values not NaN.
+    finite and absolute values not NaN. What was found well formed is not looked at again until it is written to.
     """
-    where = f"{source}: {name}"
+    unchecked = {name: change for name, change in parameters.items() if not change.is_checked}
+    for name, change in unchecked.items():
+        _check_form(f"{source}: {name}", change)
+    if not all(_contents_fit(changes) for changes in by_kind(unchecked.values())):
+        for name, change in unchecked.items():
+            _check_contents(f"{source}: {name}", change)
+    for change in unchecked.values():
+        change.mark_checked()
+
+
+def _check_form(where: str, change: ParameterDelta) -> None:
+    """Check what can be told without reading the arrays."""
+    if math.prod(change.shape) >= _COUNTABLE:
+        raise DeltaFormatError(f"{where}: a parameter of shape {change.shape} has too many weights to count")
     _check_op(where, change)
     _check_positions(where, "indices", change.indices, change.numel)
     _check_positions(where, "exact_indices", change.exact_indices, change.numel)
+    if change.exact_indices.numel() and change.exact_indices.dtype != change.indices.dtype:
+        raise DeltaFormatError(f"{where}: exact_indices is {change.exact_indices.dtype}, not {change.indices.dtype}")
     _check_values(where, "values", change.values, step_dtype(change.dtype) if change.op == "step" else change.dtype)
     _check_values(where, "exact_values", change.overlay, change.dtype)
     _check_lengths(where, "values", change.values, change.indices)
     _check_lengths(where, "exact_values", change.overlay, change.exact_indices)
+
+
+def _contents_fit(changes: Sequence[ParameterDelta]) -> bool:
+    """Whether the arrays of all changes of one kind are in order; False also where they cannot be joined to tell."""
+    sizes = [change.numel for change in changes]
+    if sum(sizes) >= _COUNTABLE:
+        return False
+    try:
+        _check_contents("", join(changes))
+    except DeltaFormatError:
+        return False
+    indices, exact_indices = [c.indices for c in changes], [c.exact_indices for c in changes]
+    return _inside(indices, sizes) and _inside(exact_indices, sizes)
+
+
+def _inside(parts: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+    """Whether the positions of every part lie in its own parameter."""
+    positions = lay(parts)
+    return bool(((positions >= 0) & (positions < spread(sizes, parts, positions.device))).all())
+
+
+def _check_contents(where: str, change: ParameterDelta) -> None:
+    _check_order(where, "indices", change.indices, change.numel)
+    _check_order(where, "exact_indices", change.exact_indices, change.numel)
     if change.op == "replace":
         _check_no_nan(where, "values", change.values)
     if change.op == "add":
@@ -31,8 +76,8 @@ def validate(name: str, change: ParameterDelta, source: str) -> None:
 
 
 def _check_op(where: str, change: ParameterDelta) -> None:
-    if change.op not in get_args(Op):
-        raise DeltaFormatError(f"{where}: unknown op {change.op!r}; known are {list(get_args(Op))}")
+    if change.op not in _OPS:
+        raise DeltaFormatError(f"{where}: unknown op {change.op!r}; known are {list(_OPS)}")
     if stored_op(change.op, change.dtype) != change.op:
         raise DeltaFormatError(f"{where}: {change.dtype} has no residuals, yet {change.indices.numel()} are given")
     if change.op != "add" and change.exact_indices.numel():
@@ -51,10 +96,13 @@ def _check_residuals(where: str, change: ParameterDelta) -> None:
 def _check_positions(where: str, part: str, positions: Tensor, numel: int) -> None:
     if positions.ndim != 1 or positions.dtype not in (torch.int32, torch.int64):
         raise DeltaFormatError(f"{where}: {part} is {positions.dtype} {tuple(positions.shape)}, not 1-D int32 or int64")
-    if positions.numel() == 0:
-        return
     if positions.numel() > numel:
         raise DeltaFormatError(f"{where}: {positions.numel()} {part} for {numel} weights")
+
+
+def _check_order(where: str, part: str, positions: Tensor, numel: int) -> None:
+    if positions.numel() == 0:
+        return
     if not (positions[1:] > positions[:-1]).all():
         raise DeltaFormatError(f"{where}: {part} is not sorted or repeats a position")
     first, last = int(positions[0]), int(positions[-1])
