@@ -50,10 +50,13 @@ def _draw_sweep(axes: Axes, sweep: list[Measurement]) -> None:
 
 def _draw_trained(axes: Axes, trained: list[Measurement]) -> None:
     columns = _OTHERS | _OURS
-    width = 0.85 / len(columns)
+    width = 0.8 / len(columns)
     for k, (name, colour) in enumerate(columns.items()):
         places = [i + (k - (len(columns) - 1) / 2) * width for i in range(len(trained))]
-        axes.bar(places, [_bits(one, name) for one in trained], width, color=colour)
+        bits = [_bits(one, name) for one in trained]
+        axes.plot(places, bits, "o" if name in _OURS else "s", color=colour, markersize=8)
+        for place, height in zip(places, bits, strict=True):
+            axes.annotate(f"{height:.3g}", (place, height), (0, 7), textcoords="offset points", ha="center", fontsize=7)
     for i, one in enumerate(trained):
         if one.bound is not None:
             axes.hlines(one.bound, i - 0.45, i + 0.45, color="black", linestyle=":", linewidth=2)
@@ -61,6 +64,7 @@ def _draw_trained(axes: Axes, trained: list[Measurement]) -> None:
     axes.set_ylabel("bits a changed weight, whole file")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.12)
     axes.set_title("Changes that training made (dotted: entropy bound, where it can be estimated)")
     axes.grid(axis="y", alpha=0.3)
 
