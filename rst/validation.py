@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rst.errors import DeltaFormatError
 from rst.exactness import step_dtype
-from rst.joining import by_kind, join, lay, spread
+from rst.joining import batches, join, lay, spread
 from rst.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 
 _COUNTABLE = 1 << 63
@@ -25,9 +25,10 @@ def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
     unchecked = {name: change for name, change in parameters.items() if not change.is_checked}
     for name, change in unchecked.items():
         _check_form(f"{source}: {name}", change)
-    if not all(_contents_fit(changes) for changes in by_kind(unchecked.values())):
-        for name, change in unchecked.items():
-            _check_contents(f"{source}: {name}", change)
+    for batch in batches(unchecked):
+        if not _contents_fit(list(batch.values())):
+            for name, change in batch.items():
+                _check_contents(f"{source}: {name}", change)
     for change in unchecked.values():
         change.mark_checked()
 
@@ -48,7 +49,7 @@ def _check_form(where: str, change: ParameterDelta) -> None:
 
 
 def _contents_fit(changes: Sequence[ParameterDelta]) -> bool:
-    """Whether the arrays of all changes of one kind are in order; False also where they cannot be joined to tell."""
+    """Whether the arrays of all changes of a batch are in order; False also where they cannot be joined to tell."""
     sizes = [change.numel for change in changes]
     if sum(sizes) >= _COUNTABLE:
         return False
