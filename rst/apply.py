@@ -4,68 +4,38 @@ Preparing does the checks and the arithmetic once: positions, new and old elemen
 then reads and writes only the changed weights.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from rst.delta import SparseDelta
 from rst.errors import ParameterMismatchError, WrongBaseError
-from rst.exactness import bits
+from rst.fingerprint import digests
+from rst.joining import batches, join, lay
 from rst.naming import unwrap
 from rst.parameter_delta import ParameterDelta
+from rst.patch import EVERYTHING, Patch, PatchGroup, Spot, elements, end_to_end, in_memory_order, memory_positions
 from rst.validation import validate
 
-
-@dataclass(frozen=True)
-class _Patch:
-    """Elements of one tensor of a module to exchange: all of it if `positions` is None.
-
-    `positions` count in the tensor's memory order, so that one scatter serves every memory format.
-    """
-
-    name: str
-    owner: nn.Module
-    attribute: str
-    address: int
-    positions: Tensor | None
-    new: Tensor
-    old: Tensor
-
-    def memory(self) -> Tensor:
-        """The tensor as it is now, as integers; 1-D in memory order where single positions are exchanged."""
-        target: Tensor = getattr(self.owner, self.attribute).detach()
-        if target.data_ptr() != self.address or target.device != self.new.device:
-            raise ParameterMismatchError(
-                f"{self.name}: moved or replaced since the delta was prepared; prepare it anew"
-            )
-        return bits(target) if self.positions is None else _memory_order(target)
-
-    def holds(self, memory: Tensor) -> Tensor:
-        """Whether the module still has the old elements: a bool tensor of shape ()."""
-        found = memory if self.positions is None else memory.gather(0, self.positions)
-        return (found == self.old).all()
-
-    def write(self, memory: Tensor, elements: Tensor) -> None:
-        """Write elements at the positions."""
-        if self.positions is None:
-            memory.copy_(elements)
-        else:
-            memory.scatter_(0, self.positions, elements)
+Places = Mapping[str, tuple[Mapping[str, Tensor | None], str]]
 
 
 class PreparedDelta:
     """A delta made ready for one module: `apply()` and `remove()` as often as you like, or `with prepared:`.
+
+    It keeps the memory of the tensors that it changes.
 
     >>> prepared = delta.prepare(model)
     >>> with prepared:
     ...     model(images)
     """
 
-    def __init__(self, patches: Sequence[_Patch]) -> None:
+    def __init__(self, groups: Sequence[PatchGroup]) -> None:
         """Use `prepare`, which checks everything first."""
-        self._patches = patches
+        self._groups = groups
+        self._patches = [patch for group in groups for patch in group.patches]
         self._applied = False
 
     @property
@@ -86,14 +56,14 @@ class PreparedDelta:
         """
         if self._applied:
             return self
-        memories = [patch.memory() for patch in self._patches]
-        for patch, held in zip(self._patches, self._held(memories), strict=True):
-            if not held:
+        self._check_spots()
+        for group in self._groups:
+            if (name := group.stranger()) is not None:
                 raise WrongBaseError(
-                    f"{patch.name}: no longer has the base's values where the delta changes it; "
+                    f"{name}: no longer has the base's values where the delta changes it; "
                     "is another delta applied, or was the module trained?"
                 )
-        self._write(memories, "new", undo="old")
+        self._write("new", undo="old")
         self._applied = True
         return self
 
@@ -105,7 +75,8 @@ class PreparedDelta:
             ParameterMismatchError: a tensor was moved or replaced since `prepare`.
         """
         if self._applied:
-            self._write([patch.memory() for patch in self._patches], "old", undo="new")
+            self._check_spots()
+            self._write("old", undo="new")
             self._applied = False
 
     def __enter__(self) -> "PreparedDelta":
@@ -116,19 +87,19 @@ class PreparedDelta:
         """Remove."""
         self.remove()
 
-    def _held(self, memories: Sequence[Tensor]) -> list[bool]:
-        flags = [patch.holds(memory) for patch, memory in zip(self._patches, memories, strict=True)]
-        return [bool(flag) for flag in torch.stack([flag.cpu() for flag in flags])] if flags else []
+    def _check_spots(self) -> None:
+        for patch in self._patches:
+            patch.spot.check()
 
-    def _write(self, memories: Sequence[Tensor], elements: str, *, undo: str) -> None:
+    def _write(self, which: str, *, undo: str) -> None:
         done = 0
         try:
-            for patch, memory in zip(self._patches, memories, strict=True):
+            for patch in self._patches:
                 done += 1
-                patch.write(memory, getattr(patch, elements))
+                patch.write(getattr(patch, which))
         except BaseException:
-            for patch, memory in zip(self._patches[:done], memories, strict=False):
-                patch.write(memory, getattr(patch, undo))
+            for patch in self._patches[:done]:
+                patch.write(getattr(patch, undo))
             raise
 
 
@@ -147,63 +118,78 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
     """
     validate(delta.parameters, "delta")
     places = _places(unwrap(module))
-    found = {name: _find(name, places, delta) for name in (*delta.parameters, *delta.dense)}
-    patches = [_patch_change(name, *found[name], change) for name, change in delta.parameters.items()]
-    patches += [_patch_whole(name, *found[name], tensor) for name, tensor in delta.dense.items()]
-    return PreparedDelta(patches)
+    changes = {
+        name: (_spot(name, places, delta, change.shape, change.dtype), change)
+        for name, change in delta.parameters.items()
+    }
+    whole = {
+        name: (_spot(name, places, delta, tuple(tensor.shape), tensor.dtype), tensor)
+        for name, tensor in delta.dense.items()
+    }
+    groups = list(_patch_changes(changes))
+    return PreparedDelta([*groups, *(_patch_whole(spot, tensor) for spot, tensor in whole.values())])
 
 
-def _places(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def _places(module: nn.Module) -> Places:
     """Where each parameter and buffer lives, by plain name."""
-    places = {}
+    places: dict[str, tuple[Mapping[str, Tensor | None], str]] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
-        for attribute in (*owner._parameters, *owner._buffers):
-            name = f"{path}.{attribute}" if path else attribute
-            places[name.replace("_orig_mod.", "")] = (owner, attribute)
+        for siblings in (owner._parameters, owner._buffers):
+            for attribute in siblings:
+                name = f"{path}.{attribute}" if path else attribute
+                places[name.replace("_orig_mod.", "")] = (siblings, attribute)
     return places
 
 
-def _find(name: str, places: Mapping[str, tuple[nn.Module, str]], delta: SparseDelta) -> tuple[nn.Module, str]:
+def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...], dtype: torch.dtype) -> Spot:
+    siblings, attribute = _find(name, places, delta)
+    found = siblings[attribute]
+    if found is None:
+        raise ParameterMismatchError(f"{name}: in the delta, but the module has None there")
+    target = found.detach()
+    if tuple(target.shape) != shape or target.dtype != dtype:
+        raise ParameterMismatchError(
+            f"{name}: the delta is for {dtype} {shape}, the module has {target.dtype} {tuple(target.shape)}"
+        )
+    return Spot(name, siblings, attribute, target, target.data_ptr())
+
+
+def _find(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[str, Tensor | None], str]:
     for candidate in delta.names_of(name):
         if candidate in places:
             return places[candidate]
     raise ParameterMismatchError(f"{name}: in the delta, but the module has no such parameter or buffer")
 
 
-def _patch_change(name: str, owner: nn.Module, attribute: str, change: ParameterDelta) -> _Patch:
-    target = _checked(name, owner, attribute, change.shape, change.dtype)
-    change = change.to(target.device)
-    positions = _memory_positions(target, change.indices.long())
-    old = _memory_order(target).gather(0, positions)
-    origin = old.view(target.dtype)
-    change.check_touched(name, origin)
-    new = bits(change.tuned_values(origin))
-    return _Patch(name, owner, attribute, target.data_ptr(), positions, new, old)
+def _patch_changes(changes: Mapping[str, tuple[Spot, ParameterDelta]]) -> Iterator[PatchGroup]:
+    for device in {spot.tensor.device for spot, _ in changes.values()}:
+        there = {name: change for name, (spot, change) in changes.items() if spot.tensor.device == device}
+        for batch in batches(there):
+            yield _patch_batch([changes[name][0] for name in batch], list(batch.values()))
 
 
-def _patch_whole(name: str, owner: nn.Module, attribute: str, tensor: Tensor) -> _Patch:
-    target = _checked(name, owner, attribute, tuple(tensor.shape), tensor.dtype)
-    new = bits(tensor.to(target.device))
-    return _Patch(name, owner, attribute, target.data_ptr(), None, new, bits(target).clone())
+def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> PatchGroup:
+    """Compute all tuned elements of a batch at once."""
+    device, dtype = spots[0].tensor.device, changes[0].dtype
+    lengths = [change.nnz for change in changes]
+    slices = [slice(start, end) for start, end in pairwise([0, *accumulate(lengths)])]
+    local = lay([change.indices for change in changes]).to(device, torch.int64)
+    positions = [elements(memory_positions(spot.tensor, local[part])) for spot, part in zip(spots, slices, strict=True)]
+    memories = [elements(in_memory_order(spot.tensor)) for spot in spots]
+    old = end_to_end([memory[where] for memory, where in zip(memories, positions, strict=True)])
+    origin = torch.as_tensor(old, device=device).view(dtype)
+    for spot, change, found in zip(spots, changes, digests(origin, lengths), strict=True):
+        change.check_touched(spot.name, found)
+    new = elements(join(changes).to(device).tuned_values(origin))
+    return PatchGroup(
+        [
+            Patch(spot, memory, where, new[part], old[part])
+            for spot, memory, where, part in zip(spots, memories, positions, slices, strict=True)
+        ],
+        old,
+    )
 
 
-def _checked(name: str, owner: nn.Module, attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    target: Tensor = getattr(owner, attribute).detach()
-    if tuple(target.shape) != shape or target.dtype != dtype:
-        found = f"{target.dtype} {tuple(target.shape)}"
-        raise ParameterMismatchError(f"{name}: the delta is for {dtype} {shape}, the module has {found}")
-    return target
-
-
-def _memory_order(target: Tensor) -> Tensor:
-    """View the memory of a tensor as 1-D integers, first element to last, whatever its strides."""
-    span = 1 + sum((size - 1) * stride for size, stride in zip(target.shape, target.stride(), strict=True))
-    return bits(target.as_strided((span if target.numel() else 0,), (1,)))
-
-
-def _memory_positions(target: Tensor, positions: Tensor) -> Tensor:
-    """Turn row-major positions into offsets in `_memory_order`."""
-    if target.is_contiguous():
-        return positions
-    axes = torch.unravel_index(positions, target.shape)
-    return sum((axis * stride for axis, stride in zip(axes, target.stride(), strict=True)), torch.zeros_like(positions))
+def _patch_whole(spot: Spot, tensor: Tensor) -> PatchGroup:
+    new, old = elements(tensor.detach().to(spot.tensor.device)), elements(spot.tensor.clone())
+    return PatchGroup([Patch(spot, elements(spot.tensor), EVERYTHING, new, old)], old)

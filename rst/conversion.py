@@ -9,6 +9,7 @@ from torch import Tensor
 from rst.checkpoints import Checkpoint, Weights, open_checkpoint
 from rst.delta import SparseDelta
 from rst.errors import ConfigError, ParameterMismatchError
+from rst.fingerprint import digest
 from rst.parameter_delta import Op, ParameterDelta, gather, stored_op
 from rst.validation import validate
 
@@ -69,5 +70,5 @@ def _express(where: str, change: ParameterDelta, base: Tensor, op: Op) -> Parame
     change = change.to(base.device)
     positions = change.indices.long()
     origin = gather(base.reshape(-1), positions)
-    change.check_touched(where, origin)
+    change.check_touched(where, digest(origin))
     return ParameterDelta.at(positions, origin, change.tuned_values(origin), change.shape, change.base, op)

@@ -1,5 +1,8 @@
 """BLAKE3 digests of tensors: they tell one base model from another, and an altered file from an intact one."""
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor
 
@@ -11,10 +14,17 @@ TEXT_DIGITS = 32
 
 def digest(tensor: Tensor) -> str:
     """Digest the elements of a tensor in row-major order, 16 hexadecimal digits; shape and dtype are not part of it."""
+    return digests(tensor, [tensor.numel()])[0]
+
+
+def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
+    """Digest consecutive parts of a tensor, so many elements long, each as `digest` would."""
     from blake3 import blake3
 
     contiguous = tensor.detach().cpu().contiguous().reshape(-1)
-    return blake3(contiguous.view(torch.uint8).numpy().data, max_threads=blake3.AUTO).hexdigest()[:_TENSOR_DIGITS]
+    data, width = contiguous.view(torch.uint8).numpy().data, tensor.element_size()
+    edges = pairwise([0, *accumulate(length * width for length in lengths)])
+    return [blake3(data[a:b], max_threads=blake3.AUTO).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
 
 
 def digest_text(text: str) -> str:

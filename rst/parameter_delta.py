@@ -162,9 +162,9 @@ class ParameterDelta:
         tuned[torch.searchsorted(self.indices, self.exact_indices)] = self.overlay
         return tuned
 
-    def check_touched(self, name: str, origin: Tensor) -> None:
-        """Raise `WrongBaseError` unless `origin`, w0 at `indices`, has the recorded digest, if there is one."""
-        if self.base is not None and digest(origin) != self.base.touched:
+    def check_touched(self, name: str, found: str) -> None:
+        """Raise `WrongBaseError` unless `found`, the digest of w0 at `indices`, is the recorded one, if any is."""
+        if self.base is not None and found != self.base.touched:
             raise WrongBaseError(
                 f"{name}: the base's values at the {self.nnz} changed positions are not those the delta was made from"
             )

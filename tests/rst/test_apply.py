@@ -8,6 +8,7 @@ from torch import nn
 
 from rst import DeltaFormatError, ParameterDelta, ParameterMismatchError, SparseDelta, WrongBaseError, export
 from rst.exactness import bit_equal
+from rst.patch import Patch
 
 
 def model() -> nn.Sequential:
@@ -59,6 +60,48 @@ def test_the_autograd_graph_does_not_notice() -> None:
     with export(model(), changed()).apply(live):
         live[2](torch.ones(1, 4)).sum().backward()
     assert live[2].weight.grad is not None
+
+
+def test_autograd_notices_a_swap_between_forward_and_backward() -> None:
+    live, features = model(), torch.ones(1, 4, requires_grad=True)
+    prepared = export(model(), changed()).prepare(live)
+    for swap in (prepared.apply, prepared.remove):
+        loss = live[2](features).sum()
+        swap()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_tensors_stored_whole_may_be_parameters() -> None:
+    live, head = model(), nn.Parameter(torch.ones(2))
+    with SparseDelta({}, dense={"2.bias": head}).apply(live):
+        assert bit_equal(live[2].bias.data, head.data)
+    assert_state(live, snapshot(model()))
+
+
+@pytest.mark.parametrize("wrong", ["0.weight", "1.running_mean", "2.weight"])
+def test_the_tensor_that_is_not_the_base_s_is_named(wrong: str) -> None:
+    live = model()
+    prepared = export(model(), changed()).prepare(live)
+    with torch.no_grad():
+        live.state_dict()[wrong] += 1
+    before = snapshot(live)
+    with pytest.raises(WrongBaseError, match=rf"^{wrong}: no longer has the base's values"):
+        prepared.apply()
+    assert_state(live, before)
+
+
+def test_many_parameters_are_prepared_in_several_batches() -> None:
+    base = {f"{index}.weight": torch.randn(100, 100) for index in range(9)}
+    base |= {f"{index}.bias": torch.randn(100).bfloat16() for index in range(9)}
+    tuned = {name: weights + 1 for name, weights in base.items()}
+    live = nn.Sequential(*(nn.Linear(100, 100) for _ in range(9)))
+    for layer in live:
+        layer.bias.data = layer.bias.data.bfloat16()
+    live.load_state_dict(base)
+    with export(base, tuned).apply(live):
+        assert_state(live, tuned)
+    assert_state(live, base)
 
 
 def refused(delta: SparseDelta, error: type[Exception], message: str, live: nn.Module | None = None) -> None:
@@ -130,11 +173,9 @@ def test_malformed_changes(parts: dict[str, Any], message: str, tmp_path: Any) -
 
 
 def test_an_interruption_between_two_writes_puts_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rst.apply
-
     live, delta = model(), export(model(), changed())
     before = snapshot(live)
-    real, calls = rst.apply._Patch.write, []
+    real, calls = Patch.write, []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(arguments)
@@ -142,7 +183,7 @@ def test_an_interruption_between_two_writes_puts_everything_back(monkeypatch: py
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(rst.apply._Patch, "write", interrupted)
+    monkeypatch.setattr(Patch, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         delta.apply(live)
     assert_state(live, before)
