@@ -174,8 +174,12 @@ def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> Pa
     lengths = [change.nnz for change in changes]
     slices = [slice(start, end) for start, end in pairwise([0, *accumulate(lengths)])]
     local = lay([change.indices for change in changes]).to(device, torch.int64)
-    positions = [elements(memory_positions(spot.tensor, local[part])) for spot, part in zip(spots, slices, strict=True)]
-    memories = [elements(in_memory_order(spot.tensor)) for spot in spots]
+    whole = elements(local)
+    positions = [
+        whole[part] if spot.tensor.is_contiguous() else elements(memory_positions(spot.tensor, local[part]))
+        for spot, part in zip(spots, slices, strict=True)
+    ]
+    memories = [in_memory_order(spot.tensor) for spot in spots]
     old = end_to_end([memory[where] for memory, where in zip(memories, positions, strict=True)])
     origin = torch.as_tensor(old, device=device).view(dtype)
     for spot, change, found in zip(spots, changes, digests(origin, lengths), strict=True):
@@ -191,5 +195,5 @@ def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> Pa
 
 
 def _patch_whole(spot: Spot, tensor: Tensor) -> PatchGroup:
-    new, old = elements(tensor.detach().to(spot.tensor.device)), elements(spot.tensor.clone())
+    new, old = elements(tensor.to(spot.tensor.device)), elements(spot.tensor.clone())
     return PatchGroup([Patch(spot, elements(spot.tensor), EVERYTHING, new, old)], old)

@@ -62,18 +62,22 @@ def _mark(op: str, dtype: torch.dtype) -> Tensor:
 
 def _read(where: str, record: Record, name: str, arrays: dict[str, Tensor]) -> ParameterDelta:
     dtype = step_dtype(record.dtype) if record.op == "step" else record.dtype
-    nothing = torch.empty(0, dtype=torch.int32)
-    exact_indices = arrays.pop(f"{name}.exact_indices", nothing)
-    exact_values = arrays.pop(f"{name}.exact_values", torch.empty(0, dtype=record.dtype))
+    exact_indices = _take(arrays, f"{name}.exact_indices", torch.int32)
+    exact_values = _take(arrays, f"{name}.exact_values", record.dtype)
     full = arrays.pop(f"{name}.full", None)
     if full is not None:
         indices, values = _sparsify(where, full, record, dtype, exact_indices)
     else:
-        indices = arrays.pop(f"{name}.indices", nothing)
-        values = arrays.pop(f"{name}.values", torch.empty(0, dtype=dtype))
+        indices = _take(arrays, f"{name}.indices", torch.int32)
+        values = _take(arrays, f"{name}.values", dtype)
     return ParameterDelta(
         indices, values, record.shape, record.dtype, exact_indices, exact_values, record.base, record.op
     )
+
+
+def _take(arrays: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    array = arrays.pop(name, None)
+    return torch.empty(0, dtype=dtype) if array is None else array
 
 
 def _sparsify(

@@ -13,7 +13,9 @@ take 0.01 bits each.
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from rst.exactness import bits, step_dtype
 from rst.parameter_delta import ParameterDelta, index_dtype
 from rst.records import Record
 
+Positions = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 _MOST_RECORD_BYTES = 1 << 27  # a million parameters
 
 
@@ -49,22 +52,19 @@ def from_arrays(source: str, records: Mapping[str, Record], arrays: dict[str, Te
         DeltaFormatError: a stream is damaged, announces too much, or does not fit the records.
     """
     streams = _Streams(source, arrays)
-    indices = streams.positions("gaps", [record.numel for record in records.values()])
-    slots = streams.positions("exact_gaps", [part.numel() for part in indices])
-    values = _read_values(streams, "values", records, indices)
-    exact_values = _read_values(streams, "exact_values", records, slots)
+    sizes = [record.numel for record in records.values()]
+    indices, counts = streams.positions("gaps", sizes)
+    slots, exact_counts = streams.positions("exact_gaps", counts)
+    local = indices - np.repeat(np.array([0, *accumulate(sizes)][:-1], dtype=indices.dtype), counts)
+    values = _read_values(streams, "values", records, counts)
+    exact_values = _read_values(streams, "exact_values", records, exact_counts)
     return {
         name: ParameterDelta(
-            indices[i],
-            values[name],
-            record.shape,
-            record.dtype,
-            indices[i][slots[i].long()],
-            exact_values[name],
-            record.base,
-            record.op,
+            positions, values[name], record.shape, record.dtype, exact, exact_values[name], record.base, record.op
         )
-        for i, (name, record) in enumerate(records.items())
+        for (name, record), positions, exact in zip(
+            records.items(), _split(local, counts, sizes), _split(local[slots], exact_counts, sizes), strict=True
+        )
     }
 
 
@@ -108,20 +108,17 @@ class _Streams:
         stream = self.arrays.pop(name, None)
         return torch.empty(0, dtype=dtype) if stream is None else decompress(f"{self.source}: {name}", stream, dtype)
 
-    def positions(self, name: str, sizes: Sequence[int]) -> list[Tensor]:
-        """Invert `_pack_positions`: for each part its own positions."""
+    def positions(self, name: str, sizes: Sequence[int]) -> tuple[Positions, list[int]]:
+        """Invert `_pack_positions`: where the entries lie with the parts laid end to end, and how many in each part."""
         starts = [0, *accumulate(sizes)]
         if name not in self.arrays:
-            return [torch.empty(0, dtype=index_dtype(size)) for size in sizes]
-        gaps = self.array(name, index_dtype(starts[-1]))
-        least = int(gaps.min())
-        positions = gaps.add_(1).cumsum_(0).sub_(1)  # a sum that overflows leaves an order that validation refuses
-        if least < 0 or not 0 <= int(positions[-1]) < starts[-1]:
+            return np.empty(0, dtype=np.int64), [0] * len(sizes)
+        gaps = self.array(name, index_dtype(starts[-1])).numpy()
+        positions = np.cumsum(gaps + 1, dtype=gaps.dtype) - 1  # an overflow leaves an order that validation refuses
+        if gaps.min() < 0 or not 0 <= positions[-1] < starts[-1]:
             raise DeltaFormatError(f"{self.source}: {name} lead outside the {starts[-1]} entries there are")
-        edges = torch.searchsorted(positions, torch.tensor(starts, dtype=positions.dtype)).tolist()
-        return [
-            positions[edges[i] : edges[i + 1]].sub_(starts[i]).to(index_dtype(size)) for i, size in enumerate(sizes)
-        ]
+        edges = np.searchsorted(positions, np.array(starts, dtype=positions.dtype))
+        return positions, np.diff(edges).tolist()
 
     def values(self, name: str, dtype: torch.dtype, lengths: Sequence[int]) -> tuple[Tensor, ...]:
         """Invert `_pack_values`: for each part its own values."""
@@ -131,10 +128,16 @@ class _Streams:
         return torch.split(array, list(lengths))
 
 
+def _split(positions: Positions, counts: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
+    """Cut positions into parts, each in the dtype that suits its parameter."""
+    parts = torch.split(torch.from_numpy(positions), list(counts))
+    return [part.to(index_dtype(size)) for part, size in zip(parts, sizes, strict=True)]
+
+
 def _read_values(
-    streams: _Streams, kind: str, records: Mapping[str, Record], positions: Sequence[Tensor]
+    streams: _Streams, kind: str, records: Mapping[str, Record], counts: Sequence[int]
 ) -> dict[str, Tensor]:
-    lengths = dict(zip(records, (part.numel() for part in positions), strict=True))
+    lengths = dict(zip(records, counts, strict=True))
     values: dict[str, Tensor] = {}
     for dtype in dict.fromkeys(record.dtype for record in records.values()):
         alike = [name for name, record in records.items() if record.dtype == dtype]

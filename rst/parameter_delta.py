@@ -1,5 +1,6 @@
 """The change of one parameter: where, by how much, and the few absolute values that no residual can express."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -115,7 +116,7 @@ class ParameterDelta:
     @property
     def numel(self) -> int:
         """Number of weights of the parameter."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -143,10 +144,11 @@ class ParameterDelta:
         object.__setattr__(self, "_writes_when_checked", self._writes())
 
     def _writes(self) -> tuple[int, ...] | None:
-        arrays = (self.indices, self.values, self.exact_indices, self.exact_values)
-        present = [array for array in arrays if array is not None]
-        # torch counts no writes to tensors made in inference mode
-        return None if any(array.is_inference() for array in present) else tuple(array._version for array in present)
+        arrays = (self.indices, self.values, self.exact_indices, self.overlay)
+        try:
+            return tuple([array._version for array in arrays])
+        except RuntimeError:  # torch counts no writes to tensors made in inference mode
+            return None
 
     def __getstate__(self) -> dict[str, object]:
         """What is pickled and copied: not that it was checked."""

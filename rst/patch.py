@@ -101,16 +101,16 @@ def end_to_end(parts: Sequence[Elements]) -> Elements:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts))
 
 
-def in_memory_order(tensor: Tensor) -> Tensor:
+def in_memory_order(tensor: Tensor) -> Elements:
     """View the memory of a tensor in one dimension, first element to last, whatever its strides."""
+    if tensor.is_contiguous():
+        return elements(tensor).reshape(-1)
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((span if tensor.numel() else 0,), (1,))
+    return elements(tensor.as_strided((span if tensor.numel() else 0,), (1,)))
 
 
 def memory_positions(tensor: Tensor, positions: Tensor) -> Tensor:
     """Turn row-major positions into positions `in_memory_order`, so that one scatter serves every memory format."""
-    if tensor.is_contiguous():
-        return positions
     axes = torch.unravel_index(positions, tensor.shape)
     return sum((axis * stride for axis, stride in zip(axes, tensor.stride(), strict=True)), torch.zeros_like(positions))
 

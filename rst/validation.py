@@ -1,7 +1,7 @@
 """What every change must satisfy before a single weight is touched; a delta may come from a stranger."""
 
-import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import get_args
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rst.errors import DeltaFormatError
 from rst.exactness import step_dtype
-from rst.joining import batches, join, lay, spread
+from rst.joining import batches, join
 from rst.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 
 _COUNTABLE = 1 << 63
@@ -35,11 +35,12 @@ def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
 
 def _check_form(where: str, change: ParameterDelta) -> None:
     """Check what can be told without reading the arrays."""
-    if math.prod(change.shape) >= _COUNTABLE:
+    numel = change.numel
+    if numel >= _COUNTABLE:
         raise DeltaFormatError(f"{where}: a parameter of shape {change.shape} has too many weights to count")
     _check_op(where, change)
-    _check_positions(where, "indices", change.indices, change.numel)
-    _check_positions(where, "exact_indices", change.exact_indices, change.numel)
+    _check_positions(where, "indices", change.indices, numel)
+    _check_positions(where, "exact_indices", change.exact_indices, numel)
     if change.exact_indices.numel() and change.exact_indices.dtype != change.indices.dtype:
         raise DeltaFormatError(f"{where}: exact_indices is {change.exact_indices.dtype}, not {change.indices.dtype}")
     _check_values(where, "values", change.values, step_dtype(change.dtype) if change.op == "step" else change.dtype)
@@ -53,18 +54,22 @@ def _contents_fit(changes: Sequence[ParameterDelta]) -> bool:
     sizes = [change.numel for change in changes]
     if sum(sizes) >= _COUNTABLE:
         return False
+    joined = join(changes)
     try:
-        _check_contents("", join(changes))
+        _check_contents("", joined)
     except DeltaFormatError:
         return False
-    indices, exact_indices = [c.indices for c in changes], [c.exact_indices for c in changes]
-    return _inside(indices, sizes) and _inside(exact_indices, sizes)
+    return _inside(joined.indices, [change.nnz for change in changes], sizes) and _inside(
+        joined.exact_indices, [change.exact_indices.numel() for change in changes], sizes
+    )
 
 
-def _inside(parts: Sequence[Tensor], sizes: Sequence[int]) -> bool:
-    """Whether the positions of every part lie in its own parameter."""
-    positions = lay(parts)
-    return bool(((positions >= 0) & (positions < spread(sizes, parts, positions.device))).all())
+def _inside(positions: Tensor, counts: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether each part's positions, in order and laid end to end, lie in its own parameter."""
+    edges = zip(accumulate(counts), counts, accumulate(sizes), sizes, strict=True)
+    filled = [(stop - count, stop - 1, end - size, end) for stop, count, end, size in edges if count]
+    first, last, start, end = torch.tensor(filled, dtype=torch.int64, device=positions.device).reshape(-1, 4).unbind(1)
+    return bool(((positions[first] >= start) & (positions[last] < end)).all())
 
 
 def _check_contents(where: str, change: ParameterDelta) -> None:
