@@ -55,8 +55,9 @@ def _draw_trained(axes: Axes, trained: list[Measurement]) -> None:
         places = [i + (k - (len(columns) - 1) / 2) * width for i in range(len(trained))]
         bits = [_bits(one, name) for one in trained]
         axes.plot(places, bits, "o" if name in _OURS else "s", color=colour, markersize=8)
+        shift = (0, -14 if k % 2 else 7)  # neighbours' numbers apart
         for place, height in zip(places, bits, strict=True):
-            axes.annotate(f"{height:.3g}", (place, height), (0, 7), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(f"{height:.3g}", (place, height), shift, textcoords="offset points", ha="center", fontsize=7)
     for i, one in enumerate(trained):
         if one.bound is not None:
             axes.hlines(one.bound, i - 0.45, i + 0.45, color="black", linestyle=":", linewidth=2)
