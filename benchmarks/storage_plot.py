@@ -55,9 +55,8 @@ def _draw_trained(axes: Axes, trained: list[Measurement]) -> None:
         places = [i + (k - (len(columns) - 1) / 2) * width for i in range(len(trained))]
         bits = [_bits(one, name) for one in trained]
         axes.plot(places, bits, "o" if name in _OURS else "s", color=colour, markersize=8)
-        shift = (0, -14 if k % 2 else 7)  # neighbours' numbers apart
-        for place, height in zip(places, bits, strict=True):
-            axes.annotate(f"{height:.3g}", (place, height), shift, textcoords="offset points", ha="center", fontsize=7)
+        for x, y in zip(places, bits, strict=True):
+            axes.annotate(f"{y:.3g}", (x, y), (0, 7), textcoords="offset points", ha="center", rotation=90, fontsize=8)
     for i, one in enumerate(trained):
         if one.bound is not None:
             axes.hlines(one.bound, i - 0.45, i + 0.45, color="black", linestyle=":", linewidth=2)
@@ -65,7 +64,7 @@ def _draw_trained(axes: Axes, trained: list[Measurement]) -> None:
     axes.set_ylabel("bits a changed weight, whole file")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.margins(y=0.12)
+    axes.margins(y=0.15)
     axes.set_title("Changes that training made (dotted: entropy bound, where it can be estimated)")
     axes.grid(axis="y", alpha=0.3)
 
