@@ -17,6 +17,7 @@ def write_page() -> Path:
 
 
 def section(family: dict[str, Any]) -> list[str]:
+    """The lines of one family: command, table, notes, picture, machine."""
     columns = list(dict.fromkeys(column for row in family["rows"] for column in row))
     lines = [f"## {family['title']}", "", f"`{family['command']}`", ""]
     lines += ["| " + " | ".join(["", *columns[1:]]) + " |", "|" + "---|" * len(columns)]

@@ -26,7 +26,9 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     live = vit_b_16.module(base)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        files = {encoding: [scratch / f"{encoding}-{i}.safetensors" for i in range(2)] for encoding in ("coo", "packed")}
+        files = {
+            encoding: [scratch / f"{encoding}-{i}.safetensors" for i in range(2)] for encoding in ("coo", "packed")
+        }
         for encoding, paths in files.items():
             for delta, path in zip(deltas, paths, strict=True):
                 delta.save(path, encoding=encoding)

@@ -30,26 +30,39 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
         starts = range(0, base.numel(), _DEVICE_CHUNK)
         windows = [slice(start, start + _DEVICE_CHUNK) for start in starts]
         parts = [(raw_base[w] != raw_tuned[w]).nonzero().squeeze(1) + w.start for w in windows]
-        return torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *parts]), _may_have_nan(tuned)
+        positions = torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *parts])
+        return positions, tuned.is_floating_point()
+    infinity = _infinity(tuned.dtype)
     pieces = [slice(start, min(start + PIECE, base.numel())) for start in range(0, base.numel(), PIECE)]
-    results = on_all_cores(lambda piece: _compare(raw_base.numpy(), raw_tuned.numpy(), tuned, piece), pieces)
+    results = on_all_cores(lambda piece: _compare(raw_base.numpy(), raw_tuned.numpy(), piece, infinity), pieces)
     found = [torch.from_numpy(positions) for positions, _ in results if positions.size]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64), any(nan for _, nan in results)
 
 
-def _compare(base: Raw, raw_tuned: Raw, tuned: Tensor, piece: slice) -> tuple[Raw, bool]:
+def count_changed(base: Tensor, tuned: Tensor) -> int:
+    """How many elements of two tensors of one shape and dtype differ in any bit."""
+    return changed_positions(base.reshape(-1), tuned.reshape(-1))[0].numel()
+
+
+def _infinity(dtype: torch.dtype) -> int | None:
+    """The bits of +infinity: a magnitude with larger bits is a NaN. None for dtypes without NaN."""
+    if not dtype.is_floating_point:
+        return None
+    if dtype.itemsize == 1:
+        return 0  # float8's NaNs differ by format: say that there may be some
+    return int(bits(torch.tensor([float("inf")], dtype=dtype)))
+
+
+def _compare(base: Raw, tuned: Raw, piece: slice, infinity: int | None) -> tuple[Raw, bool]:
+    # numpy compares several times as fast as torch does here
     differs = np.empty(piece.stop - piece.start, dtype=np.bool_)
+    magnitude = np.empty(min(CHUNK, differs.size), dtype=base.dtype)
     may_have_nan = False
     for start in range(piece.start, piece.stop, CHUNK):
         window = slice(start, min(start + CHUNK, piece.stop))
-        # numpy compares several times as fast as torch does here
-        np.not_equal(base[window], raw_tuned[window], out=differs[start - piece.start : window.stop - piece.start])
-        may_have_nan = may_have_nan or _may_have_nan(tuned[window])
+        np.not_equal(base[window], tuned[window], out=differs[start - piece.start : window.stop - piece.start])
+        if infinity is not None and not may_have_nan:
+            part = magnitude[: window.stop - start]
+            np.bitwise_and(tuned[window], np.iinfo(tuned.dtype).max, out=part)
+            may_have_nan = bool(part.max() > infinity)
     return np.flatnonzero(differs) + piece.start, may_have_nan
-
-
-def _may_have_nan(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return False
-    # One reduction instead of a mask; the narrow floats have none.
-    return tensor.element_size() == 1 or bool(tensor.amax().isnan())

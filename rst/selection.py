@@ -20,7 +20,7 @@ def select_(
     config: RSTConfig,
     progress: float,
     backend: Backend = "eager",
-) -> Tensor:
+) -> None:
     """Reset, in place, every weight that the configuration does not keep to its pretrained value, bit for bit.
 
     Args:
@@ -30,18 +30,16 @@ def select_(
         progress: position in the run, in [0, 1], for schedules.
         backend: how Eq. 17 is computed; the bits are the same.
 
-    Returns:
-        The number of weights kept, an int64 tensor of shape ().
-
     Raises:
         NonFiniteError: with `select="top"`, a weight is NaN: its change has no rank.
     """
     if config.select == "top":
-        return _select_top(tuned, base, config.ratio_at(progress), backend)
-    if config.select == "bias":
-        return _select_bias(tuned, base)
-    pairs = ((weight, base[name]) for name, weight in tuned.items())
-    return project_(pairs, config.threshold_at(progress), backend)
+        _select_top(tuned, base, config.ratio_at(progress), backend)
+    elif config.select == "bias":
+        _select_bias(tuned, base)
+    else:
+        pairs = ((weight, base[name]) for name, weight in tuned.items())
+        project_(pairs, config.threshold_at(progress), backend)
 
 
 def is_bias(name: str) -> bool:
@@ -49,17 +47,13 @@ def is_bias(name: str) -> bool:
     return name.rpartition(".")[2].endswith("bias")
 
 
-def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensor:
-    kept = 0
+def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
     for name, weight in tuned.items():
-        if is_bias(name):
-            kept += weight.numel()
-        else:
+        if not is_bias(name):
             weight.copy_(base[name])
-    return torch.tensor(kept)
 
 
-def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, backend: Backend) -> Tensor:
+def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, backend: Backend) -> None:
     """Keep exactly `round(ratio * N)` of the N weights, fewer only where fewer changed.
 
     Of equal changes at the boundary the first are kept, in the order of the parameters and of their elements, so the
@@ -67,21 +61,19 @@ def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: 
     """
     total = sum(weight.numel() for weight in tuned.values())
     budget = round(ratio * total)
-    threshold, kept = float("inf"), 0
+    threshold = float("inf")
     ties: list[tuple[Tensor, Tensor, Tensor]] = []
     if budget:
         wide = torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
         pieces = [piece for name, weight in tuned.items() for piece in _pieces(name, weight, base)]
         kth = kth_largest(lambda piece: piece.changes(wide), pieces, budget, total)
-        threshold, kept = kth.value, kth.above
+        threshold = kth.value
         if threshold > 0:
             ties = _first_ties(pieces, kth.ties, budget - kth.above)
-            kept = budget
     for name, weight in tuned.items():
         project_([(weight, base[name])], _at_most(threshold, weight.dtype), backend)
     for weight, positions, values in ties:
         weight[torch.unravel_index(positions, weight.shape)] = values
-    return torch.tensor(kept)
 
 
 @dataclass(frozen=True)

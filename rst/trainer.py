@@ -15,6 +15,7 @@ from rst.base_weights import BaseWeights
 from rst.checkpoints import RECORD_VERSION, TRAINER_RECORD
 from rst.config import RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
+from rst.difference import count_changed
 from rst.errors import ConfigError
 from rst.extraction import Extraction
 from rst.naming import unwrap
@@ -98,24 +99,24 @@ class ResidualSparseTrainer:
         """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you."""
         self._steps += 1
         if self.config.every and self._steps % self.config.every == 0:
-            self._select()
+            self.select()
 
-    def select(self) -> int:
+    @torch.no_grad()
+    def select(self) -> None:
         """Put every weight that the configuration does not keep back to w0, bit for bit (Eq. 17).
-
-        Returns:
-            The number of weights kept.
 
         Raises:
             ParameterMismatchError: a parameter changed its shape or dtype since the start.
             NonFiniteError: top-r selection met a NaN.
         """
-        return int(self._select())
-
-    @torch.no_grad()
-    def _select(self) -> Tensor:
         tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
-        return select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend)
+        select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend)
+
+    def count_changed(self) -> int:
+        """How many of the tracked weights differ from w0 now; reads all of them once more."""
+        tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
+        base = self._base.beside(tuned)
+        return sum(count_changed(base[name], weight) for name, weight in tuned.items())
 
     def export(self, op: Op = "add") -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.

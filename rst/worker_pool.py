@@ -1,4 +1,4 @@
-"""Work in pieces on as many threads as torch is allowed, for operations too small for torch to split by itself."""
+"""Numpy's work in pieces, on as many threads as torch is allowed."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Elements an operation gets at a time: below the size from which torch starts threads of its own, and small enough
-# that a chunk with its temporaries stays in a core's second-level cache.
-CHUNK = 31 << 10
+# Elements an operation gets at a time. Small enough that a chunk with its temporaries stays in a shared cache; large
+# enough that threads seldom wait for each other's turn at the interpreter between two operations.
+CHUNK = 1 << 18
 # Elements that a worker takes at a time.
-PIECE = 32 * CHUNK
+PIECE = 4 * CHUNK
 
 
 def on_all_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -19,9 +19,8 @@ def test_projection_is_the_where_of_equation_17(pair: tuple[torch.Tensor, torch.
     base, tuned = pair
     wanted = torch.where((tuned - base).abs() > tau, tuned, base)
     projected = tuned.clone()
-    kept = project_([(projected, base)], tau, "eager")
+    project_([(projected, base)], tau, "eager")
     assert bit_equal(projected, wanted)
-    assert int(kept) == tuned.numel() - int(((tuned - base).abs() <= tau).sum())
 
 
 @given(pairs(), st.floats(0, 2))
@@ -102,7 +101,7 @@ def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) ->
     tuned = {name: data.draw(vectors(dtype, weights.numel())) for name, weights in base.items()}
     before = {name: weights.clone() for name, weights in tuned.items()}
     ratio = data.draw(st.floats(0.01, 1.0))
-    kept = int(select_(tuned, base, RSTConfig(select="top", ratio=ratio), 1.0))
+    select_(tuned, base, RSTConfig(select="top", ratio=ratio), 1.0)
 
     change = torch.cat([(before[n] - base[n]).abs() * (before[n] != base[n]) for n in base]).double()
     change = torch.where(change.isnan(), torch.zeros_like(change), change)
@@ -112,11 +111,10 @@ def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) ->
     keep[chosen] = True
     wanted = torch.where(keep, torch.cat(list(before.values())), torch.cat(list(base.values())))
     assert bit_equal(torch.cat(list(tuned.values())), wanted)
-    assert kept == len(chosen)
 
 
 def test_bias_moves_biases_only() -> None:
     base = {"a.weight": torch.zeros(3), "a.bias": torch.zeros(2), "attn.in_proj_bias": torch.zeros(1)}
     tuned = {name: torch.ones_like(weights) for name, weights in base.items()}
-    assert int(select_(tuned, base, RSTConfig(select="bias"), 1.0)) == 3
+    select_(tuned, base, RSTConfig(select="bias"), 1.0)
     assert [name for name, weights in tuned.items() if weights.any()] == ["a.bias", "attn.in_proj_bias"]

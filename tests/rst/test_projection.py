@@ -41,11 +41,10 @@ def test_the_bits_are_those_of_the_formula(dtype: torch.dtype, backend: Backend)
     pairs = [any_weights(dtype, size) for size in (100_003, 20_000, 100, 1, 0)]
     for threshold in THRESHOLDS:
         projected = [(tuned.clone(), base) for base, tuned in pairs]
-        kept = project_(iter(projected), threshold, backend)
+        project_(iter(projected), threshold, backend)
         changes = [(tuned - base).abs() for base, tuned in pairs]
         for (found, _), (base, tuned), change in zip(projected, pairs, changes, strict=True):
             assert bit_equal(found, torch.where(change > threshold, tuned, base)), threshold
-        assert int(kept) == sum(int((~(change <= threshold)).sum()) for change in changes), threshold
 
 
 @needs_compiler
@@ -66,12 +65,11 @@ def test_several_threads_give_the_same_bits() -> None:
     threads = torch.get_num_threads()
     single, several = tuned.clone(), tuned.clone()
     torch.set_num_threads(1)
-    alone = project_([(single, base)], 1e-3, "eager")
+    project_([(single, base)], 1e-3, "eager")
     torch.set_num_threads(4)
-    together = project_([(several, base)], 1e-3, "eager")
+    project_([(several, base)], 1e-3, "eager")
     torch.set_num_threads(threads)
     assert bit_equal(single, several)
-    assert int(alone) == int(together)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -128,7 +128,7 @@ def test_a_schedule_follows_the_steps() -> None:
     trainer.attach(optimizer)
     total = sum(p.numel() for p in model.parameters())
     train(model, optimizer, 5)
-    assert trainer.select() == round(0.55 * total)
+    assert trainer.count_changed() == round(0.55 * total)
     train(model, optimizer, 10)
     assert trainer.export().nnz == round(0.1 * total)
 
