@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rst.exactness import bits
-from rst.worker_pool import CHUNK, PIECE, on_all_cores
+from rst.worker_pool import CHUNK, on_all_cores
 
 Raw = np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]
 
@@ -33,9 +33,10 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
         positions = torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *parts])
         return positions, tuned.is_floating_point()
     infinity = _infinity(tuned.dtype)
-    pieces = [slice(start, min(start + PIECE, base.numel())) for start in range(0, base.numel(), PIECE)]
-    results = on_all_cores(lambda piece: _compare(raw_base.numpy(), raw_tuned.numpy(), piece, infinity), pieces)
-    found = [torch.from_numpy(positions) for positions, _ in results if positions.size]
+    share = max(CHUNK, -(-base.numel() // (2 * torch.get_num_threads())))
+    shares = [slice(start, min(start + share, base.numel())) for start in range(0, base.numel(), share)]
+    results = on_all_cores(lambda share: _compare(raw_base.numpy(), raw_tuned.numpy(), share, infinity), shares)
+    found = [torch.from_numpy(positions) for part, _ in results for positions in part]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64), any(nan for _, nan in results)
 
 
@@ -53,16 +54,19 @@ def _infinity(dtype: torch.dtype) -> int | None:
     return int(bits(torch.tensor([float("inf")], dtype=dtype)))
 
 
-def _compare(base: Raw, tuned: Raw, piece: slice, infinity: int | None) -> tuple[Raw, bool]:
+def _compare(base: Raw, tuned: Raw, share: slice, infinity: int | None) -> tuple[list[Raw], bool]:
     # numpy compares several times as fast as torch does here
-    differs = np.empty(piece.stop - piece.start, dtype=np.bool_)
-    magnitude = np.empty(min(CHUNK, differs.size), dtype=base.dtype)
-    may_have_nan = False
-    for start in range(piece.start, piece.stop, CHUNK):
-        window = slice(start, min(start + CHUNK, piece.stop))
-        np.not_equal(base[window], tuned[window], out=differs[start - piece.start : window.stop - piece.start])
+    mask = np.empty(min(CHUNK, share.stop - share.start), dtype=np.bool_)
+    buffer = np.empty_like(mask, dtype=base.dtype)
+    found, may_have_nan = [], False
+    for start in range(share.start, share.stop, CHUNK):
+        window = slice(start, min(start + CHUNK, share.stop))
+        differs, magnitude = mask[: window.stop - start], buffer[: window.stop - start]
+        np.not_equal(base[window], tuned[window], out=differs)
+        positions = np.flatnonzero(differs)
+        if positions.size:
+            found.append(positions + start)
         if infinity is not None and not may_have_nan:
-            part = magnitude[: window.stop - start]
-            np.bitwise_and(tuned[window], np.iinfo(tuned.dtype).max, out=part)
-            may_have_nan = bool(part.max() > infinity)
-    return np.flatnonzero(differs) + piece.start, may_have_nan
+            np.bitwise_and(tuned[window], np.iinfo(tuned.dtype).max, out=magnitude)
+            may_have_nan = bool(magnitude.max() > infinity)
+    return found, may_have_nan

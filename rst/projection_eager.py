@@ -1,6 +1,6 @@
 """Eq. 17 without a compiler: in chunks that stay in cache, on all cores. Works everywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rst.comparison_bound import comparison_bound, wide_dtype
 from rst.exactness import bits
-from rst.worker_pool import CHUNK, PIECE, on_all_cores
+from rst.worker_pool import CHUNK, deal, on_all_cores
 
 Array = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -22,30 +22,29 @@ def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> N
     pieces: list[tuple[Tensor, Tensor]] = []
     for weight, origin in pairs:
         if weight.device.type == "cpu":
-            pieces += zip(torch.split(weight, PIECE), torch.split(origin, PIECE), strict=True)
+            pieces += zip(torch.split(weight, CHUNK), torch.split(origin, CHUNK), strict=True)
         else:
             _project_on_device(weight, origin, threshold)
-    on_all_cores(lambda piece: _project_on_cpu(*piece, threshold), pieces)
+    for alike in {weight.dtype: None for weight, _ in pieces}:
+        shares = deal([pair for pair in pieces if pair[0].dtype == alike])
+        on_all_cores(lambda share: _project_on_cpu(share, threshold), shares)
 
 
-def _project_on_cpu(weight: Tensor, origin: Tensor, threshold: float) -> None:
-    """One piece in chunks through numpy, whose comparisons and masked copies are several times as fast as torch's."""
-    dtype = weight.dtype
-    raw_weight, raw_origin = bits(weight).numpy(), bits(origin).numpy()
-    size = min(CHUNK, weight.numel())
-    change: Array = torch.empty(size, dtype=wide_dtype(dtype)).numpy()
-    spare, reset = np.empty_like(change), np.empty(size, dtype=np.bool_)
-    bound = change.dtype.type(comparison_bound(threshold, dtype))
-    for start in range(0, weight.numel(), CHUNK):
-        window = slice(start, min(start + CHUNK, weight.numel()))
-        part = slice(0, window.stop - start)
-        tuned = _widen(raw_weight[window], dtype, change[part])
-        base = _widen(raw_origin[window], dtype, spare[part])
+def _project_on_cpu(pairs: Sequence[tuple[Tensor, Tensor]], threshold: float) -> None:
+    """One worker's share, through numpy, whose comparisons and masked copies are several times as fast as torch's."""
+    dtype, size = pairs[0][0].dtype, max(weight.numel() for weight, _ in pairs)
+    buffer: Array = torch.empty(size, dtype=wide_dtype(dtype)).numpy()
+    spare, mask = np.empty_like(buffer), np.empty(size, dtype=np.bool_)
+    bound = buffer.dtype.type(comparison_bound(threshold, dtype))
+    for weight, origin in pairs:
+        raw_weight, raw_origin = bits(weight).numpy(), bits(origin).numpy()
+        change, reset = buffer[: raw_weight.size], mask[: raw_weight.size]
+        tuned, base = _widen(raw_weight, dtype, change), _widen(raw_origin, dtype, spare[: raw_weight.size])
         with np.errstate(all="ignore"):  # infinities may meet
-            np.subtract(tuned, base, out=change[part])
-        np.abs(change[part], out=change[part])
-        np.less_equal(change[part], bound, out=reset[part])
-        np.copyto(raw_weight[window], raw_origin[window], where=reset[part])
+            np.subtract(tuned, base, out=change)
+        np.abs(change, out=change)
+        np.less_equal(change, bound, out=reset)
+        np.copyto(raw_weight, raw_origin, where=reset)
 
 
 def _widen(raw: Array, dtype: torch.dtype, out: Array) -> Array:

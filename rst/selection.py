@@ -10,7 +10,7 @@ from rst.config import RSTConfig
 from rst.errors import NonFiniteError
 from rst.kth_magnitude import Floats, Positions, kth_largest
 from rst.projection import Backend, project_
-from rst.worker_pool import PIECE
+from rst.worker_pool import CHUNK
 
 
 @torch.no_grad()
@@ -102,9 +102,9 @@ class _Piece:
 def _pieces(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[_Piece]:
     if weight.numel() == 0:
         return
-    parts = torch.split(weight.reshape(-1), PIECE), torch.split(base[name].reshape(-1), PIECE)
+    parts = torch.split(weight.reshape(-1), CHUNK), torch.split(base[name].reshape(-1), CHUNK)
     for number, (part, origin) in enumerate(zip(*parts, strict=True)):
-        yield _Piece(name, weight, number * PIECE, part, origin)
+        yield _Piece(name, weight, number * CHUNK, part, origin)
 
 
 def _first_ties(

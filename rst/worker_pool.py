@@ -14,8 +14,6 @@ Result = TypeVar("Result")
 # Elements an operation gets at a time. Small enough that a chunk with its temporaries stays in a shared cache; large
 # enough that threads seldom wait for each other's turn at the interpreter between two operations.
 CHUNK = 1 << 18
-# Elements that a worker takes at a time.
-PIECE = 4 * CHUNK
 
 
 def on_all_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -29,6 +27,12 @@ def on_all_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> l
     if workers <= 1:
         return [without_gradients(item) for item in items]
     return list(_pool(workers, os.getpid()).map(without_gradients, items))
+
+
+def deal(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Divide items into a few shares a core, for work that keeps its buffers: fresh memory costs more than the work."""
+    shares = min(2 * torch.get_num_threads(), len(items))
+    return [items[start::shares] for start in range(shares)]
 
 
 @cache
