@@ -36,7 +36,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     if can_compile(device):
         contenders["rst compiled"] = lambda: _sync(project_(pairs, TAU, "compiled"))
     wanted = [torch.where((wt - w0).abs() > TAU, wt, w0) for wt, w0 in pairs]
-    timings = race(contenders, rounds=3 if quick else 15)
+    timings = race(contenders, rounds=3 if quick else 25)
     assert all(torch.equal(wt, right) for wt, right in zip(tuned, wanted, strict=True))
 
     limit = timings["memory: add of two into a third (3 streams)"].median
