@@ -12,13 +12,14 @@ def bars(rows: Sequence[Row], column: str, title: str, path: Path) -> None:
     """One bar a row, ours in another colour, the number at its end."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.6 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     names, values = [row.name for row in rows], [float(row.numbers[column] or 0) for row in rows]
     colours = [_OURS if name.startswith("rst") else _OTHERS for name in names]
     drawn = axes.barh(names, values, color=colours)
     axes.bar_label(drawn, [f"{value:,g}" for value in values], padding=4)
-    axes.set(xscale="log", xlabel=column, title=title, xlim=(min(values) / 2, max(values) * 4))
+    axes.set(xscale="log", xlabel=column, xlim=(min(values) / 2, max(values) * 4))
+    figure.suptitle(title, fontsize="medium")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

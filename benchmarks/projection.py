@@ -10,7 +10,7 @@ from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
 from rst.projection import project_
-from rst.projection_compiled import can_compile
+from rst.projection_compiled import has_compiler
 
 TAU = 1e-6
 
@@ -33,7 +33,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         "torch.where": lambda: _sync(_where(pairs)),
         "rst eager": lambda: _sync(project_(pairs, TAU, "eager")),
     }
-    if can_compile(device):
+    if has_compiler(device):
         contenders["rst compiled"] = lambda: _sync(project_(pairs, TAU, "compiled"))
     wanted = [torch.where((wt - w0).abs() > TAU, wt, w0) for wt, w0 in pairs]
     timings = race(contenders, rounds=3 if quick else 25)

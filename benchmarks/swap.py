@@ -69,8 +69,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     weights = sum(tensor.numel() for tensor in base.values())
     title = f"Swap of the active domain: {weights:,} float32 weights, {deltas[0].nnz:,} of them changed"
     notes = [
-        "On and off are two swaps: the base's values are checked, exchanged for the tuned ones, and put back. They and the "
-        "limit take turns in one race, so each finds the caches as the others left them.",
+        "On and off are two swaps: the base's values are checked, exchanged for the tuned ones, and put back.",
+        "Ours and the limit take turns in one race, so each finds the caches as the others left them.",
         "From a file: read, digest verified, base verified at the changed positions, then on and off.",
         "PEFT: LoRA r=4 and SHiRA r=4 on the 48 linear layers of the same shapes, merge_adapter and unmerge_adapter.",
     ]

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rst.projection_compiled import can_compile, project_compiled
+from rst.projection_compiled import compiles, project_compiled
 from rst.projection_eager import project_eager
 
 Backend = Literal["compiled", "eager"]
@@ -21,10 +21,10 @@ _WORTH_COMPILING = 1 << 24
 
 
 def choose_backend(tuned: Sequence[Tensor]) -> Backend:
-    """Compile where a compiler is at hand and there are enough weights, all on one device, to earn the wait."""
+    """Compile where that works and there are enough weights, all on one device, to earn the wait of some seconds."""
     enough = sum(weight.numel() for weight in tuned) >= _WORTH_COMPILING
     one_device = len({weight.device for weight in tuned}) == 1
-    return "compiled" if enough and one_device and can_compile(tuned[0].device) else "eager"
+    return "compiled" if enough and one_device and compiles(tuned[0].device, tuned[0].dtype) else "eager"
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Eq. 17 as one fused kernel from torch.compile: each weight and its origin are read once, the weight written once."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 
@@ -14,11 +15,26 @@ from rst.projection_eager import project_eager
 _SMALL = 1 << 14
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs: a C++ compiler for the CPU, Triton for CUDA."""
+def has_compiler(device: torch.device) -> bool:
+    """Whether what torch.compile needs is installed: a C++ compiler for the CPU, Triton for CUDA."""
     if device.type == "cpu":
         return any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++"))
     return device.type == "cuda" and torch.utils._triton.has_triton()
+
+
+@cache
+def compiles(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel compiles and runs here; the result is kept, and so is the kernel. Takes seconds, once."""
+    if not has_compiler(device):
+        return False
+    weight = torch.zeros(_SMALL, dtype=dtype, device=device)
+    try:
+        project_compiled([(weight, weight.clone())], 0.0)
+    except Exception as error:  # a compiler without headers, a read-only cache: training must go on without it
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"Eq. 17 is not compiled on {device} ({type(error).__name__}: {reason})", stacklevel=2)
+        return False
+    return True
 
 
 def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> None:

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+from rst import projection_compiled
 from rst.comparison_bound import comparison_bound
 from rst.exactness import bit_equal
 from rst.projection import Backend, choose_backend, project_
-from rst.projection_compiled import can_compile
+from rst.projection_compiled import has_compiler
 from tests.strategies import FLOAT_DTYPES
 
 RAW = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 THRESHOLDS = [0.0, 1e-6, 3e-4, 0.1, 1.0, 1e30, 5e-324]
-needs_compiler = pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler is at hand")
+needs_compiler = pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler is at hand")
 # torch.compile's own, on some of its versions
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore::UserWarning")
 
@@ -80,6 +81,20 @@ def test_the_bound_separates_what_rounds_up_from_what_rounds_down(dtype: torch.d
     assert bound.to(dtype) <= limit
     above = torch.nextafter(bound, torch.tensor(float("inf")))
     assert above.to(dtype) > limit or bound.isinf()
+
+
+def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("Python.h: no such file\nand much more")
+
+    monkeypatch.setattr(projection_compiled, "has_compiler", lambda device: True)
+    monkeypatch.setattr(projection_compiled, "_kernel", lambda: broken)
+    projection_compiled.compiles.cache_clear()
+    many = [torch.zeros(1).expand(1 << 24)]
+    with pytest.warns(UserWarning, match=r"not compiled on cpu \(RuntimeError: Python.h: no such file\)$"):
+        assert choose_backend(many) == "eager"
+    assert choose_backend(many) == "eager"
+    projection_compiled.compiles.cache_clear()
 
 
 def test_few_weights_are_not_worth_a_compiler() -> None:
