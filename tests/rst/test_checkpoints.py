@@ -106,6 +106,15 @@ def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, message: st
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path, zipped: bool, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": torch.ones(1), "trap": Hostile()}, "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"a\.pt: not a readable checkpoint"):
+        open_checkpoint("a.pt")
+    assert not Path("owned").exists()
+
+
 def test_a_truncated_file_never_gives_weights(tmp_path: Path) -> None:
     for save, name in ((save_file, "a.safetensors"), (torch.save, "a.pt")):
         save(STATE, tmp_path / name)
