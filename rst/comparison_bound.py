@@ -1,6 +1,6 @@
 """Comparing a difference of half-precision weights without rounding it first, with the same outcome."""
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 
@@ -10,7 +10,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@cache
+@lru_cache(maxsize=64)  # a schedule asks for another threshold at every step
 def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
     """The largest number of `wide_dtype` that rounds to at most `threshold` in `dtype`.
 

@@ -40,12 +40,16 @@ def compiles(device: torch.device, dtype: torch.dtype) -> bool:
 def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> None:
     """Project 1-D contiguous `(wt, w0)` in place."""
     small = []
+    bounds: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # a copy to the device each, not one a parameter
     for weight, origin in pairs:
         if weight.numel() < _SMALL:
             small.append((weight, origin))
-        else:
-            bound = torch.tensor(comparison_bound(threshold, weight.dtype), dtype=wide_dtype(weight.dtype))
-            _kernel()(weight, origin, bound.to(weight.device))
+            continue
+        kind = (weight.dtype, weight.device)
+        if kind not in bounds:
+            bound = comparison_bound(threshold, weight.dtype)
+            bounds[kind] = torch.tensor(bound, dtype=wide_dtype(weight.dtype), device=weight.device)
+        _kernel()(weight, origin, bounds[kind])
     project_eager(small, threshold)
 
 
