@@ -14,7 +14,7 @@ from rst.delta import SparseDelta
 from rst.errors import ParameterMismatchError, WrongBaseError
 from rst.fingerprint import digests
 from rst.joining import batches, join, lay
-from rst.naming import unwrap
+from rst.naming import plain_name, unwrap
 from rst.parameter_delta import ParameterDelta
 from rst.patch import EVERYTHING, Patch, PatchGroup, Spot, elements, end_to_end, in_memory_order, memory_positions
 from rst.validation import validate
@@ -137,7 +137,7 @@ def _places(module: nn.Module) -> Places:
         for siblings in (owner._parameters, owner._buffers):
             for attribute in siblings:
                 name = f"{path}.{attribute}" if path else attribute
-                places[name.replace("_orig_mod.", "")] = (siblings, attribute)
+                places[plain_name(name)] = (siblings, attribute)
     return places
 
 

@@ -83,7 +83,7 @@ def _to_cpu(weight: Tensor) -> Tensor:
 
 
 def _map_to_file(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    sizes = {name: weight.numel() * weight.element_size() for name, weight in weights.items()}
+    sizes = {name: weight.nbytes for name, weight in weights.items()}
     padded = {name: -(-size // _ALIGNMENT) * _ALIGNMENT for name, size in sizes.items()}
     with tempfile.NamedTemporaryFile(prefix="rst-base-") as file:  # unlinked at once; the mapping keeps it alive
         total = max(sum(padded.values()), 1)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,13 @@ def _resolve(path: Path) -> Path:
 def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     if not state:
         raise CheckpointError(f"{source}: holds no tensors")
-    names = {plain: original for original, plain in canonical_names(state).items()}
+    names = _original_names(state)
     return Checkpoint(source, names, state.__getitem__, _find_tied(names, state))
+
+
+def _original_names(names: Iterable[str]) -> dict[str, str]:
+    """Plain name to the name in the file."""
+    return {plain: original for original, plain in canonical_names(names).items()}
 
 
 def _find_tied(names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -151,16 +156,14 @@ def _from_safetensors(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     if not names:
         raise CheckpointError(f"{path}: holds no tensors")
-    plain = {plain: original for original, plain in canonical_names(names).items()}
-    return Checkpoint(str(path), plain, file.get_tensor, mapped=True)
+    return Checkpoint(str(path), _original_names(names), file.get_tensor, mapped=True)
 
 
 def _from_shards(path: Path) -> Checkpoint:
     weight_map = _read_index(path)
     shards = {file_name: open_checkpoint(path.parent / file_name) for file_name in sorted(set(weight_map.values()))}
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
-    plain = {plain: original for original, plain in canonical_names(weight_map).items()}
-    return Checkpoint(str(path), plain, lambda name: readers[name](name), mapped=True)
+    return Checkpoint(str(path), _original_names(weight_map), lambda name: readers[name](name), mapped=True)
 
 
 def _read_index(path: Path) -> dict[str, str]:

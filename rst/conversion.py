@@ -6,9 +6,10 @@ from typing import get_args
 
 from torch import Tensor
 
-from rst.checkpoints import Checkpoint, Weights, open_checkpoint
+from rst.base_lookup import check_fits, names_in_base
+from rst.checkpoints import Weights, open_checkpoint
 from rst.delta import SparseDelta
-from rst.errors import ConfigError, ParameterMismatchError
+from rst.errors import ConfigError
 from rst.fingerprint import digest
 from rst.parameter_delta import Op, ParameterDelta, gather, stored_op
 from rst.validation import validate
@@ -48,22 +49,10 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
         elif weights is None:
             raise ConfigError(f'{name}: from op "{change.op}" to "{op}" needs the base weights')
         else:
-            origin = _find(name, source, weights, change)
-            converted[name] = _express(f"{weights.source}: {name}", change, origin, op)
+            present = names_in_base(name, source, weights)[0]
+            check_fits(present, change, weights)
+            converted[name] = _express(f"{weights.source}: {name}", change, weights[present].detach(), op)
     return replace(source, parameters=converted)
-
-
-def _find(name: str, delta: SparseDelta, base: Checkpoint, change: ParameterDelta) -> Tensor:
-    present = next((candidate for candidate in delta.names_of(name) if candidate in base), None)
-    if present is None:
-        raise ParameterMismatchError(f"{base.source}: lacks {name}, which the delta changes")
-    tensor = base[present].detach()
-    if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
-        raise ParameterMismatchError(
-            f"{base.source}: {present} is {tensor.dtype} {tuple(tensor.shape)}, "
-            f"the delta is for {change.dtype} {change.shape}"
-        )
-    return tensor
 
 
 def _express(where: str, change: ParameterDelta, base: Tensor, op: Op) -> ParameterDelta:

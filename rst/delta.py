@@ -90,7 +90,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays in memory."""
-        whole = sum(tensor.numel() * tensor.element_size() for tensor in self.dense.values())
+        whole = sum(tensor.nbytes for tensor in self.dense.values())
         return whole + sum(change.nbytes for change in self.parameters.values())
 
     def fingerprint(self) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rst.checkpoints import Checkpoint
 from rst.delta import BaseIdentity, SparseDelta
 from rst.exactness import bit_equal
-from rst.parameter_delta import Op, ParameterDelta, check_comparable, check_no_nan, check_real
+from rst.parameter_delta import Op, ParameterDelta, check_like, check_no_nan, check_real
 
 Progress = Callable[[int, int], None]
 
@@ -49,23 +49,20 @@ class Extraction:
         parameters: dict[str, ParameterDelta] = {}
         dense: dict[str, Tensor] = {}
         weights = done = 0
-        total = sum(_nbytes(self.tuned[name]) for name in self.names)
+        total = sum(self.tuned[name].nbytes for name in self.names)
         for name in self.names:
             tuned = self.tuned[name].detach()
             where = f"{self.source}: {name}" if self.source else name
-            if name in self.whole:
-                dense[name] = _copy_whole(where, tuned)
-            elif name in self.buffers:
-                check_comparable(where, self.base[name], tuned)
-                if not bit_equal(self.base[name], tuned):
-                    dense[name] = _copy_whole(where, tuned)
+            if name in self.whole or name in self.buffers:
+                if self._is_stored_whole(name, where, tuned):
+                    dense[name] = tuned.clone().contiguous()
             else:
                 weights += tuned.numel()
                 change = ParameterDelta.between(where, self.base[name], tuned, self.threshold, self.op)
                 if change.nnz:
                     parameters[name] = change
             self._release(name)
-            done += _nbytes(tuned)
+            done += tuned.nbytes
             if on_progress:
                 on_progress(done, total)
         return SparseDelta(
@@ -77,17 +74,15 @@ class Extraction:
             config=dict(self.config),
         )
 
+    def _is_stored_whole(self, name: str, where: str, tuned: Tensor) -> bool:
+        """Check a tensor that is stored whole or not at all; a buffer only if it changed."""
+        if name not in self.whole:
+            check_like(where, tuned, self.base[name])
+        check_real(where, tuned)
+        check_no_nan(where, tuned)
+        return name in self.whole or not bit_equal(self.base[name], tuned)
+
     def _release(self, name: str) -> None:
         for weights in (self.base, self.tuned):
             if isinstance(weights, Checkpoint):
                 weights.release(name)
-
-
-def _copy_whole(where: str, tensor: Tensor) -> Tensor:
-    check_real(where, tensor)
-    check_no_nan(where, tensor)
-    return tensor.clone().contiguous()
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -34,12 +34,12 @@ class KthLargest:
     ties: Sequence[Positions]
 
 
-def kth_largest(numbers: Callable[[Item], Floats], items: Sequence[Item], k: int, total: int) -> KthLargest:
+def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, total: int) -> KthLargest:
     """Find the k-th largest of all numbers.
 
     Args:
-        numbers: gives the numbers of an item, non-negative and without NaN, the same each time it is asked, in one
-            dtype for all items; may be called from several threads.
+        numbers: gives every `step`-th number of an item from the first on, `step` being its second argument.
+            Non-negative, without NaN, the same each time, in one dtype for all items; called from several threads.
         items: what the numbers are divided into.
         k: rank, at least 1 and at most `total`.
         total: how many numbers there are.
@@ -60,9 +60,9 @@ def kth_largest(numbers: Callable[[Item], Floats], items: Sequence[Item], k: int
             return KthLargest(float(value), above + int(np.count_nonzero(inside > value)), ties)
 
 
-def _bracket(numbers: Callable[[Item], Floats], items: Sequence[Item], k: int, total: int) -> tuple[float, float]:
+def _bracket(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, total: int) -> tuple[float, float]:
     stride = -(-total // _SAMPLE)
-    sample = np.sort(np.concatenate(on_all_cores(lambda item: numbers(item)[::stride].copy(), items)))
+    sample = np.sort(np.concatenate(on_all_cores(lambda item: numbers(item, stride), items)))
     share = k / total
     error = _ERRORS * (share * (1 - share) * sample.size) ** 0.5 + 2
     middle = sample.size * (1 - share)
@@ -71,9 +71,9 @@ def _bracket(numbers: Callable[[Item], Floats], items: Sequence[Item], k: int, t
     return float(low), float(high)
 
 
-def _look(numbers: Callable[[Item], Floats], low: float, high: float, item: Item) -> tuple[int, Positions, Floats]:
+def _look(numbers: Callable[[Item, int], Floats], low: float, high: float, item: Item) -> tuple[int, Positions, Floats]:
     """How many numbers of an item lie above `high`, and which lie in `[low, high]`, with their positions."""
-    all_of_them = numbers(item)
+    all_of_them = numbers(item, 1)
     positions = np.flatnonzero(all_of_them >= low)
     values = all_of_them[positions]
     inside = values <= high

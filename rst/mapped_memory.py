@@ -15,7 +15,7 @@ def release(tensor: Tensor) -> None:
 
     Other memory is left alone. Mapped memory must not have been written to: what was written would be lost.
     """
-    length = tensor.numel() * tensor.element_size()
+    length = tensor.nbytes
     if not sys.platform.startswith("linux") or length < _WORTH_RELEASING:
         return
     start = tensor.data_ptr()

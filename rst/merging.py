@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from rst.atomic import atomic_write
+from rst.base_lookup import check_fits, names_in_base
 from rst.checkpoints import PICKLED_SUFFIXES, Checkpoint, open_checkpoint, replace_state
 from rst.delta import SparseDelta
-from rst.errors import CheckpointError, ParameterMismatchError, WrongBaseError
+from rst.errors import CheckpointError, WrongBaseError
 from rst.exactness import bits
 from rst.extraction import Progress
 from rst.fingerprint import digest
@@ -81,38 +82,24 @@ def rehearse(
     merging = _open(base, delta)
     if output is not None:
         _check_output(merging, Path(output))
-    return sum(tensor.numel() * tensor.element_size() for tensor in merging.stream(merging.specs(), on_progress))
+    return sum(tensor.nbytes for tensor in merging.stream(merging.specs(), on_progress))
 
 
 class _Merge:
     """A base and a delta that have been checked against each other by name, shape and dtype."""
 
     def __init__(self, base: Checkpoint, delta: SparseDelta) -> None:
-        self.base, self.delta = base, delta
+        self.base = base
         self.changed: dict[str, ParameterDelta] = {}
         self.whole: dict[str, Tensor] = {}
         validate(delta.parameters, "delta")
         for name, change in delta.parameters.items():
-            for present in self._present(name):
-                self._check_like(present, change)
+            for present in names_in_base(name, delta, base):
+                check_fits(present, change, base)
                 self.changed[present] = change
         for name, tensor in delta.dense.items():
             aliases = [alias for alias in delta.names_of(name) if alias in base]
             self.whole |= dict.fromkeys([name, *aliases], tensor)
-
-    def _present(self, name: str) -> list[str]:
-        present = [candidate for candidate in self.delta.names_of(name) if candidate in self.base]
-        if not present:
-            raise ParameterMismatchError(f"{self.base.source}: lacks {name}, which the delta changes")
-        return present
-
-    def _check_like(self, name: str, change: ParameterDelta) -> None:
-        tensor = self.base[name]
-        if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
-            found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise ParameterMismatchError(
-                f"{self.base.source}: {name} is {found}, the delta is for {change.dtype} {change.shape}"
-            )
 
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of every merged tensor, by plain name."""
@@ -172,7 +159,7 @@ class _Merge:
             yield tensor
             self.base.release(written)  # a writer may still be busy with the last, not with the one before
             written = name
-            done += tensor.numel() * tensor.element_size()
+            done += tensor.nbytes
             if on_progress:
                 on_progress(done, total)
 

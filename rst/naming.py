@@ -24,13 +24,18 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
+def plain_name(name: str) -> str:
+    """A module's name for a tensor without what torch.compile puts into it, wherever it stands."""
+    return name.replace(_COMPILED, "")
+
+
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Map each name to the plain module's name for it.
 
     `_orig_mod.` is torch.compile's own and goes wherever it stands; `module.` goes only where every name starts with
     it, because a model may have a submodule of that name.
     """
-    plain = {name: name.replace(_COMPILED, "") for name in names}
+    plain = {name: plain_name(name) for name in names}
     while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
         plain = {original: name.removeprefix(_PARALLEL) for original, name in plain.items()}
     return plain

@@ -122,7 +122,7 @@ class ParameterDelta:
     def nbytes(self) -> int:
         """Bytes of all arrays in memory."""
         arrays = (self.indices, self.values, self.exact_indices, self.overlay)
-        return sum(array.numel() * array.element_size() for array in arrays)
+        return sum(array.nbytes for array in arrays)
 
     @property
     def density(self) -> float:
@@ -265,13 +265,6 @@ def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
         raise ParameterMismatchError(
             f"{name}: {found.dtype} {tuple(found.shape)} does not fit the base's {wanted.dtype} {tuple(wanted.shape)}"
         )
-
-
-def check_comparable(name: str, base: Tensor, tuned: Tensor) -> None:
-    """Raise `ParameterMismatchError` or `NonFiniteError` unless `tuned` can be a tuned version of `base`."""
-    check_like(name, tuned, base)
-    check_real(name, tuned)
-    check_no_nan(name, tuned)
 
 
 def check_real(name: str, tensor: Tensor) -> None:

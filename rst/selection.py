@@ -66,12 +66,13 @@ def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: 
     if budget:
         wide = torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
         pieces = [piece for name, weight in tuned.items() for piece in _pieces(name, weight, base)]
-        kth = kth_largest(lambda piece: piece.changes(wide), pieces, budget, total)
+        kth = kth_largest(lambda piece, step: piece.changes(step, wide), pieces, budget, total)
         threshold = kth.value
         if threshold > 0:
             ties = _first_ties(pieces, kth.ties, budget - kth.above)
-    for name, weight in tuned.items():
-        project_([(weight, base[name])], _at_most(threshold, weight.dtype), backend)
+    for dtype in {weight.dtype: None for weight in tuned.values()}:
+        pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
+        project_(pairs, _at_most(threshold, dtype), backend)
     for weight, positions, values in ties:
         weight[torch.unravel_index(positions, weight.shape)] = values
 
@@ -86,12 +87,13 @@ class _Piece:
     weight: Tensor
     origin: Tensor
 
-    def changes(self, dtype: torch.dtype) -> Floats:
-        """`|wt - w0|`, rounded in the parameter's dtype. Raises `NonFiniteError`."""
-        change = (self.weight - self.origin).abs_()
+    def changes(self, step: int, dtype: torch.dtype) -> Floats:
+        """`|wt - w0|` of every `step`-th element, rounded in the parameter's dtype. Raises `NonFiniteError`."""
+        weight, origin = self.weight[::step], self.origin[::step]
+        change = (weight - origin).abs_()
         if change.amax().isnan():
             # An infinite weight that stayed where it was has not changed, though inf - inf is NaN.
-            change[self.weight == self.origin] = 0.0
+            change[weight == origin] = 0.0
             if change.isnan().any():
                 nans = int(self.parameter.isnan().sum())
                 raise NonFiniteError(f"{self.name}: {nans} of {self.parameter.numel()} weights are NaN")

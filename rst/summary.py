@@ -9,8 +9,7 @@ def summarize(delta: SparseDelta) -> str:
     for name, change in delta.parameters.items():
         rows.append((name, f"{change.nnz:,}", f"{change.numel:,}", f"{change.density:.4%}", f"{change.nbytes:,}"))
     for name, tensor in delta.dense.items():
-        size = tensor.numel() * tensor.element_size()
-        rows.append((name, f"{tensor.numel():,}", f"{tensor.numel():,}", "whole", f"{size:,}"))
+        rows.append((name, f"{tensor.numel():,}", f"{tensor.numel():,}", "whole", f"{tensor.nbytes:,}"))
     weights = f"{delta.base.weights:,}" if delta.base.weights else "?"
     rows.append(("total", f"{delta.nnz:,}", weights, f"{delta.density:.4%}", f"{delta.nbytes:,}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from rst.config import RSTConfig
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.exactness import RESIDUAL_DTYPES
-from rst.naming import check_patterns, matches
+from rst.naming import check_patterns, matches, plain_name
 from rst.parameter_delta import check_real
-
-_COMPILED = "_orig_mod."
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class TrackedTensors:
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers of a module by plain name, tied ones once, as they are now."""
-    persistent = {_plain(name) for name in model.state_dict(keep_vars=True)}
-    parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
-    buffers = {_plain(name): buffer for name, buffer in model.named_buffers() if _plain(name) in persistent}
+    persistent = {plain_name(name) for name in model.state_dict(keep_vars=True)}
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    buffers = {plain_name(name): buffer for name, buffer in model.named_buffers() if plain_name(name) in persistent}
     return {**parameters, **buffers}
 
 
@@ -73,10 +71,6 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     )
 
 
-def _plain(name: str) -> str:
-    return name.replace(_COMPILED, "")
-
-
 def _is_target(name: str, config: RSTConfig) -> bool:
     wanted = config.target_modules is None or matches(name, config.target_modules)
     return wanted and not matches(name, config.exclude_modules)
@@ -85,5 +79,5 @@ def _is_target(name: str, config: RSTConfig) -> bool:
 def _find_tied(model: nn.Module, owners: Mapping[str, Tensor]) -> dict[str, str]:
     owner_of = {id(tensor): name for name, tensor in owners.items()}
     every_name = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    names = {_plain(name): owner_of.get(id(tensor)) for name, tensor in every_name}
+    names = {plain_name(name): owner_of.get(id(tensor)) for name, tensor in every_name}
     return {name: owner for name, owner in names.items() if owner is not None and owner != name}

@@ -130,9 +130,9 @@ class ResidualSparseTrainer:
             ConfigError: a frozen parameter has been made trainable, so its change is lost.
             NonFiniteError: a weight is NaN; the message names the parameter.
         """
-        self._check_unchanged_model()
-        self.select()
         live = live_tensors(self.model)
+        self._check_unchanged(live)
+        self.select()
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
         return Extraction(
@@ -194,8 +194,7 @@ class ResidualSparseTrainer:
             count = len(self._tracked.sparse)
             raise ConfigError(f"the optimiser has none of the {count} tracked parameters; build it from this model")
 
-    def _check_unchanged_model(self) -> None:
-        live = live_tensors(self.model)
+    def _check_unchanged(self, live: Mapping[str, Tensor]) -> None:
         for name, parameter in self._tracked.sparse.items():
             if live.get(name) is not parameter:
                 raise ConfigError(f"{name}: replaced since the trainer was made; wrap the model after changing it")

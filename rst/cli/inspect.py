@@ -90,7 +90,7 @@ def _tensors(delta: "SparseDelta") -> list[dict[str, Any]]:
             "of": tensor.numel(),
             "density": 1.0,
             "overlay": 0,
-            "bytes": tensor.numel() * tensor.element_size(),
+            "bytes": tensor.nbytes,
         }
         for name, tensor in delta.dense.items()
     ]
