@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks import vit_b_16
+from benchmarks import swap_peft, vit_b_16
 from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
@@ -36,7 +36,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         prepared = [delta.prepare(live) for delta in deltas]
         contenders: dict[str, Callable[[], object]] = {
             "reload of the whole model from the page cache": lambda: _reload(live, scratch / "whole.safetensors"),
-            **_peft(base),
+            **swap_peft.contenders(base, scratch),
         }
         timings = race(contenders, rounds=3 if quick else 15)
         live.load_state_dict(base)
@@ -44,6 +44,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
             "limit: one scatter a parameter": _scatter_alone(base, deltas[0]),
             "rst: prepared, on and off": lambda: _on_and_off(prepared[0]),
             "rst: prepare, on and off": lambda: _on_and_off(deltas[0].prepare(live)),
+            "rst: save a coo file": lambda: deltas[0].save(files["coo"][0]),
+            "rst: save a packed file": lambda: deltas[0].save(files["packed"][0], encoding="packed"),
             "rst: from a coo file, on and off": lambda: _on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
             "rst: from a packed file, on and off": lambda: _on_and_off(
                 SparseDelta.load(files["packed"][0]).prepare(live)
@@ -72,7 +74,9 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         "On and off are two swaps: the base's values are checked, exchanged for the tuned ones, and put back.",
         "Ours and the limit take turns in one race, so each finds the caches as the others left them.",
         "From a file: read, digest verified, base verified at the changed positions, then on and off.",
-        "PEFT: LoRA r=4 and SHiRA r=4 on the 48 linear layers of the same shapes, merge_adapter and unmerge_adapter.",
+        "PEFT: LoRA r=4 and SHiRA r=4 on the 48 linear layers of the same shapes: save_pretrained, load_adapter and "
+        "delete_adapter, merge_adapter and unmerge_adapter.",
+        "A save of ours waits until the disk has the file (fsync) and renames it; PEFT's does neither.",
     ]
     bars(rows, "milliseconds", title, folder / "swap.png")
     return write("swap", title, rows, notes, folder=folder)
@@ -102,37 +106,3 @@ def _on_and_off(prepared: object) -> None:
 def _check(live: nn.Module, state: dict[str, torch.Tensor]) -> None:
     for name, parameter in live.named_parameters():
         assert bit_equal(parameter.data, state[name]), name
-
-
-class _LinearLayers(nn.Module):
-    """The linear layers of the transformer as PEFT can wrap them; their forward is never run."""
-
-    def __init__(self, base: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for name, tensor in base.items():
-            if "resblocks" in name and tensor.ndim == 2:
-                layer = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
-                layer.weight = nn.Parameter(tensor.clone(), requires_grad=False)
-                self.layers.append(layer)
-
-
-def _peft(base: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
-    try:
-        from peft import LoraConfig, ShiraConfig, get_peft_model
-    except ImportError:
-        return {}
-    configs = {
-        "LoRA": LoraConfig(r=4, target_modules=r"layers\.\d+"),
-        "SHiRA": ShiraConfig(r=4, target_modules=r"layers\.\d+"),
-    }
-    contenders: dict[str, Callable[[], object]] = {}
-    for method, config in configs.items():
-        model = get_peft_model(_LinearLayers(base), config)
-        contenders[f"PEFT {method} r=4: merge and unmerge"] = lambda model=model: _merge_and_unmerge(model)
-    return contenders
-
-
-def _merge_and_unmerge(model: nn.Module) -> None:
-    model.merge_adapter()
-    model.unmerge_adapter()
