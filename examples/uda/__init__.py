@@ -1,0 +1,1 @@
+"""Every unsupervised domain adaptation benchmark of the paper, from one command."""

@@ -1,0 +1,108 @@
+"""What a benchmark of the paper is: domains, tasks, class names, a check of its files, and their datasets."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.uda.benchmarks.domain_dataset import DomainDataset
+
+Split = Literal["train", "test"]
+"""Which images: the two are the same whole domain, except in the digits, which have standard splits."""
+
+Role = Literal["source", "target"]
+"""What a domain is to a task: it decides the classes of a partial-set benchmark."""
+
+ClassOrder = Literal["folder", "lowercase"]
+"""How class names are sorted: as image folders are, or lower-cased first, as the released code's DomainNet prompts."""
+
+
+class DatasetError(Exception):
+    """A benchmark's files are missing or not the expected ones; says what was found and what to download."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Benchmark(ABC):
+    """One benchmark of unsupervised domain adaptation.
+
+    Attributes:
+        name: as given on the command line, e.g. "office_home".
+        title: as given in the paper, e.g. "Office-Home".
+        domains: the paper's abbreviation of each domain, and its folder under the root.
+        tasks: pairs of source and target abbreviations, in the order of the paper's table.
+        classes: names as on disk, in the order of the labels.
+        metric: what the paper reports: "accuracy", or "mean_per_class", the mean of the classes' accuracies.
+        prompt: the paper's template of a prompt; "{}" stands for the class name.
+        official_prompt: the released code's template.
+        layout: the tree of files that the root must hold.
+        download: what to download, from where, and where to put it.
+    """
+
+    name: str
+    title: str
+    domains: dict[str, str]
+    tasks: tuple[tuple[str, str], ...]
+    classes: tuple[str, ...]
+    layout: str
+    download: str
+    metric: Literal["accuracy", "mean_per_class"] = "accuracy"
+    prompt: str = "a photo of a {}"
+    official_prompt: str = "a photo of a {}"
+
+    def class_names(self, class_order: ClassOrder = "folder") -> list[str]:
+        """The classes' names for prompts, blanks for underscores.
+
+        Args:
+            class_order: "folder" gives the name of class i at position i. "lowercase" sorts the names after
+                lower-casing, as the released code does for DomainNet: the prompts no longer fit the labels
+                (`shared` fidelity note 3).
+        """
+        folders = sorted(self.classes, key=str.lower) if class_order == "lowercase" else self.classes
+        return [folder.replace("_", " ") for folder in folders]
+
+    def check(self, root: Path, *, domains: Iterable[str] | None = None, counts: bool = True) -> None:
+        """Refuse files that are not the benchmark's, before anything is trained on them.
+
+        Args:
+            root: folder that holds the domains, as `layout` shows.
+            domains: abbreviations of the domains that the run needs; all if left out.
+            counts: whether the number of images of each domain must be the published one. Without it, layout and
+                classes are still checked: for miniature copies such as `FakeDomains`.
+
+        Raises:
+            DatasetError: naming every domain that is not as expected, with the numbers, and what to download.
+        """
+        if not root.is_dir():
+            raise self._refused(root, ["there is no such folder"])
+        problems = [
+            f"{domain} ({self.domains[domain]}): {problem}"
+            for domain in (self.domains if domains is None else domains)
+            for problem in self.problems(root, domain, counts=counts)
+        ]
+        if problems:
+            raise self._refused(root, problems)
+
+    @abstractmethod
+    def problems(self, root: Path, domain: str, *, counts: bool) -> list[str]:
+        """What is wrong with one domain's files, a sentence each; empty if nothing is."""
+
+    @abstractmethod
+    def dataset(
+        self, root: Path, domain: str, split: Split, transform: Callable[[Any], Any] | None = None, *, role: Role
+    ) -> DomainDataset:
+        """Images and labels of one domain; `labels` of the result lists all labels without opening an image.
+
+        Args:
+            root: folder that `check` accepts.
+            domain: abbreviation, one of `domains`.
+            split: "train" or "test"; the same whole domain but for the digits.
+            transform: applied to each RGB or grey PIL image.
+            role: "source" or "target": in partial-set adaptation a target has fewer classes.
+        """
+
+    def _refused(self, root: Path, problems: list[str]) -> DatasetError:
+        found = "".join(f"  {problem}\n" for problem in problems)
+        return DatasetError(
+            f"{self.title} at {root} is not as expected:\n{found}{self.download}\n{root} must hold:\n{self.layout}"
+        )
