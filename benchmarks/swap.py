@@ -46,6 +46,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
             "rst: prepare, on and off": lambda: _on_and_off(deltas[0].prepare(live)),
             "rst: save a coo file": lambda: deltas[0].save(files["coo"][0]),
             "rst: save a packed file": lambda: deltas[0].save(files["packed"][0], encoding="packed"),
+            "limit: safetensors' load_file of the coo file": lambda: load_file(files["coo"][0]),
             "rst: from a coo file, on and off": lambda: _on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
             "rst: from a packed file, on and off": lambda: _on_and_off(
                 SparseDelta.load(files["packed"][0]).prepare(live)
