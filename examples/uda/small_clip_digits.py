@@ -1,0 +1,159 @@
+"""The small CLIP of the digits benchmark: pretrained on rendered, distorted, captioned digits, no real image seen."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import open_clip
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from examples import rendered_digits, small_clip
+from examples.rendered_digits import CLASSES, IMAGE_SIZE, as_input, prompt
+from examples.small_clip import CONFIG, contrastive_loss, tokenize
+
+GLYPH_SIZE = 64
+FONTS = {
+    "DejaVuSans.ttf": "sans",
+    "DejaVuSans-Oblique.ttf": "oblique sans",
+    "DejaVuSansMono.ttf": "mono",
+    "DejaVuSerif.ttf": "serif",
+    "DejaVuSerif-Italic.ttf": "italic serif",
+    "STIXGeneral.ttf": "serif",
+    "STIXGeneralItalic.ttf": "italic serif",
+    "cmr10.ttf": "serif",
+    "cmss10.ttf": "sans",
+    "cmtt10.ttf": "mono",
+}
+STROKES = {0: "", 2: "bold ", 4: "heavy "}  # pixels of GLYPH_SIZE added around the ink
+
+
+@dataclass(frozen=True)
+class DigitPretraining:
+    """How to pretrain; the cache knows a model by these settings and the code that uses them."""
+
+    steps: int = 1_500
+    batch: int = 128
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+class Glyphs(NamedTuple):
+    """Every digit in every font and stroke: grey images (N, 64, 64) in [0, 1], labels (N,) int64, captions."""
+
+    images: Tensor
+    labels: Tensor
+    captions: list[str]
+
+
+def pretrained_digit_clip(settings: DigitPretraining, cache: Path) -> open_clip.CLIP:
+    """Return the quickstart's architecture in eval mode, pretrained here or read from the cache.
+
+    A minute or a few of one core: the images are distorted anew every step, so none is seen twice.
+    """
+    path = cache / f"small-clip-digits-{_fingerprint(settings)}.safetensors"
+    torch.manual_seed(settings.seed)
+    clip = open_clip.CLIP(**open_clip.get_model_config(CONFIG.stem))
+    if path.exists():
+        clip.load_state_dict(load_file(path))
+    else:
+        _pretrain(clip, settings)
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        save_file(clip.state_dict(), unfinished)
+        unfinished.rename(path)  # a run that is stopped leaves no half a model
+    return clip.eval()
+
+
+def _pretrain(clip: open_clip.CLIP, settings: DigitPretraining) -> None:
+    glyphs = render_glyphs()
+    captions = sorted({prompt(digit) for digit in range(CLASSES)} | set(glyphs.captions))
+    plain = torch.tensor([captions.index(prompt(digit)) for digit in glyphs.labels.tolist()])
+    styled = torch.tensor([captions.index(caption) for caption in glyphs.captions])
+    tokens = tokenize(captions)
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=settings.learning_rate, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
+    clip.train()
+    for _ in track(range(settings.steps), description="Pretraining a small CLIP on rendered digits (once)"):
+        chosen = torch.randint(len(glyphs.labels), (settings.batch,), generator=generator)
+        images = as_input(distort(glyphs.images[chosen], generator))
+        names_style = torch.rand(settings.batch, generator=generator) < 0.5
+        captioned = torch.where(names_style, styled[chosen], plain[chosen])
+        loss = contrastive_loss(clip, images, tokens[captioned], captioned)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def render_glyphs() -> Glyphs:
+    """Draw every digit once in every font and stroke width, upright, its ink filling the middle of the image."""
+    images, labels, captions = [], [], []
+    for font, family in FONTS.items():
+        for stroke, weight in STROKES.items():
+            for digit in range(CLASSES):
+                images.append(_draw(digit, font, stroke))
+                labels.append(digit)
+                captions.append(f"{prompt(digit)}, {weight}{family}")
+    return Glyphs(torch.from_numpy(np.stack(images)).float() / 255, torch.tensor(labels), captions)
+
+
+def _draw(digit: int, font: str, stroke: int) -> np.ndarray:
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
+    face = ImageFont.truetype(path, size=56)
+    canvas = Image.new("L", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
+    middle = (GLYPH_SIZE, GLYPH_SIZE)
+    ImageDraw.Draw(canvas).text(middle, str(digit), fill=255, font=face, anchor="mm", stroke_width=stroke)
+    left, top, right, bottom = canvas.getbbox() or (0, 0, *canvas.size)
+    half = GLYPH_SIZE // 2
+    x, y = (left + right) // 2 - half, (top + bottom) // 2 - half
+    return np.asarray(canvas.crop((x, y, x + GLYPH_SIZE, y + GLYPH_SIZE)))
+
+
+def distort(glyphs: Tensor, generator: torch.Generator) -> Tensor:
+    """Make glyphs (B, 64, 64) look written: images (B, 32, 32) in [0, 1].
+
+    Size, aspect, slant, tilt and place by an affine map, wobbling strokes by a smooth displacement, then blur, faint
+    ink, and noise; every draw is the generator's.
+    """
+    size = len(glyphs)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(size, generator=generator)
+
+    tilt, slant = uniform(-0.35, 0.35), uniform(-0.5, 0.5)  # radians; columns moved a row
+    wide, high = uniform(0.7, 1.5), uniform(0.75, 1.25)  # pixels of the glyph a pixel of the image
+    cos, sin = tilt.cos(), tilt.sin()
+    theta = torch.stack(
+        [
+            torch.stack([wide * cos, wide * (slant * cos - sin), uniform(-0.12, 0.12)], dim=1),
+            torch.stack([high * sin, high * (slant * sin + cos), uniform(-0.12, 0.12)], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, [size, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    wobble = torch.randn(size, 2, 5, 5, generator=generator) * uniform(0.0, 0.12)[:, None, None, None]
+    wobble = F.interpolate(wobble, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)
+    images = F.grid_sample(glyphs[:, None], grid + wobble.permute(0, 2, 3, 1), align_corners=False)
+
+    blurred = F.avg_pool2d(images, 3, stride=1, padding=1)
+    share = uniform(0.0, 1.0)[:, None, None, None]
+    images = (1 - share) * images + share * blurred
+    images = images * uniform(0.7, 1.2)[:, None, None, None]
+    images = images + torch.randn(images.shape, generator=generator) * uniform(0.0, 0.08)[:, None, None, None]
+    return images.clamp(0, 1).squeeze(1)
+
+
+def _fingerprint(settings: DigitPretraining) -> str:
+    files = (__file__, small_clip.__file__, rendered_digits.__file__, CONFIG)
+    code = [Path(file).read_bytes() for file in files]
+    return hashlib.sha256(b"".join([*code, json.dumps(asdict(settings)).encode()])).hexdigest()[:16]
