@@ -3,13 +3,21 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
+
+from examples.uda.rand_augment import RandAugment
 
 TransformRole = Literal["source_train", "target_train", "target_strong", "test"]
+ROLES = ("source_train", "target_train", "target_strong", "test")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Steps = list[Callable[[Any], Any]]
 
 
 def build_transform(
@@ -21,8 +29,28 @@ def build_transform(
     mean: tuple[float, float, float] = CLIP_MEAN,
     std: tuple[float, float, float] = CLIP_STD,
 ) -> Callable[[Any], Tensor]:
-    """From a PIL image to a normalised float32 (3, image_size, image_size) tensor."""
-    raise NotImplementedError
+    """From a PIL image to a normalised float32 tensor (3, image_size, image_size). Torch's generator decides it all.
+
+    Args:
+        benchmark: name of the benchmark.
+        role: "source_train" and "target_train" are the training pipelines (FixMatch's weak view is the target's),
+            "target_strong" is FixMatch's strong view, "test" the deterministic one.
+        task: source and target, e.g. ("U", "M"): the digits' training pipelines differ from task to task.
+        image_size: side of the result. The paper's is 224, and its other sizes keep their ratio to it.
+        mean: of each channel; CLIP's if left out.
+        std: of each channel; CLIP's if left out.
+
+    Raises:
+        ValueError: if the benchmark or the role is unknown.
+    """
+    if benchmark not in PIPELINES:
+        raise ValueError(f"benchmark must be one of {', '.join(PIPELINES)}, got {benchmark!r}")
+    if role not in ROLES:
+        raise ValueError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+    steps = _strong(image_size) if role == "target_strong" else PIPELINES[benchmark](role, task, image_size)
+    as_tensor: Steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    transform: Callable[[Any], Tensor] = v2.Compose([_rgb, *steps, *as_tensor])
+    return transform
 
 
 class TwoViews:
@@ -36,3 +64,63 @@ class TwoViews:
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
         """The two views."""
         return self.weak(image), self.strong(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _photos(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
+    # Printed as Resize(224) and Resize(256). With a single number photos keep their proportions, and without the crop
+    # that the test pipeline lacks they would not stack: both sides are meant.
+    if role == "test":
+        return [v2.Resize((size, size))]
+    larger = round(size * 256 / 224)
+    return [v2.Resize((larger, larger)), v2.RandomCrop(size), v2.RandomHorizontalFlip()]
+
+
+def _visda(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
+    if role == "test":
+        return [v2.Resize(size), v2.CenterCrop(size)]
+    return [v2.Resize(size), v2.RandomHorizontalFlip(), v2.CenterCrop(size)]
+
+
+def _digits(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
+    if role == "test":
+        return [v2.Resize((size, size))]
+    if role == "source_train" and task == ("U", "M"):
+        return [
+            v2.Resize((28, 28)),
+            v2.Pad(4),
+            v2.RandomCrop(28),
+            v2.RandomRotation(10),
+            v2.Resize((size, size)),
+        ]
+    # A scale up to 1.2 asks for more than the image. torchvision draws again when a crop does not fit, and takes the
+    # whole image after ten times: the printed numbers run, and mean that whole images are frequent.
+    return [v2.RandomResizedCrop(size, scale=(0.75, 1.2))]
+
+
+def _strong(size: int) -> Steps:
+    """App. B's for every benchmark, flipped digits included. The released code resizes to 256, on VisDA to 224."""
+    return [
+        v2.Resize(size),
+        v2.CenterCrop(size),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),
+        RandAugment(),
+    ]
+
+
+PIPELINES: dict[str, Callable[[TransformRole, tuple[str, str], int], Steps]] = {
+    "office_home": _photos,
+    "office_home_partial": _photos,
+    "office31": _photos,
+    "imageclef_da": _photos,
+    "visda2017": _visda,
+    "domainnet": _photos,
+    "digits": _digits,
+    "digits_small": _digits,
+    "pacs": _photos,
+}
+"""Everything between the conversion to RGB and the tensor, by benchmark; the last two are not the paper's."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from examples.uda.benchmarks.dataset_error import DatasetError
 from examples.uda.benchmarks.domain_dataset import DomainDataset
 
 Split = Literal["train", "test"]
@@ -16,10 +17,6 @@ Role = Literal["source", "target"]
 
 ClassOrder = Literal["folder", "lowercase"]
 """How class names are sorted: as image folders are, or lower-cased first, as the released code's DomainNet prompts."""
-
-
-class DatasetError(Exception):
-    """A benchmark's files are missing or not the expected ones; says what was found and what to download."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,8 +52,8 @@ class Benchmark(ABC):
 
         Args:
             class_order: "folder" gives the name of class i at position i. "lowercase" sorts the names after
-                lower-casing, as the released code does for DomainNet: the prompts no longer fit the labels
-                (`shared` fidelity note 3).
+                lower-casing, as the released code does for DomainNet, whose prompts then miss their labels: 33 of
+                345 classes line up.
         """
         folders = sorted(self.classes, key=str.lower) if class_order == "lowercase" else self.classes
         return [folder.replace("_", " ") for folder in folders]
@@ -72,6 +69,7 @@ class Benchmark(ABC):
 
         Raises:
             DatasetError: naming every domain that is not as expected, with the numbers, and what to download.
+            ValueError: if a domain is unknown.
         """
         if not root.is_dir():
             raise self._refused(root, ["there is no such folder"])
@@ -82,6 +80,12 @@ class Benchmark(ABC):
         ]
         if problems:
             raise self._refused(root, problems)
+
+    def folder(self, root: Path, domain: str) -> Path:
+        """Where a domain's files are. Raises `ValueError` if the domain is unknown."""
+        if domain not in self.domains:
+            raise ValueError(f"domain of {self.name} must be one of {', '.join(self.domains)}, got {domain!r}")
+        return root / self.domains[domain]
 
     @abstractmethod
     def problems(self, root: Path, domain: str, *, counts: bool) -> list[str]:
@@ -99,6 +103,9 @@ class Benchmark(ABC):
             split: "train" or "test"; the same whole domain but for the digits.
             transform: applied to each RGB or grey PIL image.
             role: "source" or "target": in partial-set adaptation a target has fewer classes.
+
+        Raises:
+            ValueError: if the domain is unknown.
         """
 
     def _refused(self, root: Path, problems: list[str]) -> DatasetError:

@@ -59,7 +59,9 @@ class Pacs(Benchmark):
         if len(offsets) != len(labels) + 1 or int(offsets[-1]) != size:
             found.append(f"{path.name} has {len(offsets)} offsets to {size} bytes for {len(labels)} labels")
         if set(labels.tolist()) != set(range(len(self.classes))):
-            found.append(f"{path.name} has labels {sorted(set(labels.tolist()))}, 0 to {len(self.classes) - 1} expected")
+            found.append(
+                f"{path.name} has labels {sorted(set(labels.tolist()))}, 0 to {len(self.classes) - 1} expected"
+            )
         if counts and len(labels) != COUNTS[domain]:
             found.append(f"{path.name} has {len(labels):,} images, {COUNTS[domain]:,} expected")
         return found
