@@ -45,7 +45,8 @@ class ImageFiles(DomainDataset):
     def image(self, index: int) -> Image.Image:
         """Open the image file."""
         with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
+            rgb: Image.Image = image.convert("RGB")
+        return rgb
 
 
 class ImageArrays(DomainDataset):
