@@ -1,16 +1,21 @@
 """CMKD's loss on a target batch (Eq. 12): self-training on the student's view, bent by the teacher's."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cmkd.alpha import constant_alpha, entropy_alpha, kl_alpha
+from cmkd.distillation import kl_distillation
 from cmkd.gini import gini_balanced, gini_mean
 from cmkd.mixed_view import mix_views
 from cmkd.presets import PRESETS, Preset
 from cmkd.ramp import sigmoid_ramp
+from cmkd.regularization import teacher_regularization
+
+TERMS = ("task", "distill", "regularization")
+"""The terms of Eq. 12, which Table IX switches off by turns."""
 
 
 class CMKDTerms(NamedTuple):
@@ -19,8 +24,10 @@ class CMKDTerms(NamedTuple):
     Attributes:
         total: what to call `backward` on, beside the source domain's cross entropy.
         task: Gini impurity of the student's view, weighted by alpha (Eq. 4).
-        distill: Gini impurity of the mixed view, weighted by 1 - alpha (Eq. 7).
+        distill: Gini impurity of the mixed view, weighted by 1 - alpha (Eq. 7), or the classic term (App. Table V).
         regularization: keeps the teacher's view in place (Eq. 13), lambda2 and lambda3 included.
+
+    A term that the loss was told to leave out is 0.
     """
 
     total: Tensor
@@ -54,6 +61,7 @@ class CMKDLoss(nn.Module):
         lambda1: float = 0.25,
         lambda2: float = 0.1,
         lambda3: float = 0.025,
+        terms: Collection[str] = TERMS,
     ) -> None:
         """Choose the reading of the loss and its weights; the defaults are the paper's (Sec. IV.A).
 
@@ -63,20 +71,25 @@ class CMKDLoss(nn.Module):
             lambda1: weight of the task and distillation terms, reached through the ramp.
             lambda2: weight of the teacher's cross entropy on the source domain; constant.
             lambda3: weight of the teacher's Gini impurity on the target domain, reached through the ramp.
+            terms: which of `TERMS` take part (Table IX). Alpha weighs those that do, whether or not the others are
+                there.
 
         Raises:
-            ValueError: if the preset's name is unknown or `max_iterations` is not positive.
+            ValueError: if the preset's or a term's name is unknown or `max_iterations` is not positive.
         """
         super().__init__()
         if isinstance(preset, str) and preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)} or a Preset, got {preset!r}")
         if max_iterations <= 0:
             raise ValueError(f"max_iterations must be positive, got {max_iterations}")
+        if not set(terms) <= set(TERMS):
+            raise ValueError(f"terms must be among {', '.join(TERMS)}, got {', '.join(map(repr, terms))}")
         self.preset = PRESETS[preset] if isinstance(preset, str) else preset
         self.max_iterations = max_iterations
         self.lambda1 = lambda1
         self.lambda2 = lambda2
         self.lambda3 = lambda3
+        self.terms = frozenset(terms)
 
     def forward(
         self,
@@ -86,6 +99,7 @@ class CMKDLoss(nn.Module):
         source_teacher_logits: Tensor,
         source_labels: Tensor,
         iteration: int,
+        classes: Tensor | None = None,
     ) -> CMKDTerms:
         """Compute Eq. 12 and its terms, in float32 or better whatever the logits' dtype.
 
@@ -96,6 +110,9 @@ class CMKDLoss(nn.Module):
             source_teacher_logits: (S, C), the same on the source batch.
             source_labels: (S,), int64 class numbers of the source batch.
             iteration: iterations done so far, from 0.
+            classes: (C,), bool: the classes that the target has, all if left out; the others' columns are taken out of
+                the views, which are not renormalised (App. Eq. 9). Alpha and the source's part see every class, as in
+                the released code.
 
         Raises:
             ValueError: if an argument's shape or dtype is not the one given above, naming the argument.
@@ -103,21 +120,41 @@ class CMKDLoss(nn.Module):
         _check_logits("student_logits", student_logits)
         _check_shape("teacher_logits", teacher_logits, like=student_logits)
         _check_source(source_teacher_logits, source_labels, classes=student_logits.shape[1])
+        _check_classes(classes, student_logits.shape[1])
 
         log_student = _log_view(student_logits)
         log_teacher = _log_view(teacher_logits)
-        student, teacher = log_student.exp(), log_teacher.exp()
         alpha = self._alpha(log_student, log_teacher)
-        gini = gini_balanced if self.preset.gini == "balanced" else gini_mean
+        if classes is not None:
+            log_student, log_teacher = log_student[:, classes], log_teacher[:, classes]
         warm = sigmoid_ramp(iteration, self.max_iterations, clip=self.preset.ramp_clip)
 
-        task = gini(student, alpha)
-        distill = gini(mix_views(student, teacher), 1 - alpha)
-        # KL(y || p_g) of Eq. 13 is the cross entropy, as a label has no entropy of its own.
-        source = F.nll_loss(_log_view(source_teacher_logits), source_labels)
-        regularization = self.lambda2 * source + self.lambda3 * warm * gini(teacher)
+        nothing = log_student.new_zeros(())
+        task = self._task(log_student, alpha) if "task" in self.terms else nothing
+        distill = self._distill(log_student, log_teacher, 1 - alpha) if "distill" in self.terms else nothing
+        regularization = nothing
+        if "regularization" in self.terms:
+            log_source = _log_view(source_teacher_logits)
+            regularization = self._regularization(log_source, source_labels, log_teacher, warm)
         total = self.lambda1 * warm * (task + distill) + regularization
         return CMKDTerms(total, task, distill, regularization)
+
+    def _task(self, log_student: Tensor, weights: Tensor) -> Tensor:
+        return self._gini(log_student.exp(), weights)
+
+    def _distill(self, log_student: Tensor, log_teacher: Tensor, weights: Tensor) -> Tensor:
+        if self.preset.distill == "kl":
+            return kl_distillation(log_student, log_teacher, weights)
+        return self._gini(mix_views(log_student.exp(), log_teacher.exp()), weights)
+
+    def _regularization(self, log_source: Tensor, labels: Tensor, log_teacher: Tensor, warm: float) -> Tensor:
+        lambda3 = self.lambda3 * warm
+        return teacher_regularization(
+            log_source, labels, log_teacher.exp(), gini=self._gini, lambda2=self.lambda2, lambda3=lambda3
+        )
+
+    def _gini(self, view: Tensor, weights: Tensor | None = None) -> Tensor:
+        return gini_balanced(view, weights) if self.preset.gini == "balanced" else gini_mean(view, weights)
 
     def _alpha(self, log_student: Tensor, log_teacher: Tensor) -> Tensor:
         if self.preset.alpha == "kl_student_teacher":
@@ -154,4 +191,14 @@ def _check_source(logits: Tensor, labels: Tensor, *, classes: int) -> None:
         raise ValueError(
             f"source_labels must be int64 of shape ({logits.shape[0]},) to fit source_teacher_logits, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+
+
+def _check_classes(classes: Tensor | None, count: int) -> None:
+    if classes is None:
+        return
+    if classes.shape != (count,) or classes.dtype != torch.bool or not classes.any():
+        raise ValueError(
+            f"classes must be bool of shape ({count},) with one True at least, "
+            f"got {classes.dtype} of shape {tuple(classes.shape)}"
         )

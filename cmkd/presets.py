@@ -1,12 +1,16 @@
-"""Where the paper's text and the authors' released code differ in CMKD's losses: a named field for each difference."""
+"""Where the paper's text and the authors' released code differ: a named field for each difference."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cmkd.prompts import DIGIT, DIGIT_QUOTED, IMAGE, PHOTO
+
 
 @dataclass(frozen=True)
 class Preset:
-    """One reading of CMKD's losses. Vary one with `dataclasses.replace(PRESETS["paper"], alpha="entropy")`.
+    """One reading of CMKD. Vary one with `dataclasses.replace(PRESETS["paper"], alpha="entropy")`.
+
+    `CMKDLoss` reads the first five fields; the others are for whoever builds the model and the training run.
 
     Attributes:
         gini: "mean" is `GI(p)` per sample, averaged (Eq. 4, 7); "balanced" divides by class mass and sums over the
@@ -15,21 +19,66 @@ class Preset:
             "entropy" and "constant" are the other rows of Table X.
         entropy_epsilon: added to `p` inside the logarithm when alpha is "entropy".
         ramp_clip: whether the ramp stays level after `max_iterations` or keeps rising.
+        distill: "mixed" is the Gini impurity of the mixed view (Eq. 7), "kl" the classic `KL(sg(p_g) || p_h)` of App.
+            Table V, averaged over the batch; every preset has "mixed".
+        head_linear_bias: whether `TaskHead`'s linear layer has a bias.
+        head_layer_norm_eps: the epsilon of `TaskHead`'s LayerNorm.
+        batchnorm_affine_frozen: `freeze_batchnorm`'s `affine`: whether the encoder's BatchNorm weights stand still too.
+        prompt: template of the class
+        prompt_office_home: the same on Office-Home.
+        prompt_digits: the same on the digits.
+        domainnet_class_order: "folder" gives each of DomainNet's labels its own prompt; "lowercase" repeats a slip of
+            the released code, see `prompt_order`.
+        nesterov: whether SGD's momentum is Nesterov's.
+        lr_decay: whether learning rates fall by `(1 + 0.0003 * iteration) ** -0.75`; the paper names no schedule.
+        strong_resize: side to which FixMatch's strong augmentation resizes before its crop of 224; 224 on VisDA-2017
+            in any case.
     """
 
     gini: Literal["mean", "balanced"]
     alpha: Literal["kl_student_teacher", "kl_teacher_student", "entropy", "constant"]
     entropy_epsilon: float
     ramp_clip: bool
+    distill: Literal["mixed", "kl"] = "mixed"
+    head_linear_bias: bool = False
+    head_layer_norm_eps: float = 1e-6
+    batchnorm_affine_frozen: bool = False
+    prompt: str = PHOTO
+    prompt_office_home: str = IMAGE
+    prompt_digits: str = DIGIT_QUOTED
+    domainnet_class_order: Literal["folder", "lowercase"] = "folder"
+    nesterov: bool = True
+    lr_decay: bool = True
+    strong_resize: int = 256
 
 
 PRESETS: Final[dict[str, Preset]] = {
-    # The text, word for word.
-    "paper": Preset(gini="mean", alpha="kl_student_teacher", entropy_epsilon=0.0, ramp_clip=False),
+    # The text, word for word; torch's defaults where it says nothing.
+    "paper": Preset(
+        gini="mean",
+        alpha="kl_student_teacher",
+        entropy_epsilon=0.0,
+        ramp_clip=False,
+        head_linear_bias=True,
+        head_layer_norm_eps=1e-5,
+        batchnorm_affine_frozen=True,
+        prompt_office_home=PHOTO,
+        prompt_digits=DIGIT,
+        nesterov=False,
+        lr_decay=False,
+        strong_resize=224,
+    ),
     # The released code, which gave the published numbers.
-    "official": Preset(gini="balanced", alpha="kl_teacher_student", entropy_epsilon=1e-5, ramp_clip=True),
+    "official": Preset(
+        gini="balanced",
+        alpha="kl_teacher_student",
+        entropy_epsilon=1e-5,
+        ramp_clip=True,
+        domainnet_class_order="lowercase",
+    ),
     # What to run. The code's scale, because the published lambdas were chosen with it; Eq. 11's direction, because
     # the code's is a swap of kl_div's arguments; no epsilon, because log-probabilities need none; a level ramp,
-    # because lambdas should not depend on how long training goes on.
+    # because lambdas should not depend on how long training goes on; every label its own prompt. The rest as in the
+    # code: its learning rates, thresholds and DSP (d x C weights for a head) belong to it.
     "corrected": Preset(gini="balanced", alpha="kl_student_teacher", entropy_epsilon=0.0, ramp_clip=True),
 }

@@ -1,0 +1,253 @@
+"""Student and teacher from a pretrained CLIP: its image encoder, and its text tower boiled down to class embeddings."""
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmkd.eval_mode import eval_mode
+from cmkd.prompts import PHOTO, build_prompts
+from cmkd.teacher import TextTeacher
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PROMPTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class AdaptableCLIP:
+    """What adaptation takes from a CLIP; its text tower is gone.
+
+    Attributes:
+        encoder: f: images (B, 3, H, W) to features (B, D), before normalisation.
+        feature_dim: D.
+        teacher: features (B, D) to the zero-shot logits (B, C), in the order of the class names.
+        mean: of the images' three channels in pretraining, for values from 0 to 1.
+        std: their standard deviations.
+        image_size: (height, width) that the encoder was pretrained with.
+    """
+
+    encoder: nn.Module
+    feature_dim: int
+    teacher: TextTeacher
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int]
+
+
+def load_open_clip(
+    name: str,
+    *,
+    pretrained: str | Path | None = None,
+    class_names: Sequence[str],
+    templates: str | Sequence[str] = PHOTO,
+    tokenizer: Callable[[list[str]], Tensor] | None = None,
+) -> AdaptableCLIP:
+    """Load any of open_clip's models, SigLIP included; needs open_clip_torch.
+
+        clip = load_open_clip("ViT-B-16", pretrained="openai", class_names=["Alarm_Clock", "Backpack"])
+
+    OpenAI's weights were trained with QuickGELU: a tag of theirs, or their own file (`RN50.pt`, a TorchScript archive),
+    gets the `-quickgelu` architecture whatever the name says. Other files do not tell: name "ViT-B-16-quickgelu" where
+    they hold OpenAI's weights.
+
+    Args:
+        name: an architecture of `open_clip.list_models()`: "RN50", "RN101", "ViT-B-16", ...
+        pretrained: one of open_clip's tags for it, downloaded when needed; or a file; or None for random weights.
+        class_names: the C names of the task's classes, in the order of their labels.
+        templates: prompt template or ensemble, see `build_prompts`; an ensemble's embeddings are averaged at length 1.
+        tokenizer: N texts to tokens (N, length); open_clip's for `name` if left out.
+
+    Raises:
+        ValueError: if `name` or `pretrained` is unknown, saying what there is, or for bad prompts.
+        FileNotFoundError: if weights or a tokenizer cannot be had, saying from where.
+    """
+    import open_clip  # type: ignore[import-untyped]
+
+    if name not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model {name!r}; see open_clip.list_models()")
+    prompts = build_prompts(class_names, templates)
+    model, statistics = _open_clip_model(name, pretrained)
+    if tokenizer is None:
+        tokenizer = _fetched(f"the tokenizer of {name}", "pass tokenizer=", lambda: open_clip.get_tokenizer(name))
+
+    encode = tokenizer
+    with eval_mode(model), torch.no_grad():
+        embeddings = _class_embeddings(lambda texts: model.encode_text(encode(texts)), prompts)
+    teacher = TextTeacher(embeddings, model.logit_scale.exp(), getattr(model, "logit_bias", None))
+    return _adaptable(model.visual, teacher, statistics, model.visual.image_size)
+
+
+def load_transformers_clip(
+    model: Any,
+    *,
+    class_names: Sequence[str],
+    templates: str | Sequence[str] = PHOTO,
+    tokenizer: Callable[..., Any] | None = None,
+) -> AdaptableCLIP:
+    """Load a `CLIPModel` or `SiglipModel`; needs transformers.
+
+        clip = load_transformers_clip("google/siglip-base-patch16-224", class_names=["Alarm_Clock", "Backpack"])
+
+    Args:
+        model: a folder, a name on the Hugging Face hub, or a model in memory, which is left as it is; its image encoder
+            is then shared.
+        class_names: the C names of the task's classes, in the order of their labels.
+        templates: prompt template or ensemble, see `build_prompts`; an ensemble's embeddings are averaged at length 1.
+        tokenizer: a transformers tokenizer; the folder's or name's if left out.
+
+    Raises:
+        ValueError: if the model is of another kind, or is in memory and there is no tokenizer; or for bad prompts.
+        FileNotFoundError: if weights or the tokenizer cannot be had, saying from where.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    prompts = build_prompts(class_names, templates)
+    source = None if isinstance(model, nn.Module) else str(model)
+    if source is not None:
+        model = _fetched(source, "pass a folder that holds it", lambda: AutoModel.from_pretrained(source))
+    if not all(hasattr(model, part) for part in ("vision_model", "get_text_features", "logit_scale")):
+        raise ValueError(f"model must be a CLIPModel or SiglipModel, got {type(model).__name__}")
+    if tokenizer is None:
+        if source is None:
+            raise ValueError("tokenizer must be given with a model in memory")
+        tokenizer = _fetched(
+            f"the tokenizer of {source}", "pass tokenizer=", lambda: AutoTokenizer.from_pretrained(source)
+        )
+
+    encode, length = tokenizer, model.config.text_config.max_position_embeddings
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        tokens = encode(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        features = model.get_text_features(input_ids=tokens["input_ids"])
+        return features if isinstance(features, Tensor) else features.pooler_output  # a tensor before version 5
+
+    with eval_mode(model), torch.no_grad():
+        embeddings = _class_embeddings(encode_texts, prompts)
+    teacher = TextTeacher(embeddings, model.logit_scale.exp(), getattr(model, "logit_bias", None))
+    encoder = TransformersImageEncoder(model.vision_model, getattr(model, "visual_projection", nn.Identity()))
+    statistics = _transformers_statistics(source, siglip=hasattr(model, "logit_bias"))
+    return _adaptable(encoder, teacher, statistics, model.config.vision_config.image_size)
+
+
+class TransformersImageEncoder(nn.Module):
+    """The image side of a transformers CLIP as a plain module: images to projected, pooled features."""
+
+    def __init__(self, vision_model: nn.Module, projection: nn.Module) -> None:
+        """Join the vision tower and its projection; SigLIP has none."""
+        super().__init__()
+        self.vision_model = vision_model
+        self.projection = projection
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, 3, H, W)."""
+        features: Tensor = self.projection(self.vision_model(pixel_values=images).pooler_output)
+        return features
+
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Statistics]:
+    """Build the model with the activation that its weights were trained with; also the mean and std of its images."""
+    import open_clip  # type: ignore[import-untyped]
+    from open_clip.pretrained import get_pretrained_cfg  # type: ignore[import-untyped]
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        model = open_clip.create_model(name, pretrained_text=False)
+    elif str(pretrained) in tags:
+        config = get_pretrained_cfg(name, str(pretrained))
+        model = _fetched(
+            f"the weights {str(pretrained)!r} of {name}",
+            f"download {_address(config)} elsewhere and pass the file as pretrained=",
+            lambda: open_clip.create_model(
+                name, pretrained=str(pretrained), force_quick_gelu=bool(config.get("quick_gelu"))
+            ),
+        )
+    elif not Path(pretrained).is_file():
+        raise ValueError(
+            f"pretrained={str(pretrained)!r} is neither a file nor one of {name}'s weights: {', '.join(tags) or 'none'}"
+        )
+    elif _is_torchscript(Path(pretrained)):
+        model = open_clip.create_model(name, force_quick_gelu=True, pretrained_text=False)
+        model.load_state_dict(_openai_weights(Path(pretrained)))
+    else:
+        model = open_clip.create_model(name, pretrained=str(pretrained))
+
+    statistics = {_statistics(get_pretrained_cfg(name, tag)) for tag in tags}
+    if len(statistics) == 1:  # a file does not say; open_clip would take CLIP's for SigLIP's
+        return model, statistics.pop()
+    return model, (tuple(model.visual.image_mean), tuple(model.visual.image_std))
+
+
+def _statistics(config: dict[str, Any]) -> Statistics:
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def _address(config: dict[str, Any]) -> str:
+    hub = config.get("hf_hub", "").strip("/")
+    places = [f"https://huggingface.co/{hub}" if hub else "", config.get("url", "")]
+    return " or ".join(place for place in places if place)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(Path(member).name == "constants.pkl" for member in archive.namelist())
+
+
+def _openai_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of OpenAI's own TorchScript archives, which are in half precision and carry three numbers beside them."""
+    weights = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+    numbers = ("input_resolution", "context_length", "vocab_size")
+    return {name: tensor.float() for name, tensor in weights.items() if name not in numbers}
+
+
+def _transformers_statistics(source: str | None, *, siglip: bool) -> Statistics:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    if source is not None:
+        try:
+            config, _ = ImageProcessingMixin.get_image_processor_dict(source)
+            return tuple(config["image_mean"]), tuple(config["image_std"])
+        except (OSError, KeyError):
+            pass  # no preprocessor_config.json beside the weights: its family's numbers
+    return ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
+
+
+def _fetched(what: str, instead: str, fetch: Callable[[], Any]) -> Any:
+    """Call what may download, and say in one sentence what is missing when it fails."""
+    try:
+        return fetch()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(f"could not load {what} ({reason}); {instead}") from error
+
+
+def _class_embeddings(encode: Callable[[list[str]], Tensor], prompts: list[list[str]]) -> Tensor:
+    """(C, D): each class's prompts embedded, set to length 1 and averaged."""
+    texts = [text for ensemble in prompts for text in ensemble]
+    chunks = [texts[start : start + PROMPTS_AT_ONCE] for start in range(0, len(texts), PROMPTS_AT_ONCE)]
+    directions = torch.cat([F.normalize(encode(chunk), dim=1) for chunk in chunks])
+    return directions.view(len(prompts), -1, directions.shape[1]).mean(dim=1)
+
+
+def _adaptable(
+    encoder: nn.Module, teacher: TextTeacher, statistics: Statistics, image_size: int | tuple[int, int]
+) -> AdaptableCLIP:
+    """Check that the two sides fit each other, with one blank image."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    dim = teacher.class_embeddings.shape[1]
+    with eval_mode(encoder), torch.no_grad():
+        features = encoder(torch.zeros(1, 3, height, width))
+    if not isinstance(features, Tensor) or features.shape != (1, dim):
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"the image encoder must give features (1, {dim}) like the text's, got {got}")
+    return AdaptableCLIP(encoder, dim, teacher, *statistics, (height, width))

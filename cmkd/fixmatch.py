@@ -1,0 +1,101 @@
+"""FixMatch on both views (App. B): what a weakly augmented image is sure of, its strongly augmented copy learns."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FixMatchTerms(NamedTuple):
+    """Both views' losses, each a 0-d tensor with lambda_fm in it: `total = student + teacher`."""
+
+    total: Tensor
+    student: Tensor
+    teacher: Tensor
+
+
+class FixMatch(nn.Module):
+    """Train the strong view of the student and of the teacher on their own weak views' pseudo-labels (App. B).
+
+        fixmatch = FixMatch(weight=0.5, threshold=0.95)  # VisDA-2017: 2.0, 0.80; DomainNet: 0.1, 0.95
+        terms = fixmatch(
+            student_weak=..., student_strong=..., teacher_weak=..., teacher_strong=...
+        )  # logits (B, C) of the same B images
+
+    Source: Sohn et al., FixMatch, 2020; the use on both views is App. B's.
+    """
+
+    def __init__(self, weight: float = 0.5, threshold: float = 0.95) -> None:
+        """Set lambda_fm and tau_fm; the defaults are App. B's for most benchmarks.
+
+        Args:
+            weight: lambda_fm, the factor of each view.
+            threshold: tau_fm, the probability from which a pseudo-label counts.
+
+        Raises:
+            ValueError: if the threshold is outside [0, 1].
+        """
+        super().__init__()
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+        self.weight = weight
+        self.threshold = threshold
+
+    def forward(
+        self,
+        *,
+        student_weak: Tensor,
+        student_strong: Tensor,
+        teacher_weak: Tensor,
+        teacher_strong: Tensor,
+        classes: Tensor | None = None,
+    ) -> FixMatchTerms:
+        """Compute both views' losses, in float32 or better, from logits (B, C).
+
+        Args:
+            student_weak: the task head on the weakly augmented images; detached here.
+            student_strong: the task head on the strongly augmented ones.
+            teacher_weak: the teacher on the weakly augmented images; detached here.
+            teacher_strong: the teacher on the strongly augmented ones.
+            classes: (C,), bool: the classes that may be pseudo-labels; all if left out. See `PartialSet`.
+
+        Raises:
+            ValueError: if the shapes of a view's logits differ, or `classes` does not fit them.
+        """
+        student = self.weight * pseudo_label_loss(student_weak, student_strong, self.threshold, classes)
+        teacher = self.weight * pseudo_label_loss(teacher_weak, teacher_strong, self.threshold, classes)
+        return FixMatchTerms(student + teacher, student, teacher)
+
+
+def pseudo_label_loss(weak: Tensor, strong: Tensor, threshold: float, classes: Tensor | None = None) -> Tensor:
+    """Cross entropy of the strong view with the weak view's confident labels, averaged over the whole batch.
+
+    An image counts where `max p >= threshold`; the others add 0 to the mean. Classes left out by `classes` get
+    probability 0 before the label is taken, and nothing is renormalised (App. K and the released code).
+
+    Args:
+        weak: (B, C) logits; detached here.
+        strong: (B, C) logits of the same images.
+        threshold: the probability from which a label counts.
+        classes: (C,), bool; all if left out.
+
+    Returns:
+        A 0-d tensor, float32 or the logits' dtype if that is wider.
+
+    Raises:
+        ValueError: if the shapes differ or `classes` does not fit them.
+    """
+    if weak.ndim != 2 or weak.shape != strong.shape:
+        raise ValueError(f"weak {tuple(weak.shape)} and strong {tuple(strong.shape)} logits must be (B, C) alike")
+    dtype = torch.promote_types(strong.dtype, torch.float32)
+    probabilities = weak.detach().softmax(dim=1, dtype=dtype)
+    if classes is not None:
+        if classes.shape != weak.shape[1:] or classes.dtype != torch.bool:
+            raise ValueError(
+                f"classes must be bool of shape ({weak.shape[1]},), got {classes.dtype} of shape {tuple(classes.shape)}"
+            )
+        probabilities = probabilities * classes
+    confidence, labels = probabilities.max(dim=1)
+    cross_entropy = F.cross_entropy(strong.to(dtype), labels, reduction="none")
+    return (cross_entropy * (confidence >= threshold)).mean()

@@ -1,0 +1,82 @@
+"""Partial-set adaptation (App. K): which of the source's classes does the target have at all?"""
+
+import torch
+from torch import Tensor, nn
+
+
+def estimate_classes(predictions: Tensor, classes: int, *, min_count: int = 14) -> Tensor:
+    """Keep the classes that are predicted for `min_count` target images or more (App. Eq. 8, after SHOT).
+
+    Args:
+        predictions: (N,), int64: the arg-max class of every image of the target training set.
+        classes: number of classes C of the source.
+        min_count: T_pda; the paper's 14 suits Office-Home.
+
+    Returns:
+        (C,), bool, on the predictions' device.
+
+    Raises:
+        ValueError: if `predictions` is not a vector of class numbers, or no class is left.
+    """
+    if predictions.ndim != 1 or predictions.dtype != torch.int64:
+        raise ValueError(
+            f"predictions must be an int64 vector, got {predictions.dtype} of shape {tuple(predictions.shape)}"
+        )
+    counts = torch.bincount(predictions, minlength=classes)
+    if len(counts) != classes:
+        raise ValueError(f"predictions must be below classes={classes}, got {len(counts) - 1}")
+    kept = counts >= min_count
+    if not kept.any():
+        raise ValueError(
+            f"no class is predicted min_count={min_count} times among {len(predictions)} images; "
+            f"the most frequent one is, {int(counts.max())} times"
+        )
+    return kept
+
+
+class PartialSet(nn.Module):
+    """The running estimate of the target's classes, and the weights that App. K gives the losses.
+
+    Both tensors are buffers, so that a resumed run goes on with them.
+
+    Attributes:
+        kept: (C,), bool: the classes to adapt to; all of them during the first epoch.
+        epochs: 0-d, int64: how often `update` was called.
+    """
+
+    kept: Tensor
+    epochs: Tensor
+
+    def __init__(
+        self, classes: int, *, min_count: int = 14, classification_weight: float = 0.5, transfer_weight: float = 0.1
+    ) -> None:
+        """Start from all classes.
+
+        Args:
+            classes: number of classes of the source.
+            min_count: T_pda: classes predicted for fewer target images are dropped.
+            classification_weight: factor of the source's cross entropy.
+            transfer_weight: factor of everything on the target, the regulariser included.
+
+        Raises:
+            ValueError: if `classes` is not positive.
+        """
+        super().__init__()
+        if classes <= 0:
+            raise ValueError(f"classes must be positive, got {classes}")
+        self.min_count = min_count
+        self.classification_weight = classification_weight
+        self.transfer_weight = transfer_weight
+        self.register_buffer("kept", torch.ones(classes, dtype=torch.bool))
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def first_epoch(self) -> bool:
+        """Whether no epoch is over: an untrained head's predictions say nothing."""
+        return int(self.epochs) == 0
+
+    def update(self, predictions: Tensor | None) -> None:
+        """Begin an epoch with what is predicted, (N,) int64, for the target training set; None in the first one."""
+        if predictions is not None:
+            self.kept.copy_(estimate_classes(predictions, len(self.kept), min_count=self.min_count))
+        self.epochs += 1

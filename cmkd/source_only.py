@@ -1,0 +1,22 @@
+"""The baseline: train on the labelled source domain only, test on the target (Sec. IV.A)."""
+
+from collections.abc import Iterator
+
+from torch.nn import functional as F
+
+from cmkd.objective import DomainBatch, Objective, Phase, Student
+
+
+class SourceOnly(Objective):
+    """Cross entropy on the source domain, with label smoothing."""
+
+    def __init__(self, label_smoothing: float = 0.1) -> None:
+        """Set the label smoothing; the default is the paper's (Sec. IV.A)."""
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
+        """Yield one phase; the target's images are not looked at."""
+        logits = student(batch.source_images)
+        loss = F.cross_entropy(logits, batch.source_labels, label_smoothing=self.label_smoothing)
+        yield Phase(loss, {"classification": loss.detach()})
