@@ -155,7 +155,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 def _open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Statistics]:
     """Build the model with the activation that its weights were trained with; also the mean and std of its images."""
-    import open_clip  # type: ignore[import-untyped]
+    import open_clip
     from open_clip.pretrained import get_pretrained_cfg  # type: ignore[import-untyped]
 
     tags = open_clip.list_pretrained_tags_by_model(name)

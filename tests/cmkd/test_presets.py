@@ -6,7 +6,6 @@ import pytest
 
 from cmkd import PRESETS
 
-
 CODE = {
     "head_linear_bias": False,
     "head_layer_norm_eps": 1e-6,

@@ -1,0 +1,53 @@
+"""Which classes the estimate keeps, and what the first epoch knows."""
+
+import pytest
+import torch
+
+from cmkd import PartialSet, estimate_classes
+
+
+def predictions(*counts: int):
+    return torch.cat([torch.full((count,), number) for number, count in enumerate(counts)])
+
+
+def test_fourteen_predictions_keep_a_class_and_thirteen_do_not():
+    assert estimate_classes(predictions(14, 13, 0, 200), classes=5).tolist() == [True, False, False, True, False]
+    assert estimate_classes(predictions(2, 1), classes=2, min_count=2).tolist() == [True, False]
+
+
+def test_the_first_epoch_has_all_classes():
+    partial = PartialSet(3)
+    assert partial.first_epoch
+    partial.update(None)
+    assert partial.kept.tolist() == [True, True, True]
+    assert not partial.first_epoch
+    partial.update(predictions(20, 2, 20))
+    assert partial.kept.tolist() == [True, False, True]
+    partial.update(predictions(20, 20, 2))  # a class may come back
+    assert partial.kept.tolist() == [True, True, False]
+
+
+def test_appendix_k_s_numbers():
+    partial = PartialSet(65)
+    assert (partial.min_count, partial.classification_weight, partial.transfer_weight) == (14, 0.5, 0.1)
+
+
+def test_a_resumed_run_goes_on_with_the_estimate():
+    partial = PartialSet(3, min_count=1)
+    partial.update(None)
+    partial.update(predictions(1, 0, 1))
+    resumed = PartialSet(3, min_count=1)
+    resumed.load_state_dict(partial.state_dict())
+    assert resumed.kept.tolist() == [True, False, True]
+    assert not resumed.first_epoch
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"min_count=14 times among 20 images; the most frequent one is, 11 times"):
+        estimate_classes(predictions(9, 11), classes=2)
+    with pytest.raises(ValueError, match=r"classes=2, got 2"):
+        estimate_classes(predictions(9, 9, 9), classes=2)
+    with pytest.raises(ValueError, match=r"int64 vector.*float32 of shape \(3, 2\)"):
+        estimate_classes(torch.zeros(3, 2), classes=2)
+    with pytest.raises(ValueError, match=r"classes .*0"):
+        PartialSet(0)
