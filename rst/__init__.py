@@ -14,6 +14,7 @@ from rst.version import __version__
 if TYPE_CHECKING:
     from rst.apply import PreparedDelta
     from rst.checkpoints import open_checkpoint
+    from rst.combination import combine
     from rst.config import RSTConfig
     from rst.conversion import convert
     from rst.delta import BaseIdentity, SparseDelta
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "ResidualSparseTrainer": "rst.trainer",
     "SparseDelta": "rst.delta",
     "WrongBaseError": "rst.errors",
+    "combine": "rst.combination",
     "convert": "rst.conversion",
     "export": "rst.exporting",
     "merge": "rst.merging",
@@ -73,6 +75,7 @@ __all__ = [
     "SparseDelta",
     "WrongBaseError",
     "__version__",
+    "combine",
     "convert",
     "export",
     "merge",
