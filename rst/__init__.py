@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from rst.exporting import export
     from rst.merging import merge
+    from rst.model import RSTModel, get_rst_model
     from rst.parameter_delta import BaseDigests, ParameterDelta
     from rst.schedule import Constant, Linear
     from rst.trainer import ResidualSparseTrainer
@@ -48,12 +49,14 @@ _MODULE_OF = {
     "PreparedDelta": "rst.apply",
     "RSTConfig": "rst.config",
     "RSTError": "rst.errors",
+    "RSTModel": "rst.model",
     "ResidualSparseTrainer": "rst.trainer",
     "SparseDelta": "rst.delta",
     "WrongBaseError": "rst.errors",
     "combine": "rst.combination",
     "convert": "rst.conversion",
     "export": "rst.exporting",
+    "get_rst_model": "rst.model",
     "merge": "rst.merging",
     "open_checkpoint": "rst.checkpoints",
 }
@@ -71,6 +74,7 @@ __all__ = [
     "PreparedDelta",
     "RSTConfig",
     "RSTError",
+    "RSTModel",
     "ResidualSparseTrainer",
     "SparseDelta",
     "WrongBaseError",
@@ -78,6 +82,7 @@ __all__ = [
     "combine",
     "convert",
     "export",
+    "get_rst_model",
     "merge",
     "open_checkpoint",
 ]

@@ -22,7 +22,7 @@ from rst.naming import unwrap
 from rst.parameter_delta import Op, check_like
 from rst.projection import choose_backend
 from rst.selection import select_
-from rst.tracking import live_tensors, track
+from rst.tracking import TrackedTensors, live_tensors, track
 
 
 class ResidualSparseTrainer:
@@ -55,12 +55,18 @@ class ResidualSparseTrainer:
         self._backend = choose_backend(list(self._tracked.sparse.values()))
         self._identity = _identify(self.model)
         self._steps = 0
+        self.suspended = False
         self._hook: RemovableHandle | None = None
 
     @property
     def base(self) -> Mapping[str, Tensor]:
         """w0 of the sparsely trained parameters by name."""
         return {name: self._base[name] for name in self._tracked.sparse}
+
+    @property
+    def tracked(self) -> TrackedTensors:
+        """Which tensors are trained sparsely, stored whole, watched and frozen."""
+        return self._tracked
 
     @property
     def steps(self) -> int:
@@ -96,7 +102,13 @@ class ResidualSparseTrainer:
             self.step()
 
     def step(self) -> None:
-        """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you."""
+        """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you.
+
+        Raises:
+            ConfigError: the training is suspended, so the weights that were stepped are not its own.
+        """
+        if self.suspended:
+            raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
         self._steps += 1
         if self.config.every and self._steps % self.config.every == 0:
             self.select()

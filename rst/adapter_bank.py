@@ -1,0 +1,156 @@
+"""Which adapters there are and which one is in the base's weights: at most one, and never half of one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from rst.adapters import Adapter, StoredAdapter, TrainingAdapter
+from rst.config import RSTConfig
+from rst.delta import SparseDelta
+from rst.errors import ConfigError
+
+BASE = "__base__"
+"""PEFT's name for no adapter, in the adapter names of a mixed batch."""
+
+
+class AdapterBank(Mapping[str, Adapter]):
+    """The adapters of one base model.
+
+    Attributes:
+        active: the adapter that is on, or comes back on when adapters are enabled; None for none.
+        enabled: whether the active adapter is in the weights.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Start without adapters; `module` holds the base's weights."""
+        self.active: str | None = None
+        self.enabled = True
+        self._module = module
+        self._adapters: dict[str, Adapter] = {}
+
+    def __getitem__(self, name: str) -> Adapter:
+        """One adapter. Raises `ConfigError` for an unknown name."""
+        if name not in self._adapters:
+            raise ConfigError(f"no adapter {name!r}; loaded are {list(self._adapters)}")
+        return self._adapters[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether an adapter of this name is loaded."""
+        return name in self._adapters
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the order they came."""
+        return iter(self._adapters)
+
+    def __len__(self) -> int:
+        """Number of adapters."""
+        return len(self._adapters)
+
+    def add(self, name: str, delta: SparseDelta) -> None:
+        """Add a delta, checked against the base; the first one becomes active."""
+        self._check_new(name)
+        stored = self._checked(delta)
+        self._adapters[name] = stored
+        if self.active is None:
+            self.active = name
+            if self.enabled:
+                stored.on()
+
+    def train(self, name: str, config: RSTConfig, start: SparseDelta | None = None) -> None:
+        """Start training an adapter, from a delta if there is one; it becomes active."""
+        self._check_new(name)
+        was_enabled = self.enabled
+        self.disable()
+        try:
+            training = TrainingAdapter(self._module, config)
+            if start is not None:
+                training.continue_from(start)
+        except BaseException:
+            if was_enabled:
+                self.enable()
+            raise
+        self._adapters[name] = training
+        self.active, self.enabled = name, True
+
+    def replace(self, name: str, delta: SparseDelta) -> None:
+        """Put another delta under a loaded name, and into the weights if the old one is there."""
+        self[name]
+        new = self._checked(delta)
+        with self.disabled():
+            self._adapters[name] = new
+
+    def delete(self, name: str) -> None:
+        """Forget an adapter; if it is active, the base's weights are back and none is active."""
+        adapter = self[name]
+        if name == self.active:
+            if self.enabled:
+                adapter.off()
+            self.active = None
+        del self._adapters[name]
+
+    def clear(self) -> None:
+        """Forget every adapter and leave the weights as they are."""
+        self._adapters.clear()
+        self.active, self.enabled = None, True
+
+    def activate(self, name: str) -> None:
+        """Exchange the active adapter for another. If that is refused, the one before stays."""
+        chosen, was_enabled = self[name], self.enabled
+        if name == self.active and was_enabled:
+            return
+        self.disable()
+        try:
+            chosen.on()
+        except BaseException:
+            if was_enabled:
+                self.enable()
+            raise
+        self.active, self.enabled = name, True
+
+    def disable(self) -> None:
+        """Put the base's weights back."""
+        if self.enabled and self.active is not None:
+            self[self.active].off()
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Put the active adapter back on."""
+        if not self.enabled and self.active is not None:
+            self[self.active].on()
+        self.enabled = True
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Have the base's weights inside a `with`."""
+        was_enabled = self.enabled
+        self.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                self.enable()
+
+    def move(self, dtypes: Mapping[str, torch.dtype], move: Callable[[], object]) -> None:
+        """Call `move`, which takes the base to other devices or `dtypes`, and let the adapters follow."""
+        with self.disabled():
+            for adapter in self.values():
+                adapter.cast(dtypes)
+            move()
+            for adapter in self.values():
+                adapter.moved()
+
+    def _checked(self, delta: SparseDelta) -> StoredAdapter:
+        stored = StoredAdapter(self._module, delta)
+        with self.disabled():
+            stored.prepare()
+        return stored
+
+    def _check_new(self, name: str) -> None:
+        if name in self._adapters:
+            raise ConfigError(
+                f"adapter {name!r} is loaded already; hotswap_adapter replaces it, delete_adapter drops it"
+            )
+        if name == BASE:
+            raise ConfigError(f"{BASE!r} means the base model; choose another name")

@@ -1,0 +1,105 @@
+"""An adapter as a folder: `delta.safetensors`, `rst_config.json` and a model card, as `save_pretrained` leaves it.
+
+Not `adapter_config.json`: transformers sees that name and hands the folder to PEFT.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rst.atomic import atomic_write
+from rst.delta import Encoding, SparseDelta
+from rst.errors import CheckpointError, ConfigError, DeltaFormatError
+from rst.model_card import model_card
+from rst.version import __version__
+
+DELTA_FILE: Final = "delta.safetensors"
+CONFIG_FILE: Final = "rst_config.json"
+CARD_FILE: Final = "README.md"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What `rst_config.json` says: where the adapter belongs, and the settings it was trained with.
+
+    Attributes:
+        base_model: name, path or hub id of the base model, where known.
+        base_revision: the base's revision, which is not the adapter's own.
+        settings: `RSTConfig` in JSON types.
+    """
+
+    base_model: str | None
+    base_revision: str | None
+    settings: dict[str, Any]
+
+
+def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
+    """Where PEFT puts one of several adapters: "default" into `folder` itself, others below it by name.
+
+    Raises:
+        ConfigError: the name would lead out of the folder.
+    """
+    if adapter_name == "default":
+        return folder
+    if adapter_name in ("", ".", "..") or Path(adapter_name).name != adapter_name or "\\" in adapter_name:
+        raise ConfigError(f"adapter {adapter_name!r}: not the name of a folder")
+    return folder / adapter_name
+
+
+def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: Encoding = "coo") -> None:
+    """Write a delta, its configuration and its card; each file appears whole or not at all.
+
+    A card that is there already is kept: somebody may have written in it.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+        RSTError: as `SparseDelta.save`.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    delta.save(path / DELTA_FILE, encoding)
+    content = {
+        "format": "rst",
+        "format_version": FORMAT_VERSION,
+        "library_version": __version__,
+        "base_model_name_or_path": delta.base.name,
+        "base_model_revision": delta.base.revision,
+        "config": dict(delta.config),
+    }
+    with atomic_write(path / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    if not (path / CARD_FILE).exists():
+        with atomic_write(path / CARD_FILE) as temporary:
+            temporary.write_text(model_card(delta, (path / DELTA_FILE).stat().st_size))
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> SparseDelta:
+    """Read the delta of a folder written by `write_adapter`.
+
+    Raises:
+        CheckpointError: the folder or one of its files is missing.
+        DeltaFormatError: a file in it is damaged, or of another version.
+    """
+    path = Path(folder)
+    read_adapter_config(path)
+    return SparseDelta.load(path / DELTA_FILE)
+
+
+def read_adapter_config(folder: str | os.PathLike[str]) -> AdapterConfig:
+    """Read `rst_config.json` alone, to know the base before loading anything large. Raises as `read_adapter`."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; a folder written by save_pretrained has one")
+    try:
+        content = json.loads(path.read_text())
+        version = content["format_version"]
+        if content["format"] != "rst" or version != FORMAT_VERSION:
+            raise DeltaFormatError(f"{path}: format version {version}; this library reads version {FORMAT_VERSION}")
+        return AdapterConfig(
+            content["base_model_name_or_path"], content["base_model_revision"], dict(content["config"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeltaFormatError(f"{path}: malformed ({type(error).__name__}: {error})") from error
