@@ -1,0 +1,74 @@
+"""What adversarial methods share: gradient reversal, its schedule, a domain discriminator and its loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmkd.ramp import sigmoid_ramp
+
+
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return -ctx.strength * gradients[0], None
+
+
+def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
+    """Return x; its gradient is multiplied by `-strength` on the way back (DANN)."""
+    reversed_x: Tensor = _Reversal.apply(x, strength)
+    return reversed_x
+
+
+def steep_ramp(iteration: int, max_iterations: int) -> float:
+    """Schedule `2 / (1 + exp(-10 p)) - 1` of DANN, Sec. 5.2.2, with `p` = iteration / max_iterations, at most 1."""
+    return sigmoid_ramp(10 * min(iteration, max_iterations), max_iterations, clip=False)
+
+
+def domain_discriminator(inputs: int, hidden: int = 1024) -> nn.Sequential:
+    """Three linear layers from (B, inputs) to a logit (B, 1), positive for the source; dropout 0.5 between them.
+
+    It is the discriminator of CDAN's released code, Gaussian start with standard deviation 0.01.
+    """
+    layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    first, second, last = layers
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(0.5), second, nn.ReLU(), nn.Dropout(0.5), last)
+
+
+def domain_loss(
+    source_logits: Tensor,
+    target_logits: Tensor,
+    source_weights: Tensor | None = None,
+    target_weights: Tensor | None = None,
+) -> Tensor:
+    """Binary cross entropy of a discriminator's logits: the mean of the two domains' weighted means.
+
+    Args:
+        source_logits: (S, 1), should be positive.
+        target_logits: (T, 1), should be negative.
+        source_weights: (S,), the samples' weights, scaled to sum to 1; equal if left out.
+        target_weights: (T,), the same for the target.
+
+    Returns:
+        A 0-d tensor, float32 or better.
+    """
+    source = F.softplus(-_full_precision(source_logits)).squeeze(1)
+    target = F.softplus(_full_precision(target_logits)).squeeze(1)
+    return 0.5 * (_weighted_mean(source, source_weights) + _weighted_mean(target, target_weights))
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses.mean() if weights is None else (weights * losses).sum() / weights.sum()

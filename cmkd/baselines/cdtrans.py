@@ -1,0 +1,144 @@
+"""CDTrans: pairs of source and target images whose cross-attention in the ViT teaches the target's own branch."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmkd.baselines.target_pass import TargetMemory, centroid_labels, view_target
+from cmkd.baselines.views import log_view
+from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
+
+
+class Pairs(NamedTuple):
+    """Which source image goes with which target image of a batch: two index tensors (P,), int64."""
+
+    source: Tensor
+    target: Tensor
+
+
+def two_way_pairs(
+    source_features: Tensor, target_features: Tensor, source_labels: Tensor, target_labels: Tensor
+) -> Pairs:
+    """Pair every source image with its nearest target image, and the reverse; keep pairs of one class (CDTrans).
+
+    Args:
+        source_features: (S, D), compared by cosine.
+        target_features: (T, D).
+        source_labels: (S,), int64.
+        target_labels: (T,), int64 pseudo-labels.
+
+    Returns:
+        Up to S + T different pairs; none if no nearest neighbours agree on the class.
+    """
+    similarity = F.normalize(source_features.detach()) @ F.normalize(target_features.detach()).T
+    source_size, target_size = similarity.shape
+    everyone = torch.arange(max(source_size, target_size), device=similarity.device)
+    source = torch.cat([everyone[:source_size], similarity.argmax(dim=0)])
+    target = torch.cat([similarity.argmax(dim=1), everyone[:target_size]])
+    unique = torch.unique(torch.stack([source, target]), dim=1)
+    agree = source_labels[unique[0]] == target_labels[unique[1]]
+    return Pairs(unique[0, agree], unique[1, agree])
+
+
+def distillation_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Mean cross entropy `-sum_k q_k log p_k` of the student's p under the teacher's q; logits (B, C), 0-d result.
+
+    As in the released code the gradient flows into both. It is 0 for an empty batch.
+    """
+    return _mean_or_zero(-(log_view(teacher_logits).exp() * log_view(student_logits)).sum(dim=1))
+
+
+def _mean_or_zero(losses: Tensor) -> Tensor:
+    return losses.sum() / max(len(losses), 1)
+
+
+class CDTrans(Objective):
+    """Three branches with shared weights: source, target, and source-to-target cross-attention on the pairs.
+
+    Xu et al., "CDTrans: Cross-domain Transformer for Unsupervised Domain Adaptation", ICLR 2022. The loss is the
+    source's cross entropy, the cross entropy of the paired target images with their centre-aware pseudo-labels (from
+    centroids, in `refresh`), and the distillation from the cross branch to the target's. In each block the cross
+    branch attends from the source's tokens to the target's; it starts as the target's tokens, as in the released code.
+
+    Differences: pairs are found in each batch, by its features of the moment, where the paper searches both data sets
+    (an objective sees no pass over the source); the paper starts from a model that was trained on the source, here the
+    first `source_fraction` of the iterations are that.
+    """
+
+    needs_target_pass = True
+
+    def __init__(self, *, source_fraction: float = 0.2, label_smoothing: float = 0.1) -> None:
+        """Choose the share of iterations on the source alone, and the label smoothing of the source's cross entropy.
+
+        Raises:
+            ValueError: if `source_fraction` is not between 0 and 1.
+        """
+        super().__init__()
+        if not 0 <= source_fraction <= 1:
+            raise ValueError(f"source_fraction must be between 0 and 1, got {source_fraction}")
+        self.source_fraction = source_fraction
+        self.label_smoothing = label_smoothing
+        self.pseudo_labels = TargetMemory()
+
+    def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
+        """Take pseudo-labels from class centroids over the whole target training set."""
+        views = view_target(student, target)
+        self.pseudo_labels.store(views.positions, centroid_labels(views.features, views.logits.softmax(dim=1)))
+
+    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
+        """Yield the one phase, which trains encoder and head.
+
+        Raises:
+            ValueError: if the encoder is not a ViT.
+            RuntimeError: after the source's share, if `refresh` was not called or did not see an image of the batch.
+        """
+        tokens = vit_tokens(student.encoder)
+        if iteration < self.source_fraction * max_iterations:
+            yield self._source_phase(student, batch)
+        else:
+            yield self._paired_phase(student, tokens, batch)
+
+    def _source_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        classification = self._classification(student(batch.source_images), batch)
+        return Phase(classification, {"classification": classification}, trains=("encoder", "head"))
+
+    def _paired_phase(self, student: Student, tokens: ViTTokens, batch: DomainBatch) -> Phase:
+        labels = self.pseudo_labels.at(batch.target_positions)
+        source_size = len(batch.source_images)
+        inputs, features = self._own_branches(tokens, batch)
+        pairs = two_way_pairs(features[:source_size], features[source_size:], batch.source_labels, labels)
+        mixed_features = self._cross_branch(tokens, inputs, pairs, source_size)
+        # One call of the head: its batch statistics would not be defined for a single pair.
+        own_logits, mixed_logits = student.head(torch.cat([features, mixed_features])).split_with_sizes(
+            [len(features), len(mixed_features)]
+        )
+        classification = self._classification(own_logits[:source_size], batch)
+        target_logits = own_logits[source_size:][pairs.target]
+        pseudo = _mean_or_zero(F.cross_entropy(target_logits, labels[pairs.target], reduction="none"))
+        distillation = distillation_loss(mixed_logits, target_logits)
+        terms = {"classification": classification, "pseudo": pseudo, "distillation": distillation}
+        return Phase(classification + pseudo + distillation, terms, trains=("encoder", "head"))
+
+    def _classification(self, logits: Tensor, batch: DomainBatch) -> Tensor:
+        return F.cross_entropy(logits, batch.source_labels, label_smoothing=self.label_smoothing)
+
+    def _own_branches(self, tokens: ViTTokens, batch: DomainBatch) -> tuple[list[Tensor], Tensor]:
+        """Tokens of both domains that entered each block, and the features (S + T, D) in the end."""
+        stream = tokens.embed(torch.cat([batch.source_images, batch.target_images]))
+        inputs = []
+        for index in range(tokens.depth):
+            inputs.append(stream)
+            stream = tokens.block(index, stream)
+        return inputs, tokens.finish(stream)
+
+    def _cross_branch(self, tokens: ViTTokens, inputs: list[Tensor], pairs: Pairs, source_size: int) -> Tensor:
+        """Features (P, D) of the pairs' cross-attention."""
+        target = pairs.target + source_size
+        stream = inputs[0][target]
+        for index, both in enumerate(inputs):
+            stream = tokens.cross_block(index, stream, both[pairs.source], both[target])
+        return tokens.finish(stream)

@@ -1,0 +1,66 @@
+"""Minimum class confusion: target predictions that mix up few pairs of classes."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmkd.baselines.views import log_view, sample_entropy, view_both_domains
+from cmkd.objective import DomainBatch, Objective, Phase, Student
+
+MIN_CLASS_MASS = 1e-8
+"""Floor of a class's row sum: a class that the whole batch rules out would otherwise give 0 / 0."""
+
+
+def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
+    """Mean off-diagonal of the normalised class correlation.
+
+    With `Y = softmax(logits / temperature)` and samples' weights `W_b` that are proportional to `1 + exp(-H(Y_b))`,
+    sum to B and pass no gradient, the correlation of two classes is `C_ij = sum_b W_b Y_bi Y_bj`. Each row of it is
+    made to sum to 1, and the loss is what lies off the diagonal, divided by the number of classes.
+
+    Args:
+        logits: (B, C), floating point.
+        temperature: what the logits are divided by.
+
+    Returns:
+        A 0-d tensor in [0, 1), float32 or better.
+    """
+    softened = logits / temperature
+    p = log_view(softened).exp()
+    weights = 1 + (-sample_entropy(softened).detach()).exp()
+    weights = weights * len(logits) / weights.sum()
+    # A sum of products instead of a matrix product: autocast would run that in half precision.
+    correlation = ((weights[:, None] * p)[:, :, None] * p[:, None, :]).sum(dim=0)
+    normalised = correlation / correlation.sum(dim=1, keepdim=True).clamp(min=MIN_CLASS_MASS)
+    return (normalised.sum() - normalised.trace()) / logits.shape[1]
+
+
+class MCC(Objective):
+    """Source cross entropy plus mu times the target's class confusion.
+
+    Jin et al., "Minimum Class Confusion for Versatile Domain Adaptation", ECCV 2020, with its mu of 1 and
+    temperature of 2.5.
+    """
+
+    def __init__(self, *, weight: float = 1.0, temperature: float = 2.5, label_smoothing: float = 0.1) -> None:
+        """Choose mu, the temperature and the label smoothing of the source's cross entropy.
+
+        Raises:
+            ValueError: if `temperature` is not positive.
+        """
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.weight = weight
+        self.temperature = temperature
+        self.label_smoothing = label_smoothing
+
+    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
+        """Yield the one phase, which trains everything."""
+        views = view_both_domains(student, batch)
+        classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
+        confusion = class_confusion_loss(views.target_logits, self.temperature)
+        yield Phase(
+            classification + self.weight * confusion, {"classification": classification, "confusion": confusion}
+        )

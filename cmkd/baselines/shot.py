@@ -1,0 +1,83 @@
+"""SHOT: a classifier learnt on the source, then frozen, to which the target's features are fitted."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmkd.baselines.minent import entropy_loss
+from cmkd.baselines.target_pass import TargetMemory, centroid_labels, view_target
+from cmkd.baselines.views import log_view
+from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
+
+
+def information_maximisation_loss(logits: Tensor) -> Tensor:
+    """Mean entropy of the predictions minus the entropy of their mean (SHOT, Sec. 3.2).
+
+    Args:
+        logits: (B, C), floating point.
+
+    Returns:
+        A 0-d tensor, float32 or better, from -log C (certain and evenly spread) to 0.
+    """
+    mean = log_view(logits).exp().mean(dim=0)
+    return entropy_loss(logits) + mean.xlogy(mean).sum()
+
+
+class SHOT(Objective):
+    """Cross entropy on the source first; then, without source and with the head frozen, self-training on the target.
+
+    Liang et al., "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
+    Adaptation", ICML 2020. The target's loss is information maximisation plus beta (0.3) times the cross entropy with
+    centroid pseudo-labels, renewed each time that the loop calls `refresh`: labels in use when the target phase starts
+    are those of the last pass before it. Differences: both phases share one run, split at `source_fraction` of its
+    iterations (the paper trains two models one after the other); the whole head is frozen, where the paper's bottleneck
+    between encoder and classifier goes on training (batch statistics of a head in train mode still follow the target).
+    """
+
+    needs_target_pass = True
+
+    def __init__(self, *, source_fraction: float = 0.5, beta: float = 0.3, label_smoothing: float = 0.1) -> None:
+        """Choose the split between the phases, the weight of the pseudo-labels, and the source's label smoothing.
+
+        Raises:
+            ValueError: if `source_fraction` is not between 0 and 1.
+        """
+        super().__init__()
+        if not 0 <= source_fraction <= 1:
+            raise ValueError(f"source_fraction must be between 0 and 1, got {source_fraction}")
+        self.source_fraction = source_fraction
+        self.beta = beta
+        self.label_smoothing = label_smoothing
+        self.pseudo_labels = TargetMemory()
+
+    def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
+        """Take pseudo-labels from class centroids over the whole target training set."""
+        views = view_target(student, target)
+        self.pseudo_labels.store(views.positions, centroid_labels(views.features, views.logits.softmax(dim=1)))
+
+    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
+        """Yield the one phase: encoder and head on the source, or after the split the encoder on the target.
+
+        Raises:
+            RuntimeError: after the split, if `refresh` was not called or did not see an image of the batch.
+        """
+        if iteration < self.source_fraction * max_iterations:
+            yield self._source_phase(student, batch)
+        else:
+            yield self._target_phase(student, batch)
+
+    def _source_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        classification = F.cross_entropy(
+            student(batch.source_images), batch.source_labels, label_smoothing=self.label_smoothing
+        )
+        return Phase(classification, {"classification": classification}, trains=("encoder", "head"))
+
+    def _target_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        labels = self.pseudo_labels.at(batch.target_positions)
+        logits = student(batch.target_images)
+        information = information_maximisation_loss(logits)
+        pseudo = F.cross_entropy(logits, labels)
+        return Phase(
+            information + self.beta * pseudo, {"information": information, "pseudo": pseudo}, trains=("encoder",)
+        )

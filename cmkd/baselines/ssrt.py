@@ -1,0 +1,149 @@
+"""SSRT: a ViT whose predictions are to survive an offset taken from another target image, trained safely."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient
+from cmkd.baselines.safe_training import SafeTraining
+from cmkd.baselines.views import log_view, split_domains
+from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.objective import DomainBatch, Objective, Phase, Student
+from cmkd.ramp import sigmoid_ramp
+
+REVERSAL_ITERATIONS = 1000
+"""Length of the ramp of the gradient reversal in the released code, whatever the run's."""
+
+
+def perturb(tokens: Tensor, strength: float) -> Tensor:
+    """Add to each target image's tokens (T, N, D) the offset to the next one's, scaled; the offset is a constant."""
+    return tokens + strength * (tokens.roll(1, dims=0) - tokens).detach()
+
+
+def self_refinement_loss(teacher_logits: Tensor, student_logits: Tensor, confidence: float = 0.4) -> Tensor:
+    """Mean `KL(teacher || student)` over the samples whose teacher is more certain than `confidence` (SSRT).
+
+    As in the released code the gradient flows into both views.
+
+    Args:
+        teacher_logits: (B, C).
+        student_logits: (B, C).
+        confidence: threshold on the teacher's largest probability.
+
+    Returns:
+        A 0-d tensor, float32 or better; 0 if no sample is certain enough.
+    """
+    log_teacher, log_student = log_view(teacher_logits), log_view(student_logits)
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
+    confident = (log_teacher.exp().amax(dim=1) > confidence).to(divergence.dtype)
+    return (confident * divergence).sum() / confident.sum().clamp(min=1)
+
+
+class SSRT(Objective):
+    """Source cross entropy, a domain discriminator, and self-refinement between plain and perturbed target views.
+
+    Sun et al., "Safe Self-Refinement for Transformer-based Domain Adaptation", CVPR 2022. One of `layers` is drawn
+    each iteration, where the target's tokens are perturbed by another target image's. Either view teaches the other,
+    by chance. Perturbation and weight of the loss are scaled by the strength of `SafeTraining`, which takes snapshots
+    of student and discriminator and may put them back at the start of an iteration. The domain loss is the released
+    code's: DANN's with its reversal growing from 0 to 0.046 in 1,000 iterations and to 0.1 in the end, counted twice.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        *,
+        weight: float = 0.2,
+        perturbation: float = 0.3,
+        layers: tuple[int, ...] | None = None,
+        confidence: float = 0.4,
+        plain_teacher_chance: float = 0.5,
+        domain_weight: float = 1.0,
+        hidden: int = 1024,
+        interval: int = 1000,
+        scales: int = 4,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        """Build the discriminator and start safe training.
+
+        Args:
+            feature_dim: D of the encoder's features (B, D).
+            weight: beta of the self-refinement loss.
+            perturbation: alpha, the share of the offset that is added.
+            layers: blocks before which tokens may be perturbed; thirds of the depth if left out, which is the
+                published (0, 4, 8) for twelve blocks.
+            confidence: threshold on the teacher's largest probability.
+            plain_teacher_chance: how often the plain view is the teacher.
+            domain_weight: of the domain loss.
+            hidden: width of the discriminator.
+            interval: iterations between snapshots and checks of diversity.
+            scales: number of scales of the check beside the whole interval.
+            label_smoothing: of the source's cross entropy.
+
+        Raises:
+            ValueError: if `interval` is not positive.
+        """
+        super().__init__()
+        self.weight = weight
+        self.perturbation = perturbation
+        self.layers = layers
+        self.confidence = confidence
+        self.plain_teacher_chance = plain_teacher_chance
+        self.domain_weight = domain_weight
+        self.label_smoothing = label_smoothing
+        self.discriminator = domain_discriminator(feature_dim, hidden)
+        self.safety = SafeTraining(interval, scales)
+
+    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
+        """Yield the one phase, which trains everything, the discriminator with its own sign.
+
+        Raises:
+            ValueError: if the encoder is not a ViT, or has no block that `layers` names.
+        """
+        tokens = vit_tokens(student.encoder)
+        layer = self._draw_layer(tokens.depth)
+        strength = self.safety.begin(iteration, student, self.discriminator)
+        source_size, target_size = len(batch.source_images), len(batch.target_images)
+
+        features = self._features(tokens, batch, layer, self.perturbation * strength)
+        logits = student.head(features)
+        perturbed_logits = logits[source_size + target_size :]
+        views = split_domains(features[:-target_size], logits[:-target_size], source_size)
+        self.safety.record(iteration, len(torch.unique(views.target_logits.argmax(dim=1))))
+
+        classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
+        reversal = 0.1 * sigmoid_ramp(iteration, REVERSAL_ITERATIONS, clip=False)
+        domain = 2 * domain_loss(
+            self.discriminator(reverse_gradient(views.source_features, reversal)),
+            self.discriminator(reverse_gradient(views.target_features, reversal)),
+        )
+        plain_teaches = torch.rand(()).item() < self.plain_teacher_chance
+        teacher, pupil = views.target_logits, perturbed_logits
+        if not plain_teaches:
+            teacher, pupil = pupil, teacher
+        refinement = self_refinement_loss(teacher, pupil, self.confidence)
+        total = classification + self.domain_weight * domain + self.weight * strength * refinement
+        yield Phase(total, {"classification": classification, "domain": domain, "refinement": refinement})
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Safe training's bookkeeping and snapshot, for `state_dict`."""
+        return self.safety.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up safe training where `state_dict` left it."""
+        self.safety.load_state_dict(state)
+
+    def _draw_layer(self, depth: int) -> int:
+        layers = self.layers or (0, depth // 3, 2 * depth // 3)
+        if not all(0 <= layer < depth for layer in layers):
+            raise ValueError(f"layers must name blocks 0 to {depth - 1} of the encoder, got {layers}")
+        return layers[int(torch.randint(len(layers), ()))]
+
+    def _features(self, tokens: ViTTokens, batch: DomainBatch, layer: int, strength: float) -> Tensor:
+        """Features of the source, the target, and the target perturbed before block `layer`."""
+        plain = tokens.run(tokens.embed(torch.cat([batch.source_images, batch.target_images])), last=layer)
+        perturbed = perturb(plain[len(batch.source_images) :], strength)
+        return tokens.finish(tokens.run(torch.cat([plain, perturbed]), first=layer))

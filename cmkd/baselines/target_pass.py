@@ -1,0 +1,117 @@
+"""A pass over the whole target training set: its features and predictions, and pseudo-labels by class centroids."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmkd.eval_mode import eval_mode
+from cmkd.objective import Student, TargetBatch
+
+
+class TargetViews(NamedTuple):
+    """Features (N, D), logits (N, C), both float32 or better, and positions (N,) of the images of one pass."""
+
+    features: Tensor
+    logits: Tensor
+    positions: Tensor
+
+
+def view_target(student: Student, target: Iterable[TargetBatch]) -> TargetViews:
+    """Run the student over the target in eval mode; every module gets its own mode back afterwards.
+
+    Raises:
+        ValueError: if the target has no batches.
+    """
+    features, logits, positions = [], [], []
+    with torch.no_grad(), eval_mode(student):
+        for batch in target:
+            batch_features = student.encoder(batch.images)
+            features.append(batch_features)
+            logits.append(student.head(batch_features))
+            positions.append(batch.positions)
+    if not features:
+        raise ValueError("target has no batches to take pseudo-labels from")
+    return TargetViews(_full_precision(torch.cat(features)), _full_precision(torch.cat(logits)), torch.cat(positions))
+
+
+def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
+    """Label every sample with its nearest class centroid in cosine distance (SHOT, Sec. 3.3).
+
+    Centroids are first the means of the features weighted by the classes' probabilities, then, once, the means under
+    the labels that the first ones gave. As in the released code a constant 1 is appended to the features before they
+    are scaled to length 1, and classes that are no sample's arg-max get no centroid.
+
+    Args:
+        features: (N, D), floating point.
+        probabilities: (N, C), each row sums to 1.
+
+    Returns:
+        (N,), int64.
+
+    Raises:
+        ValueError: if a shape is not the one given above.
+    """
+    if features.ndim != 2 or probabilities.ndim != 2 or len(features) != len(probabilities) or not len(features):
+        raise ValueError(
+            "features and probabilities must be non-empty (N, D) and (N, C), "
+            f"got {tuple(features.shape)} and {tuple(probabilities.shape)}"
+        )
+    with torch.autocast(features.device.type, enabled=False):
+        points = F.normalize(torch.cat([features, features.new_ones(len(features), 1)], dim=1))
+        members = probabilities.to(points.dtype)
+        classes = members.argmax(dim=1).bincount().nonzero().squeeze(1)
+        labels = _nearest(points, members.T @ points, classes)
+        members = F.one_hot(labels, members.shape[1]).to(points.dtype)
+        return _nearest(points, members.T @ points, classes)
+
+
+def _nearest(points: Tensor, class_sums: Tensor, classes: Tensor) -> Tensor:
+    """Most similar class by cosine, for which a centroid's scale and with it the class's mass is of no matter."""
+    return classes[(points @ F.normalize(class_sums[classes]).T).argmax(dim=1)]
+
+
+class TargetMemory(nn.Module):
+    """A pseudo-label, or another number from 0 up, for each image of the target training set, by its position.
+
+    The numbers are a buffer: saved with the objective that owns the memory, and loaded whatever their count.
+    """
+
+    values: Tensor
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.register_buffer("values", torch.empty(0, dtype=torch.int64))
+
+    def store(self, positions: Tensor, values: Tensor) -> None:
+        """Replace everything by the values (N,) of the images at these positions (N,) int64."""
+        self.values = torch.full((int(positions.max()) + 1,), -1, dtype=values.dtype, device=values.device)
+        self.values[positions] = values
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Values (B,) of the images at these positions (B,) int64.
+
+        Raises:
+            RuntimeError: if nothing is stored yet, or an image was not in the last pass.
+        """
+        seen = len(self.values)
+        if not seen:
+            raise RuntimeError("there are no pseudo-labels: call refresh before the first iteration")
+        values = self.values[positions.clamp(max=seen - 1)]
+        missing = positions[(positions >= seen) | (values < 0)]
+        if len(missing):
+            raise RuntimeError(f"the target image at position {int(missing[0])} was not in the last refresh")
+        return values
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(prefix + "values")
+        if saved is not None:
+            self.values = torch.empty_like(saved, device=self.values.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
