@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -27,9 +27,8 @@ from rst.trainer import ResidualSparseTrainer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from rst.combination import MajoritySignMethod, Method
     from rst.hub import HubOptions, PushOptions
-
-CombinationType = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 
 
 class RSTModel(nn.Module):
@@ -246,9 +245,9 @@ class RSTModel(nn.Module):
         adapters: Sequence[str],
         weights: Sequence[float],
         adapter_name: str,
-        combination_type: CombinationType = "linear",
+        combination_type: "Method" = "linear",
         density: float | None = None,
-        majority_sign_method: Literal["total", "frequency"] = "total",
+        majority_sign_method: "MajoritySignMethod" = "total",
     ) -> None:
         """Combine adapters into a new one, in O(sum of their changed weights). See `rst.combine`.
 
@@ -256,7 +255,7 @@ class RSTModel(nn.Module):
             ConfigError: an unknown adapter or combination, or the name is taken.
             ParameterMismatchError: tensors stored whole, which cannot be averaged, differ.
         """
-        from rst.combine import combine
+        from rst.combination import combine
 
         combined = combine(
             [self.get_delta(name) for name in adapters],
