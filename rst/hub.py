@@ -8,7 +8,6 @@ from rst.adapter_folder import CARD_FILE, CONFIG_FILE, DELTA_FILE, write_adapter
 from rst.delta import Encoding, SparseDelta
 from rst.errors import CheckpointError
 
-
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
