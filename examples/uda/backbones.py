@@ -1,0 +1,118 @@
+"""Pretrained image encoders by architecture and weights: open_clip's, timm's of ImageNet, and the two small ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cmkd import TextTeacher, load_open_clip, prompt_order
+from examples.small_clip import tokenize
+from examples.uda.mobilenet import FEATURES, MEAN, STD, load_mobilenet
+from examples.uda.settings import Settings, SettingsError
+from examples.uda.small_clip_digits import DigitPretraining, pretrained_digit_clip
+from examples.uda.text_embedding_teacher import text_embedding_teacher
+
+CACHE = Path(".cache")
+
+TIMM = {
+    ("RN50", "imagenet1k"): "resnet50.tv_in1k",
+    ("RN101", "imagenet1k"): "resnet101.tv_in1k",
+    ("ViT-B-16", "imagenet1k"): "vit_base_patch16_224.augreg_in1k",
+    ("ViT-B-16", "imagenet21k"): "vit_base_patch16_224.augreg_in21k",
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained encoder and what comes with it.
+
+    Attributes:
+        encoder: images (B, 3, S, S) to features (B, D).
+        feature_dim: D.
+        mean: of each channel of its images.
+        std: of each channel.
+        image_size: S.
+        teacher: features (B, D) to logits of the task's classes (B, C); None for an ImageNet encoder without one.
+        classifier: features to logits of the classes of its pretraining, for App. E's prototypes; None for a CLIP.
+    """
+
+    encoder: nn.Module
+    feature_dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    teacher: nn.Module | None = None
+    classifier: nn.Module | None = None
+
+
+def load_backbone(settings: Settings, class_names: Sequence[str], root: Path) -> Backbone:
+    """Load the encoder that the settings name, with the teacher that it has without looking at images.
+
+    Args:
+        settings: backbone, weights, teacher and prompt.
+        class_names: of the benchmark, in the order of the labels.
+        root: folder of the data, where the small MobileNet's weights lie too.
+    """
+    names = prompt_order(class_names, class_order(settings))
+    if settings.backbone == "small_clip":
+        return _small_clip(names, settings)
+    if settings.backbone == "mobilenet_v2":
+        return _mobilenet(names, settings, root)
+    if settings.weights.startswith("imagenet"):
+        return _timm(settings)
+    clip = load_open_clip(
+        settings.backbone, pretrained=settings.weights, class_names=names, templates=prompt_template(settings)
+    )
+    return Backbone(clip.encoder, clip.feature_dim, clip.mean, clip.std, clip.image_size[0], teacher=clip.teacher)
+
+
+def class_order(settings: Settings) -> str:
+    """DomainNet's prompts are out of order in the released code (formulas, note 3); all others are in order."""
+    return settings.resolved_preset().domainnet_class_order if settings.benchmark == "domainnet" else "folder"
+
+
+def prompt_template(settings: Settings) -> str:
+    """The settings' own template, else the preset's for this benchmark."""
+    preset = settings.resolved_preset()
+    if settings.prompt is not None:
+        return settings.prompt
+    if settings.benchmark.startswith("digits"):
+        return preset.prompt_digits
+    return preset.prompt_office_home if settings.benchmark.startswith("office_home") else preset.prompt
+
+
+def _timm(settings: Settings) -> Backbone:
+    import timm
+
+    key = (settings.backbone, settings.weights)
+    if key not in TIMM:
+        raise SettingsError(f"no {settings.weights} weights for {settings.backbone}; there are {sorted(TIMM)}")
+    model = timm.create_model(TIMM[key], pretrained=True)
+    return from_timm(model)
+
+
+def from_timm(model: nn.Module) -> Backbone:
+    """Take a timm model apart into encoder and classifier."""
+    config = model.pretrained_cfg
+    classifier = model.get_classifier()
+    model.reset_classifier(0)
+    return Backbone(
+        model, model.num_features, config["mean"], config["std"], config["input_size"][1], classifier=classifier
+    )
+
+
+def _mobilenet(names: Sequence[str], settings: Settings, root: Path) -> Backbone:
+    network = load_mobilenet(root)
+    teacher = text_embedding_teacher(network, root, list(names)) if settings.teacher == "text_embeddings" else None
+    return Backbone(network.encoder, FEATURES, MEAN, STD, 128, teacher=teacher, classifier=network.classifier)
+
+
+@torch.no_grad()
+def _small_clip(names: Sequence[str], settings: Settings) -> Backbone:
+    clip = pretrained_digit_clip(DigitPretraining(), CACHE)
+    texts = [prompt_template(settings).format(name) for name in names]
+    teacher = TextTeacher(clip.encode_text(tokenize(texts)), clip.logit_scale.exp())
+    # digit views come normalised to [-1, 1]
+    return Backbone(clip.visual, clip.visual.output_dim, (0.5,) * 3, (0.5,) * 3, 32, teacher=teacher)

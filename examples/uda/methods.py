@@ -1,0 +1,95 @@
+"""Methods by name: an objective, whether the encoder trains, whether RST keeps its change sparse.
+
+"clip" is the teacher itself, untrained; "baseline" trains on the source only; "linear_probe" is CMKD with a frozen
+encoder (Table VII); "cmkd" trains everything; every name of `cmkd.baselines.BASELINES` is a method as well. "+fixmatch"
+adds FixMatch to CMKD (App. B), "+rst" trains the encoder sparsely (Algorithm 1).
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from cmkd import CMKD, CMKDLoss, FixMatch, Objective, PartialSet, SourceOnly
+from cmkd.baselines import BASELINES
+from examples.uda.settings import Settings, SettingsError
+
+OWN = ("clip", "baseline", "linear_probe", "cmkd")
+WITH_TEACHER = ("clip", "linear_probe", "cmkd")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's name, taken apart."""
+
+    base: str
+    rst: bool = False
+    fixmatch: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train; zero-shot CLIP is tested as it is."""
+        return self.base != "clip"
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the image encoder moves."""
+        return self.base not in ("clip", "linear_probe")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's view takes part."""
+        return self.base in WITH_TEACHER
+
+
+def parse_method(name: str) -> Method:
+    """Take a name such as "cmkd+fixmatch+rst" apart. Raises `SettingsError` saying what is wrong with it."""
+    base, *additions = name.split("+")
+    if base not in OWN and base not in BASELINES:
+        raise SettingsError(f"method must start with one of {', '.join([*OWN, *BASELINES])}, got {name!r}")
+    if unknown := sorted(set(additions) - {"rst", "fixmatch"}):
+        raise SettingsError(f'method {name!r}: after "+" comes rst or fixmatch, not {unknown[0]!r}')
+    method = Method(base, rst="rst" in additions, fixmatch="fixmatch" in additions)
+    if method.rst and not method.trains_encoder:
+        raise SettingsError(f"method {name!r}: RST trains the encoder, and {base} does not")
+    if method.fixmatch and base not in ("cmkd", "linear_probe"):
+        raise SettingsError(f"method {name!r}: FixMatch is added to both of CMKD's views, and {base} has only one")
+    return method
+
+
+def build_objective(settings: Settings, teacher: nn.Module | None, *, feature_dim: int, classes: int) -> Objective:
+    """Build a trained method's objective.
+
+    Args:
+        settings: the method's name and options.
+        teacher: features (B, D) to logits (B, C), for CMKD.
+        feature_dim: width of the encoder's features.
+        classes: number of classes.
+
+    Raises:
+        SettingsError: if `options` has a key that the baseline lacks, or the method is not one to train.
+    """
+    method = parse_method(settings.method)
+    if method.base in BASELINES:
+        try:
+            return BASELINES[method.base](feature_dim=feature_dim, classes=classes, **settings.options)
+        except TypeError as error:
+            raise SettingsError(f"options of {method.base}: {error}") from error
+    if settings.options:
+        raise SettingsError(f"options are for baselines, {method.base} has none; got {dict(settings.options)}")
+    if method.base == "baseline":
+        return SourceOnly()
+    if teacher is None:
+        raise SettingsError(f"method {settings.method!r} on {settings.backbone} needs a teacher, and there is none")
+    return CMKD(
+        teacher,
+        CMKDLoss(
+            settings.resolved_preset(),
+            max_iterations=settings.ramp_iterations,
+            lambda1=settings.lambda1,
+            lambda2=settings.lambda2,
+            lambda3=settings.lambda3,
+            terms=settings.terms,
+        ),
+        fixmatch=FixMatch(settings.fixmatch_weight, settings.fixmatch_threshold) if method.fixmatch else None,
+        partial_set=PartialSet(classes) if settings.partial_set else None,
+    )

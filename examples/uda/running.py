@@ -1,0 +1,147 @@
+"""From a cell to its result: load, train, save what the task must store, write the JSON file."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from cmkd import VALIDATORS, Student, TaskHead, freeze_batchnorm
+from examples.uda.artefact import store
+from examples.uda.backbones import Backbone, load_backbone
+from examples.uda.benchmarks import get_benchmark
+from examples.uda.cells import Cell
+from examples.uda.checkpoint import Progress
+from examples.uda.domains import TaskData
+from examples.uda.evaluation import evaluate
+from examples.uda.methods import build_objective, parse_method
+from examples.uda.prototypes import prototype_teacher
+from examples.uda.settings import Settings
+from examples.uda.training import train
+
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "residual-sparse-training")
+
+
+def run_cell(
+    cell: Cell, root: Path, *, workers: int = 0, advance: Callable[[int], None] = lambda iteration: None
+) -> dict[str, Any]:
+    """Run a cell, or go on with it where it was stopped, and store its result.
+
+    Args:
+        cell: what to run.
+        root: folder of the benchmark's data.
+        workers: processes that read and augment images ahead of time.
+        advance: told the number of iterations done.
+    """
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    settings, method = cell.settings, parse_method(cell.settings.method)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    set_seed(cell.seed)
+
+    benchmark = get_benchmark(settings.benchmark)
+    backbone = load_backbone(settings, benchmark.class_names(), root)
+    backbone.encoder.eval().to(accelerator.device)
+    data = TaskData(benchmark, root, cell.task, backbone, accelerator)
+    teacher = _teacher(backbone, settings, data, workers) if method.needs_teacher else None
+
+    if method.trains:
+        student = build_student(backbone, settings, len(benchmark.classes), trains_encoder=method.trains_encoder)
+        objective = build_objective(settings, teacher, feature_dim=backbone.feature_dim, classes=len(benchmark.classes))
+        domains = data.domains(
+            batch_size=settings.batch_size,
+            seed=cell.seed,
+            strong_images=objective.needs_strong_images,
+            workers=workers,
+        )
+        progress, trainer = train(
+            student,
+            objective,
+            domains,
+            settings,
+            accelerator,
+            sparse=method.rst,
+            checkpoint_path=cell.checkpoint_path,
+            workers=workers,
+            advance=advance,
+        )
+        stored = store(student, trainer, cell.path.with_suffix(".safetensors"), encoder=method.trains_encoder)
+    else:
+        assert teacher is not None
+        progress, stored = _zero_shot(backbone.encoder, teacher, data, workers), None
+
+    result = {
+        "table": cell.table,
+        "variant": cell.variant,
+        "row": cell.row,
+        "task": list(cell.task),
+        "seed": cell.seed,
+        **summarise(progress),
+        "dsp": stored.dsp if stored else 0,
+        "bytes": stored.bytes if stored else 0,
+        "file": stored.path.name if stored else None,
+        "hours": progress.seconds / 3600,
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
+        "processes": accelerator.num_processes,
+        "versions": {name: version(name) for name in LIBRARIES},
+        "settings": settings.to_dict(),
+        "fingerprint": settings.fingerprint(),
+        "curve": progress.curve,
+    }
+    if accelerator.is_main_process:
+        cell.store(result)
+        cell.checkpoint_path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def build_student(backbone: Backbone, settings: Settings, classes: int, *, trains_encoder: bool) -> Student:
+    """Put a fresh head (App. D) on the encoder, and freeze the encoder's BatchNorm (Sec. IV.A)."""
+    preset = settings.resolved_preset()
+    head = TaskHead(
+        backbone.feature_dim,
+        classes,
+        linear_bias=preset.head_linear_bias,
+        layer_norm_eps=preset.head_layer_norm_eps,
+    )
+    freeze_batchnorm(backbone.encoder, affine=preset.batchnorm_affine_frozen)
+    if not trains_encoder:
+        backbone.encoder.requires_grad_(False)
+    return Student(backbone.encoder, head)
+
+
+def summarise(progress: Progress) -> dict[str, Any]:
+    """Accuracy at the end, at its best by the target's labels (an oracle), and where each label-free score is best."""
+    curve = progress.curve
+    best = max(curve, key=lambda point: point["accuracy"])
+    selected = {name: max(curve, key=lambda point: point["validators"][name]) for name in VALIDATORS}
+    return {
+        "last": curve[-1]["accuracy"],
+        "oracle": best["accuracy"],
+        "oracle_iteration": best["iteration"],
+        "selected": {
+            name: {"accuracy": point["accuracy"], "iteration": point["iteration"]} for name, point in selected.items()
+        },
+        "per_class": curve[-1]["per_class"],
+    }
+
+
+def _teacher(backbone: Backbone, settings: Settings, data: TaskData, workers: int) -> nn.Module:
+    if backbone.teacher is not None:
+        return backbone.teacher
+    assert backbone.classifier is not None
+    source = data.training_pass("source", workers=workers)
+    classifier = backbone.classifier.to(data.accelerator.device)
+    return prototype_teacher(backbone.encoder, classifier, source, len(data.benchmark.classes))
+
+
+def _zero_shot(encoder: nn.Module, teacher: nn.Module, data: TaskData, workers: int) -> Progress:
+    test = data.test_pass(workers=workers)
+    classify = nn.Sequential(encoder, teacher.to(data.accelerator.device))
+    scores = evaluate(classify, test, data.accelerator, mean_per_class=data.benchmark.metric == "mean_per_class")
+    return Progress(curve=[{"iteration": 0, **asdict(scores), "losses": {}}])

@@ -1,0 +1,76 @@
+"""Running many cells: one after another with a bar of iterations, or several at a time with a core each."""
+
+import multiprocessing
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from examples.uda.cells import Cell
+from examples.uda.running import run_cell
+
+
+def run_all(cells: Sequence[Cell], root: Path, *, workers: int, loaders: int, console: Console) -> list[Cell]:
+    """Run cells and print each one's accuracy.
+
+    Args:
+        cells: what to run.
+        root: folder of the data.
+        workers: cells at the same time.
+        loaders: loading processes of each.
+        console: for bars and results.
+
+    Returns:
+        The cells that failed; their errors are printed, and the others go on.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        if workers > 1:
+            return _side_by_side(cells, root, workers, loaders, progress)
+        return _one_by_one(cells, root, loaders, progress)
+
+
+def _one_by_one(cells: Sequence[Cell], root: Path, loaders: int, progress: Progress) -> list[Cell]:
+    failed = []
+    for cell in cells:
+        bar = progress.add_task(cell.name, total=cell.settings.iterations)
+        try:
+            result = run_cell(
+                cell, root, workers=loaders, advance=lambda done, bar=bar: progress.update(bar, completed=done)
+            )
+            _announce(cell, result, progress.console)
+        except Exception:
+            failed.append(cell)
+            _complain(cell, traceback.format_exc(), progress.console)
+        progress.remove_task(bar)
+    return failed
+
+
+def _side_by_side(cells: Sequence[Cell], root: Path, workers: int, loaders: int, progress: Progress) -> list[Cell]:
+    failed = []
+    bar = progress.add_task("cells", total=len(cells))
+    # spawned, because a forked copy of a process with CUDA or running threads is broken
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {pool.submit(run_cell, cell, root, workers=loaders): cell for cell in cells}
+        for future in as_completed(running):
+            cell, error = running[future], future.exception()
+            if error is None:
+                _announce(cell, future.result(), progress.console)
+            else:
+                failed.append(cell)
+                _complain(cell, "".join(traceback.format_exception(error)), progress.console)
+            progress.advance(bar)
+    return failed
+
+
+def _announce(cell: Cell, result: dict[str, object], console: Console) -> None:
+    console.print(f"{cell.name}: last {result['last']:.1f} %, oracle {result['oracle']:.1f} %", highlight=False)
+
+
+def _complain(cell: Cell, error: str, console: Console) -> None:
+    console.print(f"{cell.name} failed:\n{error}", markup=False, highlight=False)

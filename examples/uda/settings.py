@@ -1,0 +1,135 @@
+"""What decides the numbers of a cell, apart from its task and its seed: one frozen dataclass, checked when made."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from cmkd import PRESETS, Preset
+
+TERMS = ("task", "distill", "regularization")
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be run; the message names the file and the key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one cell is trained. Defaults are the paper's (Sec. IV.A).
+
+    Attributes:
+        benchmark: a name that `get_benchmark` knows.
+        method: a name that `examples.uda.methods` knows, such as "cmkd+rst".
+        backbone: "RN50", "ViT-B-16", ...; any architecture of open_clip.
+        weights: its pretraining: "openai" or another tag of open_clip, "imagenet1k", "imagenet21k", ...
+        teacher: "text" is CLIP's own; "prototypes" App. E's for ImageNet backbones; "text_embeddings" a stand-in.
+        preset: which reading of the method, "paper", "official" or "corrected": losses, head, prompts, optimiser.
+        preset_changes: fields of the preset to change, such as `{alpha: constant}`.
+        prompt: template of the class prompts; the preset's if left out.
+        lambda1: weight of CMKD's task and distillation terms (Eq. 12).
+        lambda2: weight of the teacher's cross entropy on the source (Eq. 13).
+        lambda3: weight of the teacher's Gini impurity on the target (Eq. 13).
+        terms: which of CMKD's terms take part (Table IX).
+        ramp_iterations: length of the ramp of lambda1 and lambda3, whatever the run's.
+        fixmatch_weight: lambda_fm of methods with "+fixmatch" (App. B).
+        fixmatch_threshold: tau_fm.
+        partial_set: whether the target has fewer classes than the source, and CMKD estimates them (App. K).
+        options: keyword arguments of a baseline's objective, such as `{weight: 0.5}`.
+        iterations: length of the run; one iteration is one batch of each domain.
+        batch_size: images of each domain, of all processes together.
+        encoder_lr: learning rate of the image encoder.
+        head_lr: learning rate of the task head and of the objective's own modules.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        mixed_precision: "no", "bf16" or "fp16"; the weights stay in float32.
+        threshold: tau of Eq. 17, for methods with "+rst".
+        evaluate_every: iterations between two points of the curve.
+    """
+
+    benchmark: str
+    method: str
+    backbone: str
+    weights: str = "openai"
+    teacher: Literal["text", "prototypes", "text_embeddings"] = "text"
+    preset: Literal["paper", "official", "corrected"] = "official"
+    preset_changes: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    lambda1: float = 0.25
+    lambda2: float = 0.1
+    lambda3: float = 0.025
+    terms: tuple[str, ...] = TERMS
+    ramp_iterations: int = 10_000
+    fixmatch_weight: float = 0.5
+    fixmatch_threshold: float = 0.95
+    partial_set: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    iterations: int
+    batch_size: int = 32
+    encoder_lr: float
+    head_lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    threshold: float = 1e-6
+    evaluate_every: int
+
+    def __post_init__(self) -> None:
+        """Refuse a value of the wrong type or out of range. Raises `SettingsError` naming the key."""
+        for entry in fields(self):
+            _check_type(entry.name, getattr(self, entry.name), entry.type)
+        for name in ("iterations", "batch_size", "evaluate_every", "ramp_iterations"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.resolved_preset()
+        for name in ("encoder_lr", "head_lr", "momentum", "weight_decay", "threshold"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
+        """Build from YAML or JSON types. Raises `SettingsError` naming the key that is unknown, missing or wrong."""
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise SettingsError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        terms = {"terms": tuple(values["terms"])} if isinstance(values.get("terms"), list) else {}
+        try:
+            return cls(**{**values, **terms})
+        except TypeError as error:  # the dataclass names what is missing
+            raise SettingsError(str(error).partition(") ")[2] or str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in JSON types."""
+        return {**asdict(self), "terms": list(self.terms)}
+
+    def resolved_preset(self) -> Preset:
+        """The preset with its changes. Raises `SettingsError` naming a field that presets lack."""
+        known = [entry.name for entry in fields(Preset)]
+        if unknown := sorted(self.preset_changes.keys() - set(known)):
+            raise SettingsError(f"preset_changes has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
+        return replace(PRESETS[self.preset], **self.preset_changes)
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with any setting."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_type(name: str, value: Any, wanted: Any) -> None:
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise SettingsError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
+        return
+    if wanted is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        hint = " (YAML reads 3e-6 as text: write 3.0e-6)" if isinstance(value, str) else ""
+    elif get_origin(wanted) is tuple:
+        fits, hint = isinstance(value, tuple) and all(isinstance(item, str) for item in value), ""
+    else:
+        # `str | None` is a type that isinstance takes, `Mapping[str, Any]` is not
+        allowed = wanted if isinstance(wanted, UnionType) else get_origin(wanted) or wanted
+        fits, hint = isinstance(value, allowed) and not (isinstance(value, bool) and wanted is int), ""
+    if not fits:
+        kind = getattr(wanted, "__name__", str(wanted))
+        raise SettingsError(f"{name} must be {kind}, got {value!r}{hint}")

@@ -1,0 +1,170 @@
+"""The training loop of every table: what differs between methods is the objective, and whether RST is attached."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cmkd import DomainBatch, Objective, Phase, Student
+from examples.uda.checkpoint import Checkpoint, Progress
+from examples.uda.evaluation import evaluate
+from examples.uda.image_pass import ImagePass
+from examples.uda.precision import warn_of_lost_steps
+from examples.uda.processes import average_gradients, average_statistics
+from examples.uda.settings import Settings
+from examples.uda.stream import DomainBatches
+from rst import ResidualSparseTrainer, RSTConfig
+
+WARM_UP = 20
+"""Iterations until SGD's momentum shows the typical step."""
+
+
+@dataclass(frozen=True)
+class Domains:
+    """What the loop sees of the two domains.
+
+    Attributes:
+        batches: endless training batches of both.
+        target: the whole target training set, without augmentation, for `Objective.refresh`.
+        test: this process's share of the target test set.
+        mean_per_class: whether the benchmark reports the mean of the classes' accuracies.
+    """
+
+    batches: DomainBatches
+    target: ImagePass
+    test: ImagePass
+    mean_per_class: bool
+
+
+def train(
+    student: Student,
+    objective: Objective,
+    domains: Domains,
+    settings: Settings,
+    accelerator: Accelerator,
+    *,
+    sparse: bool,
+    checkpoint_path: Path,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda iteration: None,
+) -> tuple[Progress, ResidualSparseTrainer | None]:
+    """Train the student in place, from the checkpoint if a run was stopped half way.
+
+    Args:
+        student: pretrained encoder and fresh head. The encoder's BatchNorm is frozen already (`freeze_batchnorm`),
+            and an encoder that must not move has `requires_grad` off.
+        objective: the method.
+        domains: the data.
+        settings: learning rates, length, threshold.
+        accelerator: device, mixed precision, processes.
+        sparse: whether RST trains the encoder (Algorithm 1); the head is trained freely and saved whole.
+        checkpoint_path: written at every evaluation, so that a killed run goes on from there and ends the same.
+        workers: processes that read and augment images ahead of time; the result does not depend on them.
+        advance: told the number of iterations done.
+
+    Returns:
+        The curve, and the RST trainer to export the delta from.
+    """
+    student.to(accelerator.device)
+    objective.to(accelerator.device)
+    optimizer = accelerator.prepare(build_optimizer(student, objective, settings))
+    trainer = None
+    if sparse:
+        trainer = ResidualSparseTrainer(student, RSTConfig(threshold=settings.threshold, modules_to_save=["head"]))
+        trainer.attach(optimizer)
+
+    checkpoint = Checkpoint(checkpoint_path, student, objective, optimizer, trainer, accelerator)
+    progress = checkpoint.load()
+    began = time.monotonic() - progress.seconds
+    parts = {"encoder": student.encoder, "head": student.head, "objective": objective}
+    epoch = -(-len(domains.batches.target) // settings.batch_size)
+    batches = domains.batches.iterate(progress.iteration, settings.iterations, workers=workers)
+
+    for iteration in range(progress.iteration, settings.iterations):
+        if objective.needs_target_pass and iteration % epoch == 0:
+            refresh(student, objective, domains.target, accelerator)
+        set_learning_rates(optimizer, settings, iteration)
+        student.train()
+        objective.train()
+        batch = to_device(next(batches), accelerator.device)
+
+        phases = objective.phases(student, batch, iteration=iteration, max_iterations=settings.iterations)
+        for phase in under_autocast(phases, accelerator):
+            optimizer.zero_grad()
+            accelerator.backward(phase.total)
+            keep_gradients(parts, phase.trains)
+            average_gradients(optimizer, accelerator)
+            optimizer.step()  # RST, where attached, puts weights that barely moved back here (Eq. 17)
+            progress.add_losses(phase.terms)
+
+        done = iteration + 1
+        if done == WARM_UP:
+            warn_of_lost_steps(optimizer, student.encoder)
+        if done % settings.evaluate_every == 0 or done == settings.iterations:
+            average_statistics(student, accelerator)
+            student.eval()
+            scores = evaluate(student, domains.test, accelerator, mean_per_class=domains.mean_per_class)
+            progress.add_scores(done, scores, seconds=time.monotonic() - began)
+            checkpoint.save(progress)
+        advance(done)
+    student.eval()
+    return progress, trainer
+
+
+def build_optimizer(student: Student, objective: Objective, settings: Settings) -> torch.optim.SGD:
+    """SGD with one group for each part: encoder, head, the objective's own modules."""
+    groups = [
+        {"params": [weight for weight in part.parameters() if weight.requires_grad]}
+        for part in (student.encoder, student.head, objective)
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.head_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.resolved_preset().nesterov,
+    )
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, settings: Settings, iteration: int) -> None:
+    """Constant, or `(1 + 0.0003 * iteration)^-0.75` times the initial ones, as in the released code."""
+    decay = (1 + 3e-4 * iteration) ** -0.75 if settings.resolved_preset().lr_decay else 1.0
+    initial = (settings.encoder_lr, settings.head_lr, settings.head_lr)
+    for group, rate in zip(optimizer.param_groups, initial, strict=True):
+        group["lr"] = rate * decay
+
+
+@torch.no_grad()
+def refresh(student: Student, objective: Objective, target: ImagePass, accelerator: Accelerator) -> None:
+    """Let the objective look at the whole target domain, as the student sees it at test time."""
+    student.eval()
+    objective.eval()
+    with accelerator.autocast():
+        objective.refresh(student, target)
+
+
+def to_device(batch: DomainBatch, device: torch.device) -> DomainBatch:
+    """The same batch on a device."""
+    tensors = {entry.name: getattr(batch, entry.name) for entry in fields(batch)}
+    return DomainBatch(**{name: tensor if tensor is None else tensor.to(device) for name, tensor in tensors.items()})
+
+
+def under_autocast(phases: Iterator[Phase], accelerator: Accelerator) -> Iterator[Phase]:
+    """The same phases, each computed in mixed precision if that is on; the optimiser's steps between them are not."""
+    while True:
+        with accelerator.autocast():
+            phase = next(phases, None)
+        if phase is None:
+            return
+        yield phase
+
+
+def keep_gradients(parts: dict[str, nn.Module], trained: tuple[str, ...]) -> None:
+    """Drop the gradients of the parts that a phase does not train; SGD leaves a weight without one alone."""
+    for name in parts.keys() - set(trained):
+        for weight in parts[name].parameters():
+            weight.grad = None
