@@ -16,25 +16,31 @@ Array = np.ndarray[Any, Any]
 
 def write_digits(domain: str, folder: Path, images_per_class: int, chance: random.Random) -> None:
     """Write both splits of "S", "M" or "U" into its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size, write = WRITERS[domain]
     for split in ("train", "test"):
-        labels = [digit for digit in range(10) for _ in range(images_per_class)]
-        chance.shuffle(labels)
-        size, write = WRITERS[domain]
-        images = np.stack([np.asarray(draw_digit(digit, chance, size)) for digit in labels])
-        write(folder, split, images, np.array(labels), chance)
+        images, labels = draw_digits(size, images_per_class, chance)
+        write(folder, split, images, labels, chance)
+
+
+def draw_digits(size: int, images_per_class: int, chance: random.Random) -> tuple[Array, Array]:
+    """Grey images (N, size, size) of dtype uint8 and labels (N,), shuffled, as many of each digit."""
+    labels = [digit for digit in range(10) for _ in range(images_per_class)]
+    chance.shuffle(labels)
+    return np.stack([np.asarray(draw_digit(digit, chance, size)) for digit in labels]), np.array(labels)
+
+
+def idx_bytes(values: Array) -> bytes:
+    """MNIST's format: two zero bytes, 8 for uint8, the number of dimensions, each big-endian, the values."""
+    sizes = np.array(values.shape, dtype=">u4").tobytes()
+    return bytes((0, 0, 8, values.ndim)) + sizes + values.astype(np.uint8).tobytes()
 
 
 def _write_mnist(folder: Path, split: str, images: Array, labels: Array, chance: random.Random) -> None:
     (folder / "raw").mkdir(exist_ok=True)
     image_file, label_file = mnist_files(folder, split)
-    image_file.write_bytes(_idx(images))
-    label_file.write_bytes(_idx(labels))
-
-
-def _idx(values: Array) -> bytes:
-    """Two zero bytes, 8 for uint8, the number of dimensions, each of them as a big-endian integer, the values."""
-    sizes = np.array(values.shape, dtype=">u4").tobytes()
-    return bytes((0, 0, 8, values.ndim)) + sizes + values.astype(np.uint8).tobytes()
+    image_file.write_bytes(idx_bytes(images))
+    label_file.write_bytes(idx_bytes(labels))
 
 
 def _write_usps(folder: Path, split: str, images: Array, labels: Array, chance: random.Random) -> None:

@@ -8,7 +8,11 @@ from PIL import Image
 
 from examples.uda.benchmarks import Benchmark, ImageFolderBenchmark, get_benchmark
 from examples.uda.benchmarks.digits import DigitsBenchmark
+from examples.uda.benchmarks.digits_small import DigitsSmall
 from examples.uda.benchmarks.imageclef_da import ImageCLEF
+from examples.uda.benchmarks.pacs import FOLDER as PACS_FOLDER
+from examples.uda.benchmarks.pacs import Pacs
+from examples.uda.fake_archives import write_pacs, write_small_digits
 from examples.uda.fake_digits import write_digits
 from examples.uda.fake_figures import STYLES, draw_figure
 
@@ -45,28 +49,30 @@ class FakeDomains:
         """Write a benchmark's domains (abbreviations; all if left out) under `root`.
 
         Raises:
-            ValueError: if the benchmark is unknown or has no miniature, or a domain is unknown.
+            ValueError: if the benchmark or a domain is unknown.
         """
         benchmark = get_benchmark(name)
         for domain in benchmark.domains if domains is None else domains:
             folder = benchmark.folder(root, domain)
-            folder.mkdir(parents=True, exist_ok=True)
             if isinstance(benchmark, ImageFolderBenchmark):
                 self._write_class_folders(benchmark, domain, folder)
             elif isinstance(benchmark, ImageCLEF):
                 self._write_list(benchmark, domain, folder)
+            elif isinstance(benchmark, Pacs):
+                self._write_pacs(benchmark, domain, root)
             elif isinstance(benchmark, DigitsBenchmark):
                 write_digits(domain, folder, self.images_per_class, self._chance(name, domain))
-            else:
-                raise ValueError(f"benchmark {name} has no miniature")
+            elif isinstance(benchmark, DigitsSmall):
+                write_small_digits(domain, folder, self.images_per_class, self._chance(name, domain))
 
     def _write_class_folders(self, benchmark: Benchmark, domain: str, folder: Path) -> None:
         for label, name in enumerate(benchmark.classes):
-            (folder / name).mkdir(exist_ok=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
             for number, image in enumerate(self._images(benchmark, domain, label)):
                 image.save(folder / name / f"{number:05}.jpg")
 
     def _write_list(self, benchmark: Benchmark, domain: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         lines = []
         for label in range(len(benchmark.classes)):
             for number, image in enumerate(self._images(benchmark, domain, label)):
@@ -74,6 +80,11 @@ class FakeDomains:
                 image.save(path)
                 lines.append(f"{folder.name}/{path.name} {label}\n")
         (folder.parent / f"{folder.name}List.txt").write_text("".join(lines))
+
+    def _write_pacs(self, benchmark: Benchmark, domain: str, root: Path) -> None:
+        labels = [label for label in range(len(benchmark.classes)) for _ in range(self.images_per_class)]
+        images = [image for label in range(len(benchmark.classes)) for image in self._images(benchmark, domain, label)]
+        write_pacs(root / PACS_FOLDER / f"{benchmark.domains[domain]}.npz", images, labels)
 
     def _images(self, benchmark: Benchmark, domain: str, label: int) -> list[Image.Image]:
         style = STYLES[list(benchmark.domains).index(domain)]

@@ -1,6 +1,6 @@
 """The paper's benchmarks by name, and the two that run on two cores."""
 
-from examples.uda.benchmarks.benchmark import Benchmark, ClassOrder, Role, Split
+from examples.uda.benchmarks.benchmark import Benchmark, Role, Split
 from examples.uda.benchmarks.dataset_error import DatasetError
 from examples.uda.benchmarks.digits import DIGITS
 from examples.uda.benchmarks.digits_small import DIGITS_SMALL
@@ -33,7 +33,6 @@ BENCHMARKS: dict[str, Benchmark] = {
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
-    "ClassOrder",
     "DatasetError",
     "DomainDataset",
     "ImageArrays",

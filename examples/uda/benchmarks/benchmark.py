@@ -15,9 +15,6 @@ Split = Literal["train", "test"]
 Role = Literal["source", "target"]
 """What a domain is to a task: it decides the classes of a partial-set benchmark."""
 
-ClassOrder = Literal["folder", "lowercase"]
-"""How class names are sorted: as image folders are, or lower-cased first, as the released code's DomainNet prompts."""
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Benchmark(ABC):
@@ -47,16 +44,9 @@ class Benchmark(ABC):
     prompt: str = "a photo of a {}"
     official_prompt: str = "a photo of a {}"
 
-    def class_names(self, class_order: ClassOrder = "folder") -> list[str]:
-        """The classes' names for prompts, blanks for underscores.
-
-        Args:
-            class_order: "folder" gives the name of class i at position i. "lowercase" sorts the names after
-                lower-casing, as the released code does for DomainNet, whose prompts then miss their labels: 33 of
-                345 classes line up.
-        """
-        folders = sorted(self.classes, key=str.lower) if class_order == "lowercase" else self.classes
-        return [folder.replace("_", " ") for folder in folders]
+    def class_names(self) -> list[str]:
+        """The classes' names as words, blanks for underscores, in the order of the labels."""
+        return [folder.replace("_", " ") for folder in self.classes]
 
     def check(self, root: Path, *, domains: Iterable[str] | None = None, counts: bool = True) -> None:
         """Refuse files that are not the benchmark's, before anything is trained on them.

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from torchvision.datasets import MNIST, USPS
 
-from examples.uda.benchmarks import get_benchmark
+from examples.uda.benchmarks import BENCHMARKS, get_benchmark
 from examples.uda.fake_domains import FakeDomains
 from examples.uda.fake_figures import CLASSES, STYLES, draw_figure
 
-NAMES = ("office_home", "office_home_partial", "office31", "imageclef_da", "visda2017", "domainnet", "digits")
+NAMES = tuple(BENCHMARKS)
 
 
 def fingerprint(root: Path) -> dict[str, str]:
@@ -46,7 +46,7 @@ def test_every_domain_is_accepted_and_read_back(name: str, tmp_path: Path) -> No
             assert sorted(dataset.labels) == list(range(len(benchmark.classes)))
 
 
-@pytest.mark.parametrize("name", ["office31", "imageclef_da", "digits"])
+@pytest.mark.parametrize("name", ["office31", "imageclef_da", "digits", "digits_small", "pacs"])
 def test_the_seed_decides_the_files(name: str, tmp_path: Path) -> None:
     prints = []
     for folder, seed in [("a", 1), ("b", 1), ("c", 2)]:
@@ -55,7 +55,11 @@ def test_the_seed_decides_the_files(name: str, tmp_path: Path) -> None:
     # scipy stamps the time of writing into its files
     same = [path for path in prints[0] if not path.endswith(".mat")]
     assert [prints[0][path] for path in same] == [prints[1][path] for path in same]
-    images = [path for path in same if path.endswith((".jpg", "images-idx3-ubyte", ".bz2"))]
+    images = [
+        path
+        for path in same
+        if path.endswith((".jpg", "images-idx3-ubyte", "images-idx3-ubyte.gz", ".bz2", ".h5", ".npz"))
+    ]
     assert all(prints[0][path] != prints[2][path] for path in images)
 
 
