@@ -71,7 +71,7 @@ def relationship_prototypes(
     for penalty in PENALTIES:
         weight = _logistic_regression(train, train_labels, weight, penalty)
         accuracy = float(((validation @ weight.T).argmax(dim=1) == validation_labels).double().mean())
-        if accuracy > best_accuracy:
+        if accuracy >= best_accuracy:  # of equals the least shrunk
             best_accuracy, best = accuracy, weight
     scale = _calibrated_scale(validation @ best.T, validation_labels)
 
