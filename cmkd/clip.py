@@ -72,9 +72,9 @@ def load_open_clip(
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}; see open_clip.list_models()")
     prompts = build_prompts(class_names, templates)
-    model, statistics = _open_clip_model(name, pretrained)
     if tokenizer is None:
         tokenizer = _fetched(f"the tokenizer of {name}", "pass tokenizer=", lambda: open_clip.get_tokenizer(name))
+    model, statistics = _open_clip_model(name, pretrained)
 
     encode = tokenizer
     with eval_mode(model), torch.no_grad():
@@ -165,7 +165,7 @@ def _open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Sta
         config = get_pretrained_cfg(name, str(pretrained))
         model = _fetched(
             f"the weights {str(pretrained)!r} of {name}",
-            f"download {_address(config)} elsewhere and pass the file as pretrained=",
+            f"download {_address(config)} elsewhere and pass the file as pretrained= of {_architecture(name, config)}",
             lambda: open_clip.create_model(
                 name, pretrained=str(pretrained), force_quick_gelu=bool(config.get("quick_gelu"))
             ),
@@ -188,6 +188,10 @@ def _open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Sta
 
 def _statistics(config: dict[str, Any]) -> Statistics:
     return tuple(config["mean"]), tuple(config["std"])
+
+
+def _architecture(name: str, config: dict[str, Any]) -> str:
+    return f"{name}-quickgelu" if config.get("quick_gelu") and not name.endswith("-quickgelu") else name
 
 
 def _address(config: dict[str, Any]) -> str:
