@@ -1,5 +1,6 @@
 """SHOT: a classifier learnt on the source, then frozen, to which the target's features are fitted."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor
@@ -20,8 +21,9 @@ def information_maximisation_loss(logits: Tensor) -> Tensor:
     Returns:
         A 0-d tensor, float32 or better, from -log C (certain and evenly spread) to 0.
     """
-    mean = log_view(logits).exp().mean(dim=0)
-    return entropy_loss(logits) + mean.xlogy(mean).sum()
+    # In logarithms: p log p has no finite gradient at 0, where a class lies that the whole batch rules out.
+    log_mean = log_view(logits).logsumexp(dim=0) - math.log(len(logits))
+    return entropy_loss(logits) + (log_mean.exp() * log_mean).sum()
 
 
 class SHOT(Objective):

@@ -129,10 +129,14 @@ class _OpenClipTokens(ViTTokens):
 class _TimmTokens(ViTTokens):
     def __init__(self, encoder: Any) -> None:
         self.blocks: Sequence[Any] = encoder.blocks
-        kinds = {f"{type(block).__qualname__} with {type(block.attn).__qualname__}" for block in self.blocks}
-        gated = any(getattr(block.attn, "gate", None) is not None for block in self.blocks)
-        if kinds != {"Block with Attention"} or gated:
-            raise ValueError(f"encoder: only timm's plain Block with ungated Attention is supported, got {kinds}")
+        kinds = {type(block).__qualname__ for block in self.blocks}
+        attentions = {type(block.attn).__qualname__ for block in self.blocks if hasattr(block, "attn")}
+        gated = any(getattr(block.attn, "gate", None) is not None for block in self.blocks if hasattr(block, "attn"))
+        if kinds != {"Block"} or attentions != {"Attention"} or gated:
+            raise ValueError(
+                "encoder: only timm's plain Block with an ungated Attention is supported, "
+                f"got {', '.join(sorted(kinds | attentions))}"
+            )
         self.encoder = encoder
         self.depth = len(self.blocks)
         self.prefix = encoder.num_prefix_tokens

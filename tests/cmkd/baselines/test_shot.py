@@ -1,0 +1,45 @@
+"""SHOT's two phases: the head learns on the source, then stands still while the encoder fits the target."""
+
+import pytest
+import torch
+
+from cmkd.baselines import SHOT, centroid_labels, information_maximisation_loss
+from tests.cmkd.baselines.problem import Problem, mlp_student, train
+
+
+def test_the_split_is_a_fraction_of_the_run():
+    student, problem, objective = mlp_student(), Problem(), SHOT(source_fraction=0.3)
+    objective.refresh(student, problem.target_pass())
+    trained = [
+        next(objective.phases(student, problem.batch(), iteration=t, max_iterations=10)).trains for t in range(10)
+    ]
+    assert trained == [("encoder", "head")] * 3 + [("encoder",)] * 7
+
+
+def test_the_target_phase_leaves_the_head_and_improves_the_target():
+    student, problem, objective = mlp_student(), Problem(), SHOT(source_fraction=0.5)
+    train(objective, student, problem, 20, max_iterations=40, rate=0.1)
+    head = {name: weight.clone() for name, weight in student.head.named_parameters()}
+    history = train(objective, student, problem, 20, start=20, max_iterations=40)
+    assert all(torch.equal(head[name], weight) for name, weight in student.head.named_parameters())
+    information = [phases[0].terms["information"].item() for phases in history]
+    assert sum(information[-5:]) < sum(information[:5]) - 0.1
+
+
+def test_the_target_loss_is_information_maximisation_and_beta_times_the_pseudo_labels():
+    student, problem, objective = mlp_student(), Problem(), SHOT(source_fraction=0, beta=0.3)
+    objective.refresh(student, problem.target_pass())
+    with torch.no_grad():
+        student.eval()
+        features = student.encoder(problem.target_images)
+        labels = centroid_labels(features, student.head(features).softmax(dim=1))
+        batch = problem.batch()
+        (phase,) = objective.phases(student, batch, iteration=0, max_iterations=1)
+        logits = student(batch.target_images)
+        pseudo = torch.nn.functional.cross_entropy(logits, labels[batch.target_positions])
+    torch.testing.assert_close(phase.total, information_maximisation_loss(logits) + 0.3 * pseudo)
+
+
+def test_a_fraction_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"source_fraction .*1\.5"):
+        SHOT(source_fraction=1.5)
