@@ -176,6 +176,25 @@ class TestSwitching:
             model.set_adapter("photo")
         assert_holds(base, before)
 
+    def test_adapter_before_stays_where_the_next_is_refused(self, base: Network, domains: dict[str, nn.Module]) -> None:
+        tuned = copy.deepcopy(base)
+        with torch.no_grad():
+            tuned.conv.weight += 1
+        model = RSTModel(base)
+        model.add_adapter("conv", delta_between(base, tuned).sparse_only())
+        with model.disable_adapter():
+            head_only = copy.deepcopy(base)
+            with torch.no_grad():
+                head_only.head.weight += 1
+            model.add_adapter("head", delta_between(base, head_only))
+        with torch.no_grad():
+            base.head.weight += 2
+        before = snapshot(base)
+        with pytest.raises(WrongBaseError):
+            model.set_adapter("head")
+        assert model.active_adapter == "conv"
+        assert_holds(base, before)
+
 
 class TestForward:
     def test_output_is_the_tuned_models(self, model: RSTModel, base: Network, domains: dict[str, nn.Module]) -> None:
@@ -412,6 +431,17 @@ class TestTraining:
         again.save_pretrained(tmp_path / "second")
         RSTModel.from_pretrained(pristine, tmp_path / "second")
         assert_holds(pristine, snapshot(base))
+
+    def test_merged_for_good_is_what_the_delta_would_give(self, base: Network) -> None:
+        pristine = copy.deepcopy(base)
+        model = get_rst_model(base, RSTConfig(threshold=1e-2, every=0))
+        self.train(model, steps=2)
+        merged = model.merge_and_unload()
+        moved = [
+            (tuned - origin).abs() for tuned, origin in zip(merged.parameters(), pristine.parameters(), strict=True)
+        ]
+        assert all(bool(((change == 0) | (change > 1e-2)).all()) for change in moved)
+        assert any(bool((change > 0).any()) for change in moved)
 
     def test_print_trainable_parameters(self, base: Network, capsys: pytest.CaptureFixture[str]) -> None:
         model = get_rst_model(base, RSTConfig(threshold=1e-3, target_modules=["body"]))
