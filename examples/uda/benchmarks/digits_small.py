@@ -119,7 +119,7 @@ DIGITS_SMALL = DigitsSmall(
     layout=(
         "  mnist/train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz (or train10k-...: 10,000 of them)\n"
         "  mnist/t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz\n"
-        "  usps/usps.h5 (train/data, train/target, test/data, test/target; data (N, 256) in [0, 1])\n"
+        "  usps/usps.h5 (train/data, train/target, test/data, test/target; data (N, 256) in [0, 1])"
     ),
     download=(
         "Download MNIST's four files from https://ossci-datasets.s3.amazonaws.com/mnist/ and USPS as HDF5 from "

@@ -83,7 +83,7 @@ PACS = Pacs(
     domains={"P": "photo", "A": "art_painting", "C": "cartoon", "S": "sketch"},
     tasks=tuple(permutations("PACS", 2)),  # type: ignore[arg-type]  # pairs
     classes=("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
-    layout="".join(f"  {FOLDER}/{name}.npz\n" for name in ("photo", "art_painting", "cartoon", "sketch")),
+    layout="\n".join(f"  {FOLDER}/{name}.npz" for name in ("photo", "art_painting", "cartoon", "sketch")),
     download=(
         "Download PACS (227 px, a folder a class; github.com/MachineLearning2020/Homework3-PACS has all 9,991 images) "
         "and pack each domain, resized to 128 px, as an npz: jpeg, the files' bytes one after another (uint8); offset, "
