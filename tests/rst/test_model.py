@@ -434,13 +434,13 @@ class TestTraining:
 
     def test_merged_for_good_is_what_the_delta_would_give(self, base: Network) -> None:
         pristine = copy.deepcopy(base)
-        model = get_rst_model(base, RSTConfig(threshold=1e-2, every=0))
+        model = get_rst_model(base, RSTConfig(threshold=3e-3, every=0))
         self.train(model, steps=2)
         merged = model.merge_and_unload()
         moved = [
             (tuned - origin).abs() for tuned, origin in zip(merged.parameters(), pristine.parameters(), strict=True)
         ]
-        assert all(bool(((change == 0) | (change > 1e-2)).all()) for change in moved)
+        assert all(bool(((change == 0) | (change > 2.9e-3)).all()) for change in moved)
         assert any(bool((change > 0).any()) for change in moved)
 
     def test_print_trainable_parameters(self, base: Network, capsys: pytest.CaptureFixture[str]) -> None:
