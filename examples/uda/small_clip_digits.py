@@ -38,9 +38,9 @@ STROKES = {0: "", 2: "bold ", 4: "heavy "}  # pixels of GLYPH_SIZE added around 
 
 @dataclass(frozen=True)
 class DigitPretraining:
-    """How to pretrain, as long as the quickstart; the cache knows a model by these settings and the code that uses them.
+    """How to pretrain, as long as the quickstart does; the cache knows a model by these settings and the code.
 
-    More steps make a teacher that leaves little to adapt: the paper's CLIP is right on half to two thirds of the digits.
+    More steps make a teacher that leaves little to adapt: the paper's CLIP is right on about half of the digits.
     """
 
     steps: int = 400

@@ -43,7 +43,7 @@ class EncodedImages(DomainDataset):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pacs(Benchmark):
-    """PACS (Li et al., ICCV 2017). It has no train and test split here: both are the whole domain, as in Office-Home."""
+    """PACS (Li et al., ICCV 2017). Train and test are both the whole domain, as in Office-Home."""
 
     def problems(self, root: Path, domain: str, *, counts: bool) -> list[str]:
         """What is wrong with one domain's archive, a sentence each; empty if nothing is."""

@@ -1,4 +1,4 @@
-"""The ImageNet MobileNetV2 from its archive, against the layer-by-layer description, and what it sees in photographs."""
+"""The ImageNet MobileNetV2 from its archive: names, padding, and what it sees in photographs."""
 
 from pathlib import Path
 
