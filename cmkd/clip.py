@@ -1,6 +1,5 @@
 """Student and teacher from a pretrained CLIP: its image encoder, and its text tower boiled down to class embeddings."""
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmkd.eval_mode import eval_mode
+from cmkd.open_clip_model import Statistics, fetched, open_clip_model, open_clip_tokenizer
 from cmkd.prompts import PHOTO, build_prompts
 from cmkd.teacher import TextTeacher
 
@@ -67,16 +67,9 @@ def load_open_clip(
         ValueError: if `name` or `pretrained` is unknown, saying what there is, or for bad prompts.
         FileNotFoundError: if weights or a tokenizer cannot be had, saying from where.
     """
-    import open_clip  # type: ignore[import-untyped]
-
-    if name not in open_clip.list_models():
-        raise ValueError(f"open_clip has no model {name!r}; see open_clip.list_models()")
     prompts = build_prompts(class_names, templates)
-    if tokenizer is None:
-        tokenizer = _fetched(f"the tokenizer of {name}", "pass tokenizer=", lambda: open_clip.get_tokenizer(name))
-    model, statistics = _open_clip_model(name, pretrained)
-
-    encode = tokenizer
+    encode = open_clip_tokenizer(name) if tokenizer is None else tokenizer
+    model, statistics = open_clip_model(name, pretrained)
     with eval_mode(model), torch.no_grad():
         embeddings = _class_embeddings(lambda texts: model.encode_text(encode(texts)), prompts)
     teacher = TextTeacher(embeddings, model.logit_scale.exp(), getattr(model, "logit_bias", None))
@@ -110,13 +103,13 @@ def load_transformers_clip(
     prompts = build_prompts(class_names, templates)
     source = None if isinstance(model, nn.Module) else str(model)
     if source is not None:
-        model = _fetched(source, "pass a folder that holds it", lambda: AutoModel.from_pretrained(source))
+        model = fetched(source, "pass a folder that holds it", lambda: AutoModel.from_pretrained(source))
     if not all(hasattr(model, part) for part in ("vision_model", "get_text_features", "logit_scale")):
         raise ValueError(f"model must be a CLIPModel or SiglipModel, got {type(model).__name__}")
     if tokenizer is None:
         if source is None:
             raise ValueError("tokenizer must be given with a model in memory")
-        tokenizer = _fetched(
+        tokenizer = fetched(
             f"the tokenizer of {source}", "pass tokenizer=", lambda: AutoTokenizer.from_pretrained(source)
         )
 
@@ -150,70 +143,6 @@ class TransformersImageEncoder(nn.Module):
         return features
 
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Statistics]:
-    """Build the model with the activation that its weights were trained with; also the mean and std of its images."""
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg  # type: ignore[import-untyped]
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        model = open_clip.create_model(name, pretrained_text=False)
-    elif str(pretrained) in tags:
-        config = get_pretrained_cfg(name, str(pretrained))
-        model = _fetched(
-            f"the weights {str(pretrained)!r} of {name}",
-            f"download {_address(config)} elsewhere and pass the file as pretrained= of {_architecture(name, config)}",
-            lambda: open_clip.create_model(
-                name, pretrained=str(pretrained), force_quick_gelu=bool(config.get("quick_gelu"))
-            ),
-        )
-    elif not Path(pretrained).is_file():
-        raise ValueError(
-            f"pretrained={str(pretrained)!r} is neither a file nor one of {name}'s weights: {', '.join(tags) or 'none'}"
-        )
-    elif _is_torchscript(Path(pretrained)):
-        model = open_clip.create_model(name, force_quick_gelu=True, pretrained_text=False)
-        model.load_state_dict(_openai_weights(Path(pretrained)))
-    else:
-        model = open_clip.create_model(name, pretrained=str(pretrained))
-
-    statistics = {_statistics(get_pretrained_cfg(name, tag)) for tag in tags}
-    if len(statistics) == 1:  # a file does not say; open_clip would take CLIP's for SigLIP's
-        return model, statistics.pop()
-    return model, (tuple(model.visual.image_mean), tuple(model.visual.image_std))
-
-
-def _statistics(config: dict[str, Any]) -> Statistics:
-    return tuple(config["mean"]), tuple(config["std"])
-
-
-def _architecture(name: str, config: dict[str, Any]) -> str:
-    return f"{name}-quickgelu" if config.get("quick_gelu") and not name.endswith("-quickgelu") else name
-
-
-def _address(config: dict[str, Any]) -> str:
-    hub = config.get("hf_hub", "").strip("/")
-    places = [f"https://huggingface.co/{hub}" if hub else "", config.get("url", "")]
-    return " or ".join(place for place in places if place)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(member).name == "constants.pkl" for member in archive.namelist())
-
-
-def _openai_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of OpenAI's own TorchScript archives, which are in half precision and carry three numbers beside them."""
-    weights = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-    numbers = ("input_resolution", "context_length", "vocab_size")
-    return {name: tensor.float() for name, tensor in weights.items() if name not in numbers}
-
-
 def _transformers_statistics(source: str | None, *, siglip: bool) -> Statistics:
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -224,15 +153,6 @@ def _transformers_statistics(source: str | None, *, siglip: bool) -> Statistics:
         except (OSError, KeyError):
             pass  # no preprocessor_config.json beside the weights: its family's numbers
     return ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
-
-
-def _fetched(what: str, instead: str, fetch: Callable[[], Any]) -> Any:
-    """Call what may download, and say in one sentence what is missing when it fails."""
-    try:
-        return fetch()
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(f"could not load {what} ({reason}); {instead}") from error
 
 
 def _class_embeddings(encode: Callable[[list[str]], Tensor], prompts: list[list[str]]) -> Tensor:

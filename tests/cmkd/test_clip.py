@@ -118,19 +118,19 @@ def test_a_tag_trained_with_quickgelu_gets_it(tmp_path, monkeypatch):
         assert_same_logits(load_open_clip("tiny-vit", pretrained=tmp_path / "weights.pt", class_names=NAMES), model)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.(trace|save|trace_method). is:Warning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.(trace|save|trace_method). is", "ignore:Converting a tensor")
 def test_openai_s_own_archives(tmp_path):
     model = original("tiny-vit-quickgelu")
     for number in ("input_resolution", "context_length", "vocab_size"):
         model.__dict__.pop(number, None)
         model.register_buffer(number, torch.tensor(16))
+    model.attn_mask = model._buffers.pop("attn_mask")  # a constant in theirs
     tokens = open_clip.get_tokenizer("tiny-vit")(["a dog"] * 2)
     traced = torch.jit.trace(model, (images(16), tokens), check_trace=False).half()
     traced.save(tmp_path / "ViT-tiny.pt")
     clip = load_open_clip("tiny-vit", pretrained=tmp_path / "ViT-tiny.pt", class_names=NAMES)
     assert {p.dtype for p in clip.encoder.parameters()} == {torch.float32}
-    model.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
-    assert_same_logits(clip, model)
+    assert_same_logits(clip, model.float())  # the trace shares its weights, rounded by now
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path):
