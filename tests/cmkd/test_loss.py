@@ -217,6 +217,16 @@ def test_saturated_logits_give_no_nan(name, dtype):
         assert value.grad is None or value.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_saturated_logits_give_no_nan_in_the_classic_term(dtype):
+    arguments = with_gradients({k: 1e4 * v.sign() if v.is_floating_point() else v for k, v in batch().items()}, dtype)
+    loss = CMKDLoss(dataclasses.replace(PRESETS["official"], distill="kl"), max_iterations=1)
+    terms = loss(**arguments, iteration=1)
+    terms.total.backward()
+    assert all(term.isfinite() for term in terms)
+    assert arguments["student_logits"].grad.isfinite().all()
+
+
 def test_a_class_ruled_out_by_every_view_gives_no_nan():
     arguments = batch(seed=1)
     for name in ("student_logits", "teacher_logits"):
@@ -227,6 +237,70 @@ def test_a_class_ruled_out_by_every_view_gives_no_nan():
     assert terms.total.isfinite()
     assert arguments["student_logits"].grad is not None
     assert arguments["student_logits"].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_classic_distillation_term(name):
+    """App. Table V: `mean_b (1 - alpha_b) KL(sg(p_g) || p_h)` in the mixed view's place."""
+    preset, arguments = PRESETS[name], with_gradients(batch())
+    mixed = CMKDLoss(preset, max_iterations=100)(**arguments, iteration=70)
+    classic = CMKDLoss(dataclasses.replace(preset, distill="kl"), max_iterations=100)(**arguments, iteration=70)
+    p_h = arguments["student_logits"].softmax(1)
+    p_g = arguments["teacher_logits"].softmax(1).detach()
+    kinds = zip(p_h.tolist(), p_g.tolist(), strict=True)
+    alpha = torch.tensor([loop_alpha(preset.alpha, h, g, preset.entropy_epsilon) for h, g in kinds])
+    expected = ((1 - alpha) * (p_g * (p_g / p_h).log()).sum(1)).mean()
+    torch.testing.assert_close(classic.distill, expected, rtol=1e-6, atol=0)
+    student = arguments["student_logits"]
+    (got,) = torch.autograd.grad(classic.distill, student, retain_graph=True)
+    (want,) = torch.autograd.grad(expected, student, retain_graph=True)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-12)
+    assert (classic.task, classic.regularization) == (mixed.task, mixed.regularization)
+    share = ramp_share(preset, 70, 100)
+    torch.testing.assert_close(classic.total, 0.25 * share * (classic.task + classic.distill) + classic.regularization)
+
+
+TABLE_IX = [(), ("task",), ("distill",), ("task", "distill"), ("task", "distill", "regularization")]
+
+
+@pytest.mark.parametrize("terms", TABLE_IX, ids="+".join)
+def test_terms_can_be_left_out(terms):
+    arguments = with_gradients(batch())
+    full = CMKDLoss(max_iterations=100)(**arguments, iteration=70)._asdict()
+    got = CMKDLoss(max_iterations=100, terms=terms)(**arguments, iteration=70)
+    for name in ("task", "distill", "regularization"):
+        assert getattr(got, name).item() == (full[name].item() if name in terms else 0)
+    weight = 0.25 * ramp_share(PRESETS["official"], 70, 100)
+    torch.testing.assert_close(got.total, weight * (got.task + got.distill) + got.regularization)
+    assert got.total.requires_grad == bool(terms)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_dropped_classes_leave_the_views_but_neither_alpha_nor_the_source(name):
+    preset, arguments = PRESETS[name], batch()
+    classes = torch.tensor([True, False, True, True, False])
+    terms = CMKDLoss(preset, max_iterations=100)(**arguments, iteration=70, classes=classes)
+    p_h = [softmax_row(row) for row in arguments["student_logits"].tolist()]
+    p_g = [softmax_row(row) for row in arguments["teacher_logits"].tolist()]
+    alpha = [loop_alpha(preset.alpha, h, g, preset.entropy_epsilon) for h, g in zip(p_h, p_g, strict=True)]
+    kept_h, kept_g = ([[row[i] for i in (0, 2, 3)] for row in view] for view in (p_h, p_g))
+    kept_m = [[0.5 * (a + b) for a, b in zip(h, g, strict=True)] for h, g in zip(kept_h, kept_g, strict=True)]
+    cross_entropy = torch.nn.functional.cross_entropy(arguments["source_teacher_logits"], arguments["source_labels"])
+    lambda3 = 0.025 * ramp_share(preset, 70, 100)
+    assert [term.item() for term in terms[1:]] == pytest.approx(
+        [
+            loop_gini(preset.gini, kept_h, alpha),
+            loop_gini(preset.gini, kept_m, [1 - a for a in alpha]),
+            0.1 * cross_entropy.item() + lambda3 * loop_gini(preset.gini, kept_g, [1.0] * BATCH),
+        ],
+        rel=1e-6,
+    )
+
+
+def test_all_classes_are_no_mask():
+    arguments = batch()
+    everything = torch.ones(CLASSES, dtype=torch.bool)
+    assert CMKDLoss()(**arguments, iteration=9, classes=everything) == CMKDLoss()(**arguments, iteration=9)
 
 
 def test_batches_of_source_and_target_may_differ_in_size():
@@ -246,6 +320,9 @@ def test_batches_of_source_and_target_may_differ_in_size():
         ("source_teacher_logits", torch.zeros(4), r"source_teacher_logits .*\(4,\)"),
         ("source_labels", torch.zeros(3, dtype=torch.int64), r"source_labels .*\(4,\).*\(3,\)"),
         ("source_labels", torch.zeros(4), r"source_labels .*int64.*float32"),
+        ("classes", torch.ones(4, dtype=torch.bool), r"classes .*\(5,\).*\(4,\)"),
+        ("classes", torch.zeros(5, dtype=torch.bool), r"classes .*one True"),
+        ("classes", torch.ones(5), r"classes .*float32"),
     ],
 )
 def test_bad_input_is_named_with_its_shapes(name, value, message):
@@ -256,6 +333,8 @@ def test_bad_input_is_named_with_its_shapes(name, value, message):
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"preset .*paper, official, corrected.*'offical'"):
         CMKDLoss("offical")
+    with pytest.raises(ValueError, match=r"terms .*task, distill, regularization.*'reg'"):
+        CMKDLoss(terms=["task", "reg"])
     with pytest.raises(ValueError, match=r"max_iterations .*0"):
         CMKDLoss(max_iterations=0)
     with pytest.raises(ValueError, match=r"iteration .*-1"):
