@@ -11,6 +11,7 @@ from rich.table import Table
 
 from examples.uda.benchmarks import DatasetError, get_benchmark
 from examples.uda.cells import Cell, ChangedCellError, cells, parse_tasks
+from examples.uda.report import collect, markdown
 from examples.uda.scheduling import run_all
 from examples.uda.settings import SettingsError
 from examples.uda.tables import Variant, table_names, variants, with_method
@@ -90,6 +91,34 @@ def reproduce(
     failed = run_all(missing, data, workers=workers, loaders=loaders, console=console)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    table: Annotated[str, typer.Argument(help="As `list` names it.")],
+    backbone: Annotated[str | None, typer.Option(help="Only this backbone.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="As given to `reproduce`.")] = None,
+    output: Output = OUTPUT,
+) -> None:
+    """Write a table's report and figures beside its results, and print it: paper, ours, difference."""
+    from examples.uda.plots import draw_curves, draw_storage
+
+    pages = []
+    for variant in _choose(table, backbone, None):
+        rows = collect(variant, output, seeds)
+        folder = output / table / variant.name
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_storage(variant.title, rows, folder / "storage.png")
+        draw_curves(variant.title, rows, folder / "curves.png")
+        page = markdown(
+            variant, rows, f"python -m examples.uda reproduce {table} --backbone {variant.name} --data ROOT"
+        )
+        figures = f"![accuracy against storage]({variant.name}/storage.png)\n\n![curves]({variant.name}/curves.png)\n"
+        pages.append(f"{page}\n{figures}")
+    path = output / table / "report.md"
+    path.write_text("\n".join(pages))
+    console.out("\n".join(pages), highlight=False)
+    console.print(f"Written to {path}.")
 
 
 def _choose(table: str, backbone: str | None, method: str | None) -> list[Variant]:

@@ -43,10 +43,11 @@ class TaskData:
         size, mean, std = backbone.image_size, backbone.mean, backbone.std
         return build_transform(self.benchmark.name, role, task=self.task, image_size=size, mean=mean, std=std)
 
-    def training_pass(self, role: Role, *, workers: int) -> ImagePass:
-        """A pass over a domain's training images, all of them and without augmentation."""
+    def training_pass(self, role: Role, *, workers: int, at_most: int | None = None) -> ImagePass:
+        """A pass over a domain's training images without augmentation: all, or `at_most` so many, evenly spaced."""
         dataset = self._dataset(role, "train", self.transform("test"))
-        return ImagePass(dataset, self.accelerator.device, workers=workers)
+        step = -(-len(dataset) // at_most) if at_most else 1
+        return ImagePass(dataset, self.accelerator.device, workers=workers, step=step)
 
     def test_pass(self, *, workers: int) -> ImagePass:
         """A pass over this process's share of the target's test images."""
@@ -54,8 +55,8 @@ class TaskData:
             self._dataset("target", "test", self.transform("test")),
             self.accelerator.device,
             workers=workers,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
+            start=self.accelerator.process_index,
+            step=self.accelerator.num_processes,
         )
 
     def domains(self, *, batch_size: int, seed: int, strong_images: bool, workers: int) -> Domains:

@@ -15,13 +15,13 @@ MEMORY = 2**29
 
 
 class ImagePass:
-    """A pass in order over a data set of fixed transform; of several processes each sees its share."""
+    """A pass in order over a data set of fixed transform, or over every `step`-th image of it."""
 
     def __init__(
-        self, dataset: DomainDataset, device: torch.device, *, workers: int, process: int = 0, processes: int = 1
+        self, dataset: DomainDataset, device: torch.device, *, workers: int, start: int = 0, step: int = 1
     ) -> None:
-        """Take every `processes`-th image, from number `process`, to the device."""
-        self.positions = torch.arange(process, len(dataset), processes)
+        """Take every `step`-th image from number `start` on to the device."""
+        self.positions = torch.arange(start, len(dataset), step)
         self.labels = torch.tensor(dataset.labels)[self.positions]
         self._dataset = Subset(dataset, self.positions.tolist())
         self._device = device

@@ -1,7 +1,7 @@
 """From a cell to its result: load, train, save what the task must store, write the JSON file."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from examples.uda.checkpoint import Progress
 from examples.uda.domains import TaskData
 from examples.uda.evaluation import evaluate
 from examples.uda.methods import build_objective, parse_method
-from examples.uda.prototypes import prototype_teacher
+from examples.uda.prototypes import SOURCE_IMAGES, prototype_teacher
 from examples.uda.settings import Settings
 from examples.uda.training import train
 
@@ -29,7 +29,12 @@ LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "r
 
 
 def run_cell(
-    cell: Cell, root: Path, *, workers: int = 0, advance: Callable[[int], None] = lambda iteration: None
+    cell: Cell,
+    root: Path,
+    *,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda iteration: None,
+    load: Callable[[Settings, Sequence[str], Path], Backbone] = load_backbone,
 ) -> dict[str, Any]:
     """Run a cell, or go on with it where it was stopped, and store its result.
 
@@ -38,6 +43,7 @@ def run_cell(
         root: folder of the benchmark's data.
         workers: processes that read and augment images ahead of time.
         advance: told the number of iterations done.
+        load: makes the backbone from settings, class names and `root`; smoke runs have tiny ones.
     """
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     settings, method = cell.settings, parse_method(cell.settings.method)
@@ -45,7 +51,7 @@ def run_cell(
     set_seed(cell.seed)
 
     benchmark = get_benchmark(settings.benchmark)
-    backbone = load_backbone(settings, benchmark.class_names(), root)
+    backbone = load(settings, benchmark.class_names(), root)
     backbone.encoder.eval().to(accelerator.device)
     data = TaskData(benchmark, root, cell.task, backbone, accelerator)
     teacher = _teacher(backbone, settings, data, workers) if method.needs_teacher else None
@@ -135,7 +141,7 @@ def _teacher(backbone: Backbone, settings: Settings, data: TaskData, workers: in
     if backbone.teacher is not None:
         return backbone.teacher
     assert backbone.classifier is not None
-    source = data.training_pass("source", workers=workers)
+    source = data.training_pass("source", workers=workers, at_most=SOURCE_IMAGES)
     classifier = backbone.classifier.to(data.accelerator.device)
     return prototype_teacher(backbone.encoder, classifier, source, len(data.benchmark.classes))
 

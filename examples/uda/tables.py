@@ -34,7 +34,7 @@ class Variant:
 
 
 def table_names() -> list[str]:
-    """All tables: main ones by number, then the appendix's, figures and the benchmarks of this repository."""
+    """All tables, in alphabetical order and numbers by value; last the benchmarks that the paper does not have."""
     return sorted((folder.name for folder in CONFIGS.iterdir() if folder.is_dir()), key=_natural)
 
 

@@ -1,0 +1,48 @@
+"""Figures of a report: accuracy against what a task stores (Figure 4), accuracy over iterations (App. Figure 2)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+from examples.uda.report import RowResults
+
+
+def draw_storage(title: str, rows: Sequence[RowResults], path: Path) -> None:
+    """Mean accuracy at the end of training against DSP in millions, a point a complete row."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for row in rows:
+        dsp, accuracy = row.dsp(), row.average("last")
+        if dsp is not None and accuracy is not None:
+            axes.errorbar(dsp, accuracy, yerr=row.spread("last"), fmt="o", capsize=3, label=row.label)
+    axes.set(xlabel="downstream parameters, all tasks (millions)", ylabel="target accuracy (%)", title=title)
+    axes.set_xscale("symlog", linthresh=1e-3)  # zero-shot stores nothing
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_curves(title: str, rows: Sequence[RowResults], path: Path) -> None:
+    """Target accuracy over iterations, a panel a task and a line a row; the first seed's."""
+    trained = [row for row in rows if any(len(result["curve"]) > 1 for result in row.results)]
+    tasks = list(rows[0].by_task)
+    width = min(4, len(tasks))
+    height = -(-len(tasks) // width)
+    figure, grid = plt.subplots(height, width, figsize=(3 * width, 2.4 * height), squeeze=False, layout="constrained")
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        axes.set_title(task, fontsize="small")
+        for row in trained:
+            for result in row.by_task[task][:1]:
+                points = result["curve"]
+                axes.plot([p["iteration"] for p in points], [p["accuracy"] for p in points], label=row.label)
+    for axes in list(grid.flat)[len(tasks) :]:
+        axes.set_visible(False)
+    if trained:
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.suptitle(f"{title}: target accuracy (%) over iterations", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
