@@ -109,7 +109,7 @@ def test_labels_follow_the_class_order(name: str, tmp_path: Path) -> None:
 
 
 def test_an_image_is_labelled_by_the_folder_it_lies_in(damaged: Path) -> None:
-    Image.new("RGB", (5, 4), "red").save(damaged / "dslr/images/mug/zzz.PNG")
+    Image.new("L", (5, 4)).save(damaged / "dslr/images/mug/zzz.PNG")
     (damaged / "dslr/images/mug/Thumbs.db").write_text("not an image")
     (damaged / "dslr/images/list.txt").write_text("not a class")
     benchmark = get_benchmark("office31")
@@ -118,6 +118,7 @@ def test_an_image_is_labelled_by_the_folder_it_lies_in(damaged: Path) -> None:
     sizes = [(dataset[i][0].size, dataset[i][1]) for i in range(len(dataset))]
     assert len(sizes) == 2 * 31 + 1
     assert [label for size, label in sizes if size == (5, 4)] == [benchmark.classes.index("mug")]
+    assert {dataset[i][0].mode for i in range(len(dataset))} == {"RGB"}
 
 
 def test_a_transform_is_applied(office31: Path) -> None:
