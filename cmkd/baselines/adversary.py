@@ -34,11 +34,11 @@ def steep_ramp(iteration: int, max_iterations: int) -> float:
 def domain_discriminator(inputs: int, hidden: int = 1024) -> nn.Sequential:
     """Three linear layers from (B, inputs) to a logit (B, 1), positive for the source; dropout 0.5 between them.
 
-    It is the discriminator of CDAN's released code, Gaussian start with standard deviation 0.01.
+    It is the discriminator of CDAN's released code, which starts from Xavier's normal distribution.
     """
     layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
     for layer in layers:
-        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.xavier_normal_(layer.weight)
         nn.init.zeros_(layer.bias)
     first, second, last = layers
     return nn.Sequential(first, nn.ReLU(), nn.Dropout(0.5), second, nn.ReLU(), nn.Dropout(0.5), last)

@@ -50,6 +50,7 @@ class SSRT(Objective):
     by chance. Perturbation and weight of the loss are scaled by the strength of `SafeTraining`, which takes snapshots
     of student and discriminator and may put them back at the start of an iteration. The domain loss is the released
     code's: DANN's with its reversal growing from 0 to 0.046 in 1,000 iterations and to 0.1 in the end, counted twice.
+    (Its discriminator has two layers; here it is the three of DANN and CDAN.)
     """
 
     def __init__(

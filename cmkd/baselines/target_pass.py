@@ -100,6 +100,7 @@ class TargetMemory(nn.Module):
         seen = len(self.values)
         if not seen:
             raise RuntimeError("there are no pseudo-labels: call refresh before the first iteration")
+        positions = positions.to(self.values.device)
         values = self.values[positions.clamp(max=seen - 1)]
         missing = positions[(positions >= seen) | (values < 0)]
         if len(missing):

@@ -50,6 +50,17 @@ def test_kernels_are_the_loop_s():
     torch.testing.assert_close(gaussian_kernels(x), torch.tensor(loop_kernel(x.tolist()), dtype=torch.float64))
 
 
+def test_no_gradient_flows_through_the_bandwidth():
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gaussian_kernels(x).sum(), x)
+    y = x.detach().requires_grad_()
+    squared = (y[:, None] - y[None]).square().sum(dim=2)
+    middle = squared.sum().item() / 12
+    kernels = sum(torch.exp(-squared / (middle * 2.0**k)) for k in range(-2, 3))
+    (expected,) = torch.autograd.grad(kernels.sum(), y)
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_lmmd_is_the_loop_s(seed):
     arguments = batch(seed=seed)
