@@ -23,11 +23,16 @@ if TYPE_CHECKING:
         ConfigError,
         DeltaFormatError,
         NonFiniteError,
+        NotCarriedError,
         ParameterMismatchError,
         RSTError,
         WrongBaseError,
     )
     from rst.exporting import export
+    from rst.interop.official import from_official
+    from rst.interop.peft_adapters import from_peft
+    from rst.interop.shira import to_shira
+    from rst.interop.task_vector import to_task_vector
     from rst.merging import merge
     from rst.model import RSTModel, get_rst_model
     from rst.parameter_delta import BaseDigests, ParameterDelta
@@ -44,6 +49,7 @@ _MODULE_OF = {
     "DeltaFormatError": "rst.errors",
     "Linear": "rst.schedule",
     "NonFiniteError": "rst.errors",
+    "NotCarriedError": "rst.errors",
     "ParameterDelta": "rst.parameter_delta",
     "ParameterMismatchError": "rst.errors",
     "PreparedDelta": "rst.apply",
@@ -56,9 +62,13 @@ _MODULE_OF = {
     "combine": "rst.combination",
     "convert": "rst.conversion",
     "export": "rst.exporting",
+    "from_official": "rst.interop.official",
+    "from_peft": "rst.interop.peft_adapters",
     "get_rst_model": "rst.model",
     "merge": "rst.merging",
     "open_checkpoint": "rst.checkpoints",
+    "to_shira": "rst.interop.shira",
+    "to_task_vector": "rst.interop.task_vector",
 }
 __all__ = [
     "BaseDigests",
@@ -69,6 +79,7 @@ __all__ = [
     "DeltaFormatError",
     "Linear",
     "NonFiniteError",
+    "NotCarriedError",
     "ParameterDelta",
     "ParameterMismatchError",
     "PreparedDelta",
@@ -82,9 +93,13 @@ __all__ = [
     "combine",
     "convert",
     "export",
+    "from_official",
+    "from_peft",
     "get_rst_model",
     "merge",
     "open_checkpoint",
+    "to_shira",
+    "to_task_vector",
 ]
 
 

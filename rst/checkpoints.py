@@ -178,7 +178,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _from_pickle(path: Path) -> Checkpoint:
-    container = _unpickle(path)
+    container = unpickle(path)
     state = _find_state(container)
     if state is None:
         raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(_NESTED_UNDER)}")
@@ -186,7 +186,8 @@ def _from_pickle(path: Path) -> Checkpoint:
     return replace(found, record=_find_record(container), container=container, mapped=True)
 
 
-def _unpickle(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
+    """Read a pickle with `weights_only=True`, mapped where its format allows. Raises `CheckpointError`."""
     try:
         return _load_mapped(path)
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class

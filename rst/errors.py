@@ -27,3 +27,7 @@ class WrongBaseError(RSTError):
 
 class NonFiniteError(RSTError):
     """NaN where a weight should be."""
+
+
+class NotCarriedError(RSTError):
+    """Another format has no place for parts of a delta."""

@@ -14,7 +14,7 @@ from rst.extraction import Extraction, Progress
 from rst.naming import check_patterns, matches
 from rst.parameter_delta import Op
 
-_BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
 
 
@@ -70,7 +70,7 @@ def export(
         tuned=tuned_weights,
         names=names,
         whole={name for name in names if name not in base_weights or matches(name, modules_to_save)},
-        buffers={name for name in names if name.rpartition(".")[2] in _BATCHNORM_BUFFERS},
+        buffers={name for name in names if name.rpartition(".")[2] in BATCHNORM_BUFFERS},
         tied=tied,
         threshold=threshold,
         identity=BaseIdentity(name=Path(base_weights.source).name),

@@ -1,0 +1,24 @@
+"""The refusal to convert a delta into a format that has no place for parts of it."""
+
+from collections.abc import Mapping
+
+from rst.errors import NotCarriedError
+
+_NAMES_SHOWN = 20
+
+
+def check_carried(output: str, reasons: Mapping[str, str], partial: bool, carried: int) -> None:
+    """Raise `NotCarriedError` unless everything is carried, or with `partial` at least one tensor is.
+
+    Args:
+        output: what is to be written, for the message.
+        reasons: names of tensors that are not carried as they are, to why.
+        partial: whether leaving them out was asked for.
+        carried: number of tensors that are carried.
+    """
+    if not reasons or (partial and carried):
+        return
+    shown = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:_NAMES_SHOWN])
+    more = f"; and {len(reasons) - _NAMES_SHOWN} more" if len(reasons) > _NAMES_SHOWN else ""
+    advice = "nothing is left to carry" if partial else "convert the rest with partial=True (--partial)"
+    raise NotCarriedError(f"{output}: cannot carry {len(reasons)} tensors; {advice}: {shown}{more}")

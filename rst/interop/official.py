@@ -1,0 +1,133 @@
+"""The sparse checkpoints that the paper's authors released, as deltas."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rst.checkpoints import Checkpoint, Weights, open_checkpoint, unpickle
+from rst.delta import BaseIdentity, SparseDelta
+from rst.errors import CheckpointError, ParameterMismatchError
+from rst.exactness import bits
+from rst.exporting import BATCHNORM_BUFFERS
+from rst.fingerprint import digest
+from rst.parameter_delta import BaseDigests, ParameterDelta, check_like, check_no_nan, check_real, gather
+
+_BACKBONE, _HEAD = "backbone_state_dict", "head_state_dict"
+
+
+def from_official(
+    checkpoint: str | os.PathLike[str], base: Weights, *, backbone_prefix: str = "", head_prefix: str = "head."
+) -> SparseDelta:
+    """Read a `.pt` file of `backbone_state_dict`, residuals as `torch.sparse` tensors, and `head_state_dict`.
+
+    Its residuals are meant for plain addition (Algorithm 2). The delta gives the sums `w0 + r` bit for bit, and leaves
+    weights without a residual as they are.
+
+    >>> from_official("ar2cl.pt", "clip.pt").save("ar2cl.safetensors")
+
+    Args:
+        checkpoint: the file, read with `weights_only=True`. Residuals may also be dense.
+        base: the backbone's pretrained weights, or those of a model that contains it (see `open_checkpoint`).
+        backbone_prefix: put before the backbone's names to give those of the base, such as "encoder.".
+        head_prefix: put before the head's names. The head is stored whole.
+
+    Raises:
+        CheckpointError: an unreadable file, one without these two dicts of tensors, or malformed sparse tensors.
+        NonFiniteError: a sum or a weight of the head is NaN.
+        ParameterMismatchError: the base lacks a tensor, or has it in another shape or dtype; or a name of the head is
+            one of the backbone.
+    """
+    source = str(checkpoint)
+    backbone, head = _read(source)
+    weights = open_checkpoint(base)
+    parameters: dict[str, ParameterDelta] = {}
+    buffers: dict[str, Tensor] = {}
+    compared = 0
+    for stored_name, stored in backbone.items():
+        name, where = backbone_prefix + stored_name, f"{source}: {stored_name}"
+        origin = _base_tensor(where, name, stored, weights)
+        change = _added(where, origin, _sparse(where, stored))
+        if name.rpartition(".")[2] not in BATCHNORM_BUFFERS:
+            compared += origin.numel()
+            parameters |= {name: change} if change.nnz else {}
+        elif change.nnz:
+            buffers[name] = _filled_in(origin, change)
+    heads = {head_prefix + stored_name: tensor.clone() for stored_name, tensor in head.items()}
+    for name, tensor in heads.items():
+        if name.removeprefix(backbone_prefix) in backbone and name.startswith(backbone_prefix):
+            raise ParameterMismatchError(f"{source}: {name} is in the backbone and the head; choose other prefixes")
+        check_real(f"{source}: {name}", tensor)
+        check_no_nan(f"{source}: {name}", tensor)
+    return SparseDelta(
+        parameters,
+        {**buffers, **heads},
+        frozenset(buffers),
+        {alias: owner for alias, owner in weights.tied.items() if owner in parameters and alias not in parameters},
+        BaseIdentity(name=Path(weights.source).name, weights=compared),
+        {"converted_from": {"format": "official"}},
+    )
+
+
+def _read(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    if not Path(source).is_file():
+        raise CheckpointError(f"{source}: no such file")
+    with warnings.catch_warnings():  # that looking at every position, as it should, takes time
+        warnings.filterwarnings("ignore", "Validating sparse tensor invariants", UserWarning)
+        container = unpickle(Path(source))
+    for key in (_BACKBONE, _HEAD):
+        if not isinstance(container, Mapping) or not _is_state_dict(container.get(key)):
+            raise CheckpointError(f"{source}: not a released checkpoint: {key} is no dict of tensors")
+    return container[_BACKBONE], container[_HEAD]
+
+
+def _is_state_dict(part: Any) -> bool:
+    return isinstance(part, Mapping) and all(isinstance(tensor, Tensor) for tensor in part.values())
+
+
+def _base_tensor(where: str, name: str, residual: Tensor, weights: Checkpoint) -> Tensor:
+    if name not in weights:
+        raise ParameterMismatchError(f"{where}: {weights.source} has no {name}; is there a prefix to add?")
+    origin = weights[name].detach()
+    check_like(where, residual, origin)
+    check_real(where, origin)
+    return origin
+
+
+def _sparse(where: str, residual: Tensor) -> Tensor:
+    """The residual as a coalesced COO tensor, whose positions a stranger's file may have put outside its shape."""
+    if residual.layout == torch.strided:
+        return residual.to_sparse()
+    if residual.layout != torch.sparse_coo:
+        raise CheckpointError(f"{where}: layout {residual.layout}; residuals are sparse COO or dense")
+    parts = residual._indices(), residual._values(), residual.shape
+    try:
+        return torch.sparse_coo_tensor(*parts, check_invariants=True).coalesce()
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: malformed sparse tensor ({error})") from error
+
+
+def _added(where: str, origin: Tensor, residual: Tensor) -> ParameterDelta:
+    """The change from `origin` to `origin + residual`, at the positions of the residual."""
+    positions = torch.zeros(residual.values().numel(), dtype=torch.int64)
+    for axis, size in zip(residual.indices(), residual.shape, strict=True):
+        positions = positions * size + axis
+    before = gather(origin.reshape(-1), positions)
+    after = before + residual.values()
+    check_no_nan(where, after)
+    changed = bits(after) != bits(before)
+    positions, before, after = positions[changed], before[changed], after[changed]
+    digests = BaseDigests(digest(origin), digest(before)) if positions.numel() else None
+    return ParameterDelta.at(positions, before, after, origin.shape, digests)
+
+
+def _filled_in(origin: Tensor, change: ParameterDelta) -> Tensor:
+    tuned = origin.clone().contiguous()
+    flat = tuned.view(-1)
+    positions = change.indices.long()
+    flat[positions] = change.tuned_values(gather(flat, positions))
+    return tuned

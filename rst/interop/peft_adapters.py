@@ -1,0 +1,131 @@
+"""LoRA, DoRA, IA3, SHiRA and whatever else PEFT can merge into a base, as a delta of that base."""
+
+import copy
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from rst.checkpoints import Checkpoint, open_checkpoint
+from rst.delta import SparseDelta
+from rst.errors import CheckpointError, ParameterMismatchError
+from rst.exporting import export
+from rst.interop.model_folder import load_model
+from rst.naming import unwrap
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+PathLike = str | os.PathLike[str]
+_WRAPPER = "base_model.model."
+
+
+def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float | None = None) -> SparseDelta:
+    """Merge a PEFT adapter into its base, and extract what that changes.
+
+    >>> from_peft("my-lora", "llama").save("my-lora.safetensors")
+
+    Args:
+        adapter: a folder of `adapter_config.json` and `adapter_model.safetensors` (or `.bin`).
+        base: the model folder of transformers that it belongs to, or the loaded model itself, which is left as it is
+            (and copied; a folder costs the memory of one model).
+        threshold: tau of Eq. 17. None keeps every changed bit: the delta then gives the weights of
+            `merge_and_unload()`, which are dense wherever the adapter is of low rank.
+
+    Returns:
+        The delta, with the adapter's `modules_to_save` stored whole.
+
+    Raises:
+        CheckpointError: peft or transformers is missing, or cannot load the folder.
+        ConfigError: a threshold that is negative or not finite.
+        NonFiniteError: merging gives a NaN.
+        ParameterMismatchError: adapter and base have other weights than each other.
+    """
+    model = load_model(base) if isinstance(base, (str, os.PathLike)) else copy.deepcopy(unwrap(base))
+    adapted = _attach(model, adapter)
+    whole = _modules_saved_whole(adapted)
+    kind = _kind(adapted)
+    merged = _merge(adapter, adapted)
+    origin = open_checkpoint(base)
+    tuned = _weights_of_base(origin, merged.state_dict(), whole)
+    delta = export(base, tuned, threshold=threshold, modules_to_save=whole or None)
+    return replace(delta, config={**delta.config, "converted_from": {"peft_type": kind}})
+
+
+def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise CheckpointError(f"{adapter}: no folder of a PEFT adapter, which has an adapter_config.json")
+    try:
+        from peft import PeftModel
+        from peft.utils import load_peft_weights
+
+        adapted = PeftModel.from_pretrained(model, os.fspath(adapter), torch_device="cpu")
+        stored = load_peft_weights(os.fspath(adapter), device="cpu")
+    except ImportError as error:
+        raise CheckpointError(f"{adapter}: to read a PEFT adapter, pip install peft ({error})") from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{adapter}: PEFT cannot load it ({error})") from error
+    if not hasattr(adapted, "merge_and_unload"):
+        raise CheckpointError(
+            f"{adapter}: {_kind(adapted)} adapters add inputs or layers, and change no weight to merge"
+        )
+    _check_complete(adapter, adapted, stored)
+    return adapted
+
+
+def _merge(adapter: PathLike, adapted: "PeftModel") -> nn.Module:
+    try:
+        # SHiRA's positions may come from a stranger; torch writes outside the tensor unless told to look
+        with torch.sparse.check_sparse_tensor_invariants(True):
+            merged: nn.Module = adapted.merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{adapter}: PEFT cannot merge it ({error})") from error
+    return merged
+
+
+def _check_complete(adapter: PathLike, adapted: "PeftModel", stored: Mapping[str, Any]) -> None:
+    """PEFT warns of missing weights and drops superfluous ones; neither gives the adapter that was trained."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    own = adapted.state_dict()  # PEFT may save whole embeddings beside the adapter
+    for what, names in (
+        ("lacks", wanted.keys() - stored.keys()),
+        ("has, and the base has no place for,", stored.keys() - wanted.keys() - own.keys()),
+    ):
+        if names:
+            example = min(names).removeprefix(_WRAPPER)
+            raise ParameterMismatchError(f"{adapter}: {what} {len(names)} weights, such as {example}; another base?")
+
+
+def _kind(adapted: "PeftModel") -> str:
+    return str(adapted.active_peft_config.peft_type).removeprefix("PeftType.")
+
+
+def _modules_saved_whole(adapted: "PeftModel") -> list[str]:
+    from peft.utils import ModulesToSaveWrapper
+
+    return [
+        name.removeprefix(_WRAPPER)
+        for name, module in adapted.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    ]
+
+
+def _weights_of_base(base: Checkpoint, merged: Mapping[str, Tensor], whole: Collection[str]) -> dict[str, Tensor]:
+    """The merged weights that the base has or the adapter brings, then other names of the same tensors.
+
+    A module may have more than its file: heads that were just initialised, ties that the file leaves out.
+    """
+    kept = {name: tensor for name, tensor in merged.items() if name in base or _is_within(name, whole)}
+    places = {tensor.data_ptr() for tensor in kept.values() if tensor.numel()}
+    return kept | {name: tensor for name, tensor in merged.items() if tensor.data_ptr() in places}
+
+
+def _is_within(name: str, modules: Collection[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)

@@ -1,0 +1,146 @@
+"""A delta as a SHiRA adapter, a folder that PEFT loads without this library."""
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from rst.atomic import atomic_write
+from rst.conversion import convert
+from rst.delta import SparseDelta
+from rst.errors import CheckpointError, NotCarriedError
+from rst.interop.linear_places import obstacle, places_of_parameters
+from rst.interop.model_folder import model_skeleton
+from rst.interop.not_carried import check_carried
+from rst.interop.shira_rank import Layer, choose_rank
+from rst.naming import unwrap
+from rst.parameter_delta import ParameterDelta
+
+PathLike = str | os.PathLike[str]
+CONFIG_FILE = "adapter_config.json"
+_WRAPPER = "base_model.model."
+
+
+def to_shira(
+    delta: SparseDelta | PathLike, folder: PathLike, base: PathLike | nn.Module, *, partial: bool = False
+) -> dict[str, str]:
+    """Write a PEFT adapter of type SHiRA with the same outputs, for `PeftModel.from_pretrained(base, folder)`.
+
+    Every changed `nn.Linear` weight is carried, and every module that the delta stores whole, as `modules_to_save`.
+    PEFT wants the same r times (in + out) entries of each layer, so layers with fewer are filled up with entries of
+    -0.0, which change no weight, not even its sign of zero.
+
+    Args:
+        delta: the delta or its file.
+        folder: made if it is not there. Its `adapter_config.json` and `adapter_model.safetensors` are replaced.
+        base: the delta's base, a model folder of transformers or a module (its weights are read only if the delta's
+            op is not "add", so it may be on the meta device).
+        partial: leave out what cannot be carried, and write entries of the overlay, which plain addition misses, as
+            the residual that comes nearest.
+
+    Returns:
+        Names of what was left out or is not exact, with the reason. Empty unless `partial`.
+
+    Raises:
+        CheckpointError: peft is missing, or the base cannot be read.
+        DeltaFormatError: the delta is damaged.
+        NotCarriedError: without `partial`, something cannot be carried (each tensor is listed): biases, norms,
+            convolutions, embeddings, overlay entries, single tensors stored whole, layers that do not fit one r.
+        ParameterMismatchError: a weight of the base has another shape.
+        WrongBaseError: the base's values, where they are read, are not those the delta was made from.
+    """
+    model = unwrap(base) if isinstance(base, nn.Module) else model_skeleton(base)
+    residuals = convert(delta, op="add", base=base)
+    places = places_of_parameters(model)
+    reasons: dict[str, str] = {}
+    changes: dict[str, ParameterDelta] = {}
+    for name, change in residuals.items():
+        if reason := obstacle(name, change, places):
+            reasons[name] = reason
+        else:
+            changes[name] = change
+    layers = {name: Layer(change.nnz, *change.shape) for name, change in changes.items()}
+    rank = choose_rank(layers)
+    for name, layer in layers.items():
+        if not layer.holds(rank):
+            del changes[name]
+            reasons[name] = (
+                f"has {layer.nnz} of {layer.rows} x {layer.columns} entries, but all layers share one rank r, here "
+                f"{rank}, and store {layer.slots(rank)}"
+            )
+        elif missed := changes[name].exact_indices.numel():
+            reasons[name] = f"has {missed} entries that no residual reaches"
+    saved, unsaved = _modules_saved_whole(residuals, model)
+    reasons |= dict.fromkeys(unsaved, "is stored whole, but PEFT saves whole modules only")
+    check_carried(os.fspath(folder), reasons, partial, len(changes))
+    if not changes:
+        raise NotCarriedError(
+            f"{folder}: the delta changes no Linear weight, and PEFT loads no adapter without a layer"
+        )
+
+    targets = {place.module_name: changes[name] for name in changes for place in places[name]}
+    tensors = {f"{_WRAPPER}{name}": residuals.dense[name].contiguous() for names in saved.values() for name in names}
+    for module_name, change in targets.items():
+        indices, weights = _fill_up(change, Layer(change.nnz, *change.shape).slots(rank))
+        tensors[f"{_WRAPPER}{module_name}.shira_indices"] = indices
+        tensors[f"{_WRAPPER}{module_name}.shira_weight"] = weights
+    base_name = residuals.base.name if isinstance(base, nn.Module) else os.fspath(base)
+    _write(Path(folder), tensors, rank, list(targets), list(saved), base_name)
+    return reasons
+
+
+def _modules_saved_whole(delta: SparseDelta, model: nn.Module) -> tuple[dict[str, list[str]], list[str]]:
+    """Modules all of whose tensors the delta stores whole, with these, and the names of tensors that are left over."""
+    modules = dict(model.named_modules())
+    by_module: dict[str, list[str]] = defaultdict(list)
+    for name in delta.dense:
+        by_module[name.rpartition(".")[0]].append(name)
+    saved = {
+        module_name: names
+        for module_name, names in by_module.items()
+        if module_name in modules
+        and {f"{module_name}.{key}" for key in modules[module_name].state_dict()} == set(names)
+        # PEFT wraps every module whose name ends so
+        and sum(other.endswith(module_name) for other in modules) == 1
+    }
+    return saved, [name for names in by_module.values() for name in names if name.rpartition(".")[0] not in saved]
+
+
+def _fill_up(change: ParameterDelta, slots: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns, int32 of shape (2, slots), and residuals, -0.0 where nothing changes."""
+    unused = torch.ones(change.numel, dtype=torch.bool)
+    unused[change.indices.long().cpu()] = False
+    filling = unused.nonzero().squeeze(1)[: slots - change.nnz]
+    positions, order = torch.cat([change.indices.long().cpu(), filling]).sort()
+    weights = torch.cat([change.values.cpu(), torch.full((filling.numel(),), -0.0, dtype=change.dtype)])
+    columns = change.shape[1]
+    return torch.stack([positions // columns, positions % columns]).int(), weights[order]
+
+
+def _write(
+    folder: Path, tensors: dict[str, Tensor], rank: int, targets: list[str], saved: list[str], base_name: str | None
+) -> None:
+    from safetensors.torch import save_file
+
+    try:
+        from peft import ShiraConfig
+    except ImportError as error:
+        raise CheckpointError(f"{folder}: to write a SHiRA adapter, pip install peft>=0.17 ({error})") from error
+    config = ShiraConfig(
+        r=rank,
+        target_modules="|".join(map(re.escape, targets)),  # a list would mean every module whose name ends so
+        modules_to_save=saved or None,
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "adapter_model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    # last, because a folder is an adapter once it has this
+    with TemporaryDirectory() as scratch, atomic_write(folder / CONFIG_FILE) as temporary:
+        config.save_pretrained(scratch)
+        temporary.write_bytes((Path(scratch) / CONFIG_FILE).read_bytes())

@@ -1,0 +1,60 @@
+"""A delta as a dense task vector: a state dict of differences, for tools of task arithmetic."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rst.atomic import atomic_write
+from rst.checkpoints import Weights
+from rst.conversion import convert
+from rst.delta import SparseDelta
+from rst.interop.not_carried import check_carried
+from rst.parameter_delta import ParameterDelta
+from rst.safetensors_writer import by_width, write_safetensors
+
+
+def to_task_vector(
+    delta: SparseDelta | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    base: Weights | None = None,
+    partial: bool = False,
+) -> dict[str, str]:
+    """Write the residuals `w_sp = wt - w0` (Eq. 16) as dense tensors, one in memory at a time.
+
+    Only changed tensors are in the file; all others would be zeros. Entries of the overlay get the difference, rounded:
+    added to the base it comes near, where the delta itself is exact.
+
+    >>> to_task_vector("ar2cl.safetensors", "ar2cl.task_vector.safetensors")
+
+    Args:
+        delta: the delta or its file.
+        output: a `.safetensors` file to write, atomically.
+        base: the weights it was made from, needed only if its op is not "add".
+        partial: leave out what has no difference: tensors stored whole, and dtypes without residuals.
+
+    Returns:
+        Names of what was left out, with the reason. Empty unless `partial`.
+
+    Raises:
+        ConfigError: the op needs a base.
+        NotCarriedError: without `partial`, there are tensors to leave out; or there is nothing else.
+        RSTError: as `rst.convert`.
+    """
+    residuals = convert(delta, op="add", base=base)
+    reasons = dict.fromkeys(residuals.dense, "is stored whole")
+    reasons |= {name: f"has no residuals ({change.dtype})" for name, change in residuals.items() if change.op != "add"}
+    changes = {name: change for name, change in residuals.items() if name not in reasons}
+    check_carried(os.fspath(output), reasons, partial, len(changes))
+    specs = by_width({name: (change.dtype, change.shape) for name, change in changes.items()})
+    with atomic_write(Path(output)) as temporary:
+        write_safetensors(temporary, specs, (_dense(changes[name]) for name in specs))
+    return reasons
+
+
+def _dense(change: ParameterDelta) -> Tensor:
+    dense = torch.zeros(change.numel, dtype=change.dtype)
+    dense[change.indices.long().cpu()] = change.values.cpu()
+    return dense.view(change.shape)

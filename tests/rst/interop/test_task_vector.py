@@ -1,0 +1,45 @@
+"""A task vector is the residuals, dense, under their names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rst import ConfigError, NotCarriedError, export, to_task_vector
+
+BASE = {"a": torch.ones(3, 4), "b": torch.ones(5).bfloat16(), "same": torch.ones(2)}
+TUNED = {"a": torch.ones(3, 4), "b": torch.ones(5).bfloat16() * 2, "same": torch.ones(2)}
+TUNED["a"][1, 2] = 3.5
+
+
+def test_differences_of_what_changed(tmp_path: Path) -> None:
+    delta = export(BASE, TUNED)
+    assert to_task_vector(delta, tmp_path / "t.safetensors") == {}
+    vector = load_file(tmp_path / "t.safetensors")
+    assert vector.keys() == {"a", "b"}
+    for name, tensor in vector.items():
+        assert tensor.dtype == BASE[name].dtype
+        assert torch.equal(tensor, TUNED[name] - BASE[name])
+
+
+def test_steps_and_tuned_values_need_the_base(tmp_path: Path) -> None:
+    for op in ("step", "replace"):
+        delta = export(BASE, TUNED, op=op)
+        with pytest.raises(ConfigError, match="needs the base weights"):
+            to_task_vector(delta, tmp_path / "t.safetensors")
+        delta.save(tmp_path / "d.safetensors")
+        to_task_vector(tmp_path / "d.safetensors", tmp_path / "t.safetensors", base=BASE)
+        assert torch.equal(load_file(tmp_path / "t.safetensors")["a"], TUNED["a"] - BASE["a"])
+
+
+def test_what_has_no_difference_is_refused_or_left_out(tmp_path: Path) -> None:
+    base = {**BASE, "codes": torch.zeros(3, dtype=torch.int8)}
+    tuned = {**TUNED, "codes": torch.ones(3, dtype=torch.int8), "head": torch.ones(2)}
+    delta = export(base, tuned)
+    with pytest.raises(NotCarriedError, match=r"head is stored whole; codes has no residuals \(torch.int8\)"):
+        to_task_vector(delta, tmp_path / "t.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    left_out = to_task_vector(delta, tmp_path / "t.safetensors", partial=True)
+    assert left_out.keys() == {"head", "codes"}
+    assert load_file(tmp_path / "t.safetensors").keys() == {"a", "b"}
