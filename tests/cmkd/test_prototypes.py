@@ -62,11 +62,11 @@ def test_bayes_rule_on_a_fit_that_can_be_written_out():
 
 
 def test_bayes_rule_weighs_by_how_often_a_pretrained_class_is_seen():
-    guesses = torch.tensor([0] * 12 + [1] * 4)
-    labels = torch.tensor([0] * 9 + [1] * 3 + [1] * 3 + [0])
+    guesses = torch.tensor([0] * 12 + [1] * 8)
+    labels = torch.tensor([0] * 9 + [1] * 3 + [1] * 7 + [0])
     p = nn.functional.one_hot(guesses, 2).double()
     got = relationship_prototypes(p, labels, p, labels, 2)
-    torch.testing.assert_close(got, torch.tensor([[0.9, 0.1], [0.5, 0.5]]).double(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(got, torch.tensor([[0.9, 0.1], [0.3, 0.7]]).double(), atol=1e-2, rtol=0)
 
 
 def test_the_fit_works_where_gradients_are_off():
