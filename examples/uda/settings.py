@@ -83,6 +83,8 @@ class Settings:
         for name in ("iterations", "batch_size", "evaluate_every", "ramp_iterations"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if unknown := sorted(set(self.terms) - set(TERMS)):
+            raise SettingsError(f"terms must be among {', '.join(TERMS)}, got {unknown[0]!r}")
         self.resolved_preset()
         for name in ("encoder_lr", "head_lr", "momentum", "weight_decay", "threshold"):
             if getattr(self, name) < 0:

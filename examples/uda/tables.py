@@ -57,12 +57,12 @@ def load_variant(path: Path) -> Variant:
         content = yaml.safe_load(path.read_text())
         if unknown := sorted(content.keys() - {"title", "seeds", "common", "rows"}):
             raise SettingsError(f"unknown key {unknown[0]!r}; known are title, seeds, common, rows")
+        if missing := sorted({"title", "common", "rows"} - content.keys()):
+            raise SettingsError(f"missing key {missing[0]!r}")
         rows = {label: Settings.from_dict({**content["common"], **row}) for label, row in content["rows"].items()}
         return Variant(path.parent.name, path.stem, content["title"], content.get("seeds", 1), rows)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
-    except KeyError as error:
-        raise SettingsError(f"{path}: missing key {error}") from error
 
 
 def with_method(variant: Variant, method: str) -> Variant:

@@ -1,0 +1,65 @@
+"""A configuration that cannot run is refused with the name of the file and the key."""
+
+import pytest
+
+from examples.uda.settings import Settings, SettingsError
+from examples.uda.tables import load_variant
+
+GOOD = {
+    "benchmark": "office31",
+    "method": "cmkd",
+    "backbone": "RN50",
+    "iterations": 10,
+    "encoder_lr": 1e-6,
+    "head_lr": 1,
+    "evaluate_every": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iteration": 10}, "'iteration'"),
+        ({"iterations": "10"}, "iterations must be int"),
+        ({"iterations": True}, "iterations must be int"),
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"encoder_lr": "3e-6"}, "encoder_lr .*3.0e-6"),
+        ({"threshold": -1.0}, "threshold must not be negative"),
+        ({"preset": "offical"}, "preset must be one of paper, official, corrected"),
+        ({"preset_changes": {"beta": 1}}, "preset_changes .*'beta'"),
+        ({"prompt": 3}, "prompt must be"),
+        ({"terms": "task"}, "terms must be"),
+        ({"terms": ["tsk"]}, "terms .*'tsk'"),
+    ],
+)
+def test_wrong_values_are_named(change, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_dict({**GOOD, **change})
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(SettingsError, match="encoder_lr"):
+        Settings.from_dict({key: value for key, value in GOOD.items() if key != "encoder_lr"})
+
+
+def test_every_setting_changes_the_fingerprint_and_survives_json():
+    settings = Settings.from_dict(GOOD)
+    assert Settings.from_dict(settings.to_dict()) == settings
+    assert Settings.from_dict({**GOOD, "terms": ["task"]}).fingerprint() != settings.fingerprint()
+    assert Settings.from_dict({**GOOD, "options": {"weight": 1}}).fingerprint() != settings.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("titel: x\ncommon: {}\nrows: {}", "'titel'"),
+        ("title: x\nrows: {}", "'common'"),
+        ("title: x\ncommon: {benchmark: office31}\nrows: {CMKD: {methd: cmkd}}", "'methd'"),
+    ],
+)
+def test_a_file_s_mistake_is_told_with_its_path(tmp_path, text, message):
+    path = tmp_path / "RN50.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_variant(path)
+    assert str(path) in str(caught.value)
