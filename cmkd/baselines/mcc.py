@@ -15,9 +15,10 @@ MIN_CLASS_MASS = 1e-8
 def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
     """Mean off-diagonal of the normalised class correlation.
 
-    With `Y = softmax(logits / temperature)` and samples' weights `W_b` that are proportional to `1 + exp(-H(Y_b))`,
-    sum to B and pass no gradient, the correlation of two classes is `C_ij = sum_b W_b Y_bi Y_bj`. Each row of it is
-    made to sum to 1, and the loss is what lies off the diagonal, divided by the number of classes.
+    With `Y = softmax(logits / temperature)` and samples' weights `W_b = 1 + exp(-H(Y_b))` that pass no gradient, the
+    correlation of two classes is `C_ij = sum_b W_b Y_bi Y_bj`. Each row of it is made to sum to 1, for which the
+    weights' scale, B on the whole in the paper, is of no matter. The loss is what lies off the diagonal, divided by
+    the number of classes.
 
     Args:
         logits: (B, C), floating point.
@@ -29,7 +30,6 @@ def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
     softened = logits / temperature
     p = log_view(softened).exp()
     weights = 1 + (-sample_entropy(softened).detach()).exp()
-    weights = weights * len(logits) / weights.sum()
     # A sum of products instead of a matrix product: autocast would run that in half precision.
     correlation = ((weights[:, None] * p)[:, :, None] * p[:, None, :]).sum(dim=0)
     normalised = correlation / correlation.sum(dim=1, keepdim=True).clamp(min=MIN_CLASS_MASS)
