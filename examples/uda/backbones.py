@@ -109,10 +109,10 @@ def _mobilenet(names: Sequence[str], settings: Settings, root: Path) -> Backbone
     return Backbone(network.encoder, FEATURES, MEAN, STD, 128, teacher=teacher, classifier=network.classifier)
 
 
-@torch.no_grad()
 def _small_clip(names: Sequence[str], settings: Settings) -> Backbone:
     clip = pretrained_digit_clip(DigitPretraining(), CACHE)
     texts = [prompt_template(settings).format(name) for name in names]
-    teacher = TextTeacher(clip.encode_text(tokenize(texts)), clip.logit_scale.exp())
+    with torch.no_grad():
+        teacher = TextTeacher(clip.encode_text(tokenize(texts)), clip.logit_scale.exp())
     # digit views come normalised to [-1, 1]
     return Backbone(clip.visual, clip.visual.output_dim, (0.5,) * 3, (0.5,) * 3, 32, teacher=teacher)
