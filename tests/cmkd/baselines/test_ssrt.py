@@ -18,8 +18,10 @@ def test_the_offset_is_another_image_s_and_a_constant():
     perturbed = perturb(tokens, 0.3)
     for i in range(3):
         torch.testing.assert_close(perturbed[i], 0.7 * tokens[i] + 0.3 * tokens[i - 1])
-    (gradient,) = torch.autograd.grad(perturbed.sum(), tokens)
-    torch.testing.assert_close(gradient, torch.ones_like(tokens))
+    (gradient,) = torch.autograd.grad(perturbed[1].sum(), tokens)
+    expected = torch.zeros_like(tokens)
+    expected[1] = 1
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_self_refinement_is_the_loop_s():
@@ -132,10 +134,12 @@ def test_a_state_dict_is_not_changed_by_later_iterations():
 
 def test_without_strength_the_perturbed_view_is_the_plain_one():
     student, problem, objective = vit_student().eval(), Problem(), SSRT(FEATURES, hidden=8, confidence=0.0)
+    with torch.no_grad():
+        student.head.linear.weight *= 1000  # predictions that can differ
     (start,) = objective.phases(student, problem.batch(), iteration=0, max_iterations=10)
     assert start.terms["refinement"].item() == pytest.approx(0, abs=1e-6)
     (later,) = objective.phases(student, problem.batch(), iteration=999, max_iterations=10)
-    assert later.terms["refinement"].item() > 1e-9
+    assert later.terms["refinement"].item() > 1e-3
 
 
 def test_layers_are_thirds_of_the_depth_and_others_are_refused():

@@ -52,6 +52,12 @@ def test_centroids_correct_an_outlier_and_skip_classes_nobody_predicts():
     assert centroid_labels(features, probabilities).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_class_nobody_predicts_takes_no_sample_though_its_centroid_is_nearest():
+    features = torch.tensor([[5.0, 0], [0, 5], [5, 5]])
+    probabilities = torch.tensor([[0.8, 0, 0.2], [0, 0.8, 0.2], [0.41, 0.19, 0.4]])
+    assert centroid_labels(features, probabilities).tolist() == [0, 1, 0]
+
+
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"\(3, 2\) and \(4, 2\)"):
         centroid_labels(torch.zeros(3, 2), torch.ones(4, 2))
