@@ -1,4 +1,4 @@
-"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`.
+"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`, `rst combine`.
 
 Commands import torch inside their bodies, so that `rst --help` answers at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rst.cli import convert, export, inspect, merge, verify
+from rst.cli import combine, convert, export, inspect, merge, verify
 from rst.cli.console import print_error
 from rst.errors import RSTError
 from rst.version import __version__
@@ -24,6 +24,7 @@ app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=verify.EXAMPLE)(verify.verify)
 app.command(epilog=convert.EXAMPLE)(convert.convert)
+app.command(epilog=combine.EXAMPLE, cls=combine.WeightsInARow)(combine.combine)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,16 +1,27 @@
-"""`rst convert`: the same delta in another encoding or operation."""
+"""`rst convert`: a delta in another form, an adapter of PEFT as a delta, a delta as an adapter of PEFT."""
 
+import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rst.cli.console import human_size, print_json
+from rst.cli.console import human_size, print_json, printable
+from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
-from rst.cli.output_paths import OutputError, check_output
+from rst.cli.output_paths import OutputError, check_output, check_output_folder
+from rst.errors import ConfigError
 
-EXAMPLE = "Example: [bold]rst convert model.delta.safetensors small.safetensors --encoding packed[/bold]"
+if TYPE_CHECKING:
+    from rst.delta import SparseDelta
+
+EXAMPLE = (
+    "Example: [bold]rst convert model.delta.safetensors small.safetensors --encoding packed[/bold], "
+    "[bold]rst convert my-lora/ lora.safetensors --base llama/ --threshold 1e-5[/bold], or "
+    "[bold]rst convert model.delta.safetensors shira/ --to shira --base llama/[/bold]"
+)
+_DELTA_ONLY, _ADAPTER_ONLY = "To a delta", "From PEFT or a released checkpoint"
 
 
 class Operation(str, Enum):
@@ -21,46 +32,134 @@ class Operation(str, Enum):
     STEP = "step"
 
 
+class Target(str, Enum):
+    """What to write."""
+
+    DELTA = "delta"
+    SHIRA = "shira"
+    TASK_VECTOR = "task-vector"
+
+
 def convert(
-    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A delta.safetensors.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="A delta.safetensors, a PEFT adapter's folder, or a released .pt of the paper."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; for --to shira, a folder.")],
+    target: Annotated[
+        Target,
+        typer.Option("--to", help="delta; shira: a PEFT adapter of the same outputs; task-vector: dense residuals."),
+    ] = Target.DELTA,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", "-b", help="Weights that SOURCE belongs to: to change --op, and to or from PEFT a model folder."
+        ),
+    ] = None,
     encoding: Annotated[
-        Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
-    ] = Encoding.COO,
+        Encoding | None,
+        typer.Option(
+            help="coo (default): readable with safetensors alone; packed: a third of the bytes or less.",
+            rich_help_panel=_DELTA_ONLY,
+        ),
+    ] = None,
     operation: Annotated[
         Operation | None,
         typer.Option(
             "--op",
-            help="add: residuals; replace: tuned values; step: integers, smallest in bfloat16. Default: DELTA's.",
+            help="add: residuals; replace: tuned values; step: integers, smallest in bfloat16. Default: SOURCE's.",
+            rich_help_panel=_DELTA_ONLY,
         ),
     ] = None,
-    base: Annotated[
-        Path | None, typer.Option("--base", "-b", help="Weights that DELTA was made from; needed to change --op.")
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep changes above it (tau). Default: every changed bit of a merged adapter.",
+            rich_help_panel=_ADAPTER_ONLY,
+        ),
     ] = None,
+    backbone_prefix: Annotated[
+        str | None,
+        typer.Option(help="Put before a released backbone's names. Default: nothing.", rich_help_panel=_ADAPTER_ONLY),
+    ] = None,
+    head_prefix: Annotated[
+        str | None,
+        typer.Option(help='Put before a released head\'s names. Default: "head.".', rich_help_panel=_ADAPTER_ONLY),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="With --to: leave out what the other format has no place for, and list it."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write DELTA in another encoding or operation; merged, it gives the same weights bit for bit."""
+    """Write SOURCE in another form. Between deltas nothing is lost: merged, they give the same weights bit for bit."""
     from rst.checkpoints import checkpoint_files
-    from rst.conversion import convert as convert_delta
-    from rst.delta import SparseDelta
 
-    if output.suffix != ".safetensors":
-        raise OutputError(f"{output}: a delta is a .safetensors file; choose such a name")
-    check_output(output, [delta, *(checkpoint_files(base) if base else ())], force)
-    change = SparseDelta.load(delta)
-    converted = convert_delta(change, op=operation.value if operation else change.op, base=base)
-    converted.save(output, encoding.value)
+    _check_options(target, encoding, operation, partial)
+    inputs = [*source_files(source), *(checkpoint_files(base) if base else ())]
+    _check_output(output, target, inputs, force)
+    with warnings.catch_warnings():  # which nobody at a command line can do anything about
+        warnings.simplefilter("ignore", FutureWarning)
+        delta = read_source(source, base, threshold, backbone_prefix, head_prefix)
+        op = operation.value if operation else delta.op
+        left_out = _write(delta, output, target, base, op, encoding or Encoding.COO, partial)
     record = {
         "output": str(output),
-        "bytes": output.stat().st_size,
-        "encoding": encoding.value,
-        "op": converted.op,
-        "delta": str(delta),
-        "delta_bytes": delta.stat().st_size,
+        "bytes": _size(output),
+        "to": target.value,
+        "delta": str(source),
+        "delta_bytes": _size(source),
     }
+    if target is Target.DELTA:
+        record |= {"encoding": (encoding or Encoding.COO).value, "op": op}
+    else:
+        record |= {"left_out": left_out}
     if as_json:
         print_json(record)
         return
-    sizes = f"{human_size(output.stat().st_size)}, {human_size(delta.stat().st_size)} before"
-    print(f"wrote {output} ({sizes}), encoding {encoding.value}, op {converted.op}")
+    form = f"encoding {record['encoding']}, op {op}" if target is Target.DELTA else target.value
+    print(f"wrote {output} ({human_size(_size(output))}, {human_size(_size(source))} before), {form}")
+    for name, reason in left_out.items():
+        print(printable(f"not carried as it is: {name} {reason}"))
+
+
+def _check_options(target: Target, encoding: Encoding | None, operation: Operation | None, partial: bool) -> None:
+    if target is not Target.DELTA and (encoding or operation):
+        raise ConfigError(f"--encoding and --op are of deltas; --to {target.value} has neither")
+    if target is Target.DELTA and partial:
+        raise ConfigError("--partial is for --to shira and --to task-vector; a delta carries everything")
+
+
+def _check_output(output: Path, target: Target, inputs: list[Path], force: bool) -> None:
+    if target is Target.SHIRA:
+        check_output_folder(output, inputs, force)
+        return
+    if output.suffix != ".safetensors":
+        kind = "a delta" if target is Target.DELTA else "a task vector"
+        raise OutputError(f"{output}: {kind} is a .safetensors file; choose such a name")
+    check_output(output, inputs, force)
+
+
+def _write(
+    delta: "SparseDelta", output: Path, target: Target, base: Path | None, op: str, encoding: Encoding, partial: bool
+) -> dict[str, str]:
+    """Write the delta in the form asked for; what that has no place for is returned."""
+    from rst.conversion import convert as convert_delta
+    from rst.interop.shira import to_shira
+    from rst.interop.task_vector import to_task_vector
+
+    if target is Target.SHIRA:
+        if base is None:
+            raise ConfigError("--to shira needs the base's model folder, to know its layers; name that with --base")
+        return to_shira(delta, output, base, partial=partial)
+    if target is Target.TASK_VECTOR:
+        return to_task_vector(delta, output, base=base, partial=partial)
+    convert_delta(delta, op=Operation(op).value, base=base).save(output, encoding.value)
+    return {}
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in source_files(path))

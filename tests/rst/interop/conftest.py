@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 # PEFT reads a property that this version of transformers has renamed.
 RENAMED = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
@@ -34,7 +35,9 @@ def tiny_bert() -> BertForSequenceClassification:
 
 
 def save(model: PreTrainedModel, folder: Path, shard: str = "1GB") -> Path:
+    logging.disable_progress_bar()
     model.save_pretrained(folder, max_shard_size=shard)
+    logging.enable_progress_bar()
     return folder
 
 

@@ -1,0 +1,132 @@
+"""`rst combine`: several deltas of one base made into one."""
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from rst.cli.console import human_size, print_json
+from rst.cli.export import Encoding
+from rst.cli.output_paths import OutputError, check_output
+
+EXAMPLE = (
+    "Example: [bold]rst combine a.safetensors b.safetensors --weights 0.5 0.5 --method ties --density 0.5 "
+    "-o both.safetensors[/bold]"
+)
+
+
+class Method(str, Enum):
+    """The methods of `rst.combine`; the choices of --method are known before torch is imported."""
+
+    LINEAR = "linear"
+    TIES = "ties"
+    DARE_LINEAR = "dare_linear"
+    DARE_TIES = "dare_ties"
+    MAGNITUDE_PRUNE = "magnitude_prune"
+
+
+class MajoritySignMethod(str, Enum):
+    """How TIES elects a sign."""
+
+    TOTAL = "total"
+    FREQUENCY = "frequency"
+
+
+class WeightsInARow(TyperCommand):
+    """A command whose --weights is followed by any number of numbers."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each number, as click wants it."""
+        return super().parse_args(ctx, _repeated(args))
+
+
+def combine(
+    deltas: Annotated[list[Path], typer.Argument(metavar="DELTA...", help="Deltas of one base, with op add.")],
+    weights: Annotated[list[float], typer.Option("--weights", "-w", help="A factor for each DELTA, in their order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="linear: weighted sum; ties: sign election; dare_*: a random share; magnitude_prune: largest."
+        ),
+    ] = Method.LINEAR,
+    density: Annotated[
+        float | None, typer.Option(help="Share of each DELTA's changed weights to keep, in (0, 1]; all but linear.")
+    ] = None,
+    majority_sign_method: Annotated[
+        MajoritySignMethod, typer.Option(help="Elect signs by the sum of changes, or by their number.")
+    ] = MajoritySignMethod.TOTAL,
+    seed: Annotated[int, typer.Option(help="Of the random share that dare_* keeps.")] = 0,
+    sparse_only: Annotated[
+        bool, typer.Option("--sparse-only", help="Leave out tensors stored whole, such as heads, which rarely agree.")
+    ] = False,
+    encoding: Annotated[
+        Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
+    ] = Encoding.COO,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Add up DELTAs by task arithmetic, TIES or DARE: one delta of the same base."""
+    import torch
+
+    from rst.combination import combine as combine_deltas
+    from rst.delta import SparseDelta
+
+    if output.suffix != ".safetensors":
+        raise OutputError(f"{output}: a delta is a .safetensors file; choose such a name with -o")
+    check_output(output, deltas, force)
+    combined = combine_deltas(
+        [SparseDelta.load(path).sparse_only() for path in deltas] if sparse_only else deltas,
+        weights,
+        method=method.value,
+        density=density,
+        majority_sign_method=majority_sign_method.value,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    combined.save(output, encoding.value)
+    size = output.stat().st_size
+    record = {
+        "output": str(output),
+        "bytes": size,
+        "encoding": encoding.value,
+        "deltas": [str(path) for path in deltas],
+        "changed": combined.nnz,
+        "parameters": len(combined),
+        "stored_whole": len(combined.dense),
+        **combined.config["combined"],
+    }
+    if as_json:
+        print_json(record)
+        return
+    print(f"wrote {output} ({human_size(size)}), {method.value} of {len(deltas)} deltas")
+    print(f"{combined.nnz:,} weights in {len(combined):,} parameters changed")
+
+
+def _repeated(words: Sequence[str]) -> list[str]:
+    """`--weights 0.5 0.5` as `--weights 0.5 --weights 0.5`.
+
+    >>> _repeated(["a", "-w", "0.5", "-1", "--json"])
+    ['a', '-w', '0.5', '-w', '-1', '--json']
+    """
+    result: list[str] = []
+    option = ""
+    for word in words:
+        if option and result[-1] != option and _is_number(word):
+            result.append(option)
+        elif word in ("--weights", "-w"):
+            option = word
+        elif not (option and result[-1] == option):
+            option = ""
+        result.append(word)
+    return result
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

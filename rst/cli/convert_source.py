@@ -1,0 +1,57 @@
+"""What `rst convert` is given: a delta, an adapter of PEFT, or a released checkpoint of the paper."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rst.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rst.delta import SparseDelta
+
+
+class Source(str, Enum):
+    """Kinds of sources, and what to call them."""
+
+    DELTA = "a delta"
+    ADAPTER = "an adapter of PEFT"
+    OFFICIAL = "a released checkpoint"
+
+
+def source_kind(path: Path) -> Source:
+    """Tell by the name: pickles are released checkpoints; a folder is what the configuration in it says."""
+    from rst.adapter_folder import CONFIG_FILE
+    from rst.checkpoints import PICKLED_SUFFIXES
+
+    if path.is_dir():
+        return Source.DELTA if (path / CONFIG_FILE).is_file() else Source.ADAPTER
+    return Source.OFFICIAL if path.suffix in PICKLED_SUFFIXES else Source.DELTA
+
+
+def source_files(path: Path) -> list[Path]:
+    """The files of a source, which no output may overwrite."""
+    return [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+
+
+def read_source(
+    path: Path, base: Path | None, threshold: float | None, backbone_prefix: str | None, head_prefix: str | None
+) -> "SparseDelta":
+    """Read any source as a delta. Raises `ConfigError` for settings that the source has no use for."""
+    from rst.adapter_folder import read_adapter
+    from rst.delta import SparseDelta
+    from rst.interop.official import from_official
+    from rst.interop.peft_adapters import from_peft
+
+    kind = source_kind(path)
+    if threshold is not None and kind is not Source.ADAPTER:
+        raise ConfigError(f"--threshold is for adapters of PEFT; {path} is {kind.value}")
+    if (backbone_prefix is not None or head_prefix is not None) and kind is not Source.OFFICIAL:
+        raise ConfigError(f"--backbone-prefix and --head-prefix are for released checkpoints; {path} is {kind.value}")
+    if kind is Source.DELTA:
+        return read_adapter(path) if path.is_dir() else SparseDelta.load(path)
+    if base is None:
+        raise ConfigError(f"{path}: {kind.value} becomes a delta of its base; name that with --base")
+    if kind is Source.ADAPTER:
+        return from_peft(path, base, threshold=threshold)
+    prefixes = {"backbone_prefix": backbone_prefix, "head_prefix": head_prefix}
+    return from_official(path, base, **{name: prefix for name, prefix in prefixes.items() if prefix is not None})
