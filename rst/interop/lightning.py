@@ -1,0 +1,116 @@
+"""Residual Sparse Training in Lightning: a callback whose checkpoints resume and hold what `rst export` needs."""
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import optim
+
+from rst.adapter_folder import write_adapter
+from rst.config import RSTConfig
+from rst.delta import Encoding, SparseDelta
+from rst.errors import ConfigError
+from rst.naming import unwrap
+from rst.trainer import ResidualSparseTrainer
+
+if TYPE_CHECKING or find_spec("lightning"):
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:  # the same library under its older name
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+RECORD_KEY: Final = "rst"
+
+
+class RSTCallback(Callback):
+    """Eq. 17 after every optimiser step of a Lightning `Trainer`.
+
+    >>> callback = RSTCallback(RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> Trainer(callbacks=[callback]).fit(module, loader)  # or fit(module, loader, ckpt_path="last")
+    >>> callback.save_pretrained("ar2cl/")
+
+    w0 is what the `LightningModule` holds when fitting starts, and the names in the delta are its names. For the names
+    of a network inside it, hand over that network's trainer:
+
+    >>> callback = RSTCallback(ResidualSparseTrainer(module.network, config))
+
+    Checkpoints carry w0 and the steps (but those that `save_weights_only` leaves out): `fit(ckpt_path=...)` continues
+    bit for bit, and for a callback made from a configuration `rst export model.ckpt` needs no base. Gradient
+    accumulation, mixed precision, manual optimisation and DDP need nothing more. Of several optimisers, the last of
+    `configure_optimizers` is followed. FSDP and DeepSpeed cut parameters to pieces and are refused.
+    """
+
+    def __init__(self, rst: RSTConfig | ResidualSparseTrainer) -> None:
+        """Keep the settings, or a trainer made already, whose w0 is then the model's at that time."""
+        super().__init__()
+        self._config = rst if isinstance(rst, RSTConfig) else None
+        self._trainer = None if isinstance(rst, RSTConfig) else rst
+        self._record: dict[str, Any] | None = None
+
+    @property
+    def trainer(self) -> ResidualSparseTrainer:
+        """The trainer of the model. Raises `ConfigError` before there is one."""
+        if self._trainer is None:
+            raise ConfigError("no model yet; the callback sees it when fit() starts")
+        return self._trainer
+
+    def export(self) -> SparseDelta:
+        """The change as it is now: `ResidualSparseTrainer.export`, which raises the same."""
+        return self.trainer.export()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, encoding: Encoding = "coo") -> None:
+        """Write the adapter as it is now, for `RSTModel.from_pretrained`.
+
+        Raises:
+            ConfigError: no model yet.
+            NonFiniteError: a weight is NaN.
+            OSError: the folder cannot be written.
+        """
+        write_adapter(save_directory, self.export(), encoding)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the record until the model is on its device."""
+        self._record = checkpoint.get(RECORD_KEY)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Track w0, or take it from the checkpoint, and follow the optimiser.
+
+        Raises:
+            ConfigError: the checkpoint to resume from has no record, the model is another one than before, there is no
+                optimiser, or the strategy cuts parameters to pieces.
+        """
+        if trainer.ckpt_path and self._record is None:
+            raise ConfigError(
+                f"{trainer.ckpt_path}: written without RSTCallback, so w0 is unknown; load its weights into the model "
+                "before fit() to have them as w0"
+            )
+        self._track(pl_module)
+        if self._record is not None:
+            self.trainer.load_state_dict(self._record)
+            self._record = None
+        self.trainer.detach()  # from a run that an exception ended
+        self.trainer.attach(_last_optimizer(trainer))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put w0 and the steps beside the weights, where `rst export` finds them."""
+        checkpoint[RECORD_KEY] = self.trainer.state_dict()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the optimiser."""
+        self.trainer.detach()
+
+    def _track(self, module: LightningModule) -> None:
+        if self._config is None:
+            return
+        if self._trainer is None:
+            self._trainer = ResidualSparseTrainer(module, self._config)
+        elif self._trainer.model is not unwrap(module):
+            raise ConfigError("fit() got another model than before; make another RSTCallback for it")
+
+
+def _last_optimizer(trainer: Trainer) -> optim.Optimizer:
+    strategy = type(trainer.strategy).__name__
+    if "FSDP" in strategy or "DeepSpeed" in strategy:
+        raise ConfigError(f"{strategy} cuts parameters to pieces, which RSTCallback cannot compare with w0")
+    if not trainer.optimizers:
+        raise ConfigError("configure_optimizers gave no optimiser to follow")
+    return trainer.optimizers[-1]

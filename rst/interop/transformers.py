@@ -1,0 +1,176 @@
+"""Residual Sparse Training in `transformers.Trainer`: a callback, checkpoints that resume, an adapter at the end."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rst.adapter_folder import write_adapter
+from rst.atomic import atomic_write
+from rst.config import RSTConfig
+from rst.delta import Encoding
+from rst.errors import CheckpointError, ConfigError
+from rst.fingerprint import digest, digest_text
+from rst.model import RSTModel
+from rst.naming import unwrap
+from rst.tracking import live_tensors
+from rst.trainer import ResidualSparseTrainer
+
+RECORD_FILE: Final = "rst_trainer.pt"
+
+
+class RSTCallback(TrainerCallback):
+    """Eq. 17 after every optimiser step of a `Trainer`, and the adapter beside what it saves.
+
+    >>> callback = RSTCallback(RSTConfig(threshold=1e-6, modules_to_save=["classifier"]))
+    >>> trainer = Trainer(model, args, train_dataset=dataset, callbacks=[callback])
+    >>> trainer.train()  # or trainer.train(resume_from_checkpoint=True)
+    >>> tuned = RSTModel.from_pretrained(another_base, args.output_dir)
+
+    Or with an `RSTModel`, for its verbs: `Trainer` gets the model inside, as it treats only transformers' own classes
+    as models to save and reads labels and columns from their signature.
+
+    >>> model = get_rst_model(base, config)
+    >>> Trainer(model.base_model, args, train_dataset=dataset, callbacks=[RSTCallback(model.trainer)]).train()
+
+    w0 is what the model holds when the `Trainer` is made (with `model_init`, when it starts to train).
+
+    - Each `checkpoint-N` has the whole model, as `Trainer` always writes it, and in `rst_trainer.pt` w0 and the steps,
+      so that a resumed run continues bit for bit, even if the model was made with another random head. With
+      `save_only_model`, which cannot be resumed, there is no such file. The folder is an adapter as well
+      (`delta.safetensors` and so on) if its step was one of selection: with `every=1` always, with `every=0` never.
+    - At the end the adapter is written to `output_dir`; after `load_best_model_at_end` that of the best checkpoint.
+      `save_pretrained` writes it anywhere. `Trainer.save_model` writes the whole model, selected already.
+
+    Gradient accumulation, bf16, fp16 and the processes of DDP need nothing more. FSDP and DeepSpeed cut parameters to
+    pieces and are refused, and so are checkpoints in a hyperparameter search, whose place a callback is not told.
+    """
+
+    def __init__(self, rst: RSTConfig | ResidualSparseTrainer) -> None:
+        """Keep the settings, or a trainer made already, whose w0 is then the model's at that time."""
+        self._config = rst if isinstance(rst, RSTConfig) else rst.config
+        self._own = isinstance(rst, RSTConfig)
+        self._trainer = None if isinstance(rst, RSTConfig) else rst
+
+    @property
+    def trainer(self) -> ResidualSparseTrainer:
+        """The trainer of the model. Raises `ConfigError` before there is one."""
+        if self._trainer is None:
+            raise ConfigError("no model yet; the callback sees it when the Trainer is made or starts to train")
+        return self._trainer
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, encoding: Encoding = "coo") -> None:
+        """Write the adapter as it is now, for `RSTModel.from_pretrained`. It selects once more, as every export does.
+
+        Raises:
+            ConfigError: no model yet.
+            NonFiniteError: a weight is NaN.
+            OSError: the folder cannot be written.
+        """
+        write_adapter(save_directory, self.trainer.export(), encoding)
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Track w0, before a checkpoint is loaded and before the optimiser collects what trains."""
+        self._track(kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Follow the optimiser, from where the checkpoint left off if the run is resumed.
+
+        Raises:
+            ConfigError: FSDP or DeepSpeed, or another model than the one tracked.
+            CheckpointError: the run is resumed and its record is not found.
+        """
+        if args.fsdp or args.deepspeed:
+            raise ConfigError("FSDP and DeepSpeed cut parameters to pieces, which RSTCallback cannot compare with w0")
+        self._track(kwargs["model"])
+        if state.global_step > 0:
+            self._resume(args, state.global_step)
+        self.trainer.detach()  # from a run that an exception ended
+        self.trainer.attach(kwargs["optimizer"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the record and the adapter into the checkpoint.
+
+        Raises:
+            ConfigError: a hyperparameter search, whose checkpoints lie elsewhere.
+        """
+        if not args.should_save:
+            return
+        if state.is_hyper_param_search:
+            raise ConfigError(
+                'RSTCallback cannot follow the checkpoints of a hyperparameter search: save_strategy="no"'
+            )
+        folder = _checkpoint_folder(args, state.global_step)
+        if not args.save_only_model:
+            _write_record(folder, self.trainer)
+        every = self._config.every
+        if every and self.trainer.steps % every == 0:  # the weights are selected, so that an export leaves them alone
+            self.save_pretrained(folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Select for the last time and write the adapter to `output_dir`."""
+        self.trainer.detach()
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best is not None and (Path(best) / RECORD_FILE).is_file():
+            record = _read_record(Path(best))  # its steps tell a schedule which tau the best weights were selected with
+            self.trainer.load_state_dict(record["trainer"])
+        if args.should_save:
+            self.save_pretrained(str(args.output_dir))
+        else:
+            self.trainer.select()
+
+    def _track(self, model: nn.Module) -> None:
+        if isinstance(unwrap(model), RSTModel):
+            raise ConfigError(
+                "Trainer saves an RSTModel without its adapter and does not see the labels it takes; write "
+                "Trainer(model.base_model, ..., callbacks=[RSTCallback(model.trainer)])"
+            )
+        if self._trainer is not None and self._trainer.model is unwrap(model):
+            return
+        if not self._own:
+            raise ConfigError("the Trainer trains another model than the one that RSTCallback's trainer tracks")
+        self._trainer = ResidualSparseTrainer(model, self._config)
+
+    def _resume(self, args: TrainingArguments, step: int) -> None:
+        # A callback is not told the folder that train(resume_from_checkpoint=...) read; the weights tell it.
+        folders = [Path(args.resume_from_checkpoint)] if args.resume_from_checkpoint else []
+        folders.append(_checkpoint_folder(args, step))
+        loaded = _digest(self.trainer.model)
+        for folder in folders:
+            if (folder / RECORD_FILE).is_file() and (record := _read_record(folder))["weights"] == loaded:
+                self.trainer.load_state_dict(record["trainer"])
+                return
+        raise CheckpointError(
+            f"resumed at step {step}, but {RECORD_FILE} with these weights is not in {', '.join(map(str, folders))}; "
+            "TrainingArguments(resume_from_checkpoint=...) tells RSTCallback of another folder"
+        )
+
+
+def _checkpoint_folder(args: TrainingArguments, step: int) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{step}"
+
+
+def _write_record(folder: Path, trainer: ResidualSparseTrainer) -> None:
+    with atomic_write(folder / RECORD_FILE) as temporary:
+        torch.save({"weights": _digest(trainer.model), "trainer": trainer.state_dict()}, temporary)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD_FILE
+    try:
+        record: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        record["weights"], record["trainer"]
+    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+        raise CheckpointError(f"{path}: not the record of RSTCallback ({type(error).__name__}: {error})") from error
+    return record
+
+
+def _digest(model: nn.Module) -> str:
+    return digest_text("\n".join(f"{name} {digest(tensor)}" for name, tensor in live_tensors(model).items()))

@@ -1,0 +1,196 @@
+"""`RSTCallback` in real fits of Lightning on a small network, against the loop written by hand."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from rst import (
+    ConfigError,
+    Linear,
+    ResidualSparseTrainer,
+    RSTConfig,
+    RSTModel,
+    SparseDelta,
+    export,
+)
+from rst.exactness import bit_equal
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from rst.interop.lightning import RSTCallback  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+
+CONFIG = RSTConfig(threshold=2e-3)
+LR, SAMPLES, BATCH = 0.05, 32, 8
+
+
+class Classifier(pl.LightningModule):  # type: ignore[misc, name-defined]
+    def __init__(self, manual: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.head = nn.Linear(16, 4)
+        self.automatic_optimization = not manual
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(inputs))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        inputs, labels = batch
+        loss = nn.functional.cross_entropy(self(inputs), labels)
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
+
+
+def loader() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(SAMPLES, 8, generator=generator)
+    return DataLoader(TensorDataset(inputs, torch.randint(4, (SAMPLES,), generator=generator)), BATCH)
+
+
+def fit(
+    module: nn.Module, callback: Any, folder: Path, epochs: int = 3, resume: Path | None = None, **settings: Any
+) -> None:
+    callbacks = callback if isinstance(callback, list) else [callback]
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        callbacks=[*callbacks, pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, loader(), ckpt_path=resume, weights_only=None if resume is None else True)
+
+
+def by_hand(
+    module: Classifier, epochs: int = 3, accumulation: int = 1, dtype: torch.dtype = torch.float32
+) -> ResidualSparseTrainer:
+    trainer = ResidualSparseTrainer(module, CONFIG)
+    optimizer = module.configure_optimizers()
+    for _ in range(epochs):
+        for index, (inputs, labels) in enumerate(loader()):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                loss = nn.functional.cross_entropy(module(inputs), labels)
+            (loss / accumulation).backward()
+            if index % accumulation == accumulation - 1:
+                optimizer.step()
+                trainer.step()
+                optimizer.zero_grad()
+    return trainer
+
+
+def assert_same(left: nn.Module, right: nn.Module) -> None:
+    for (name, a), (_, b) in zip(left.state_dict().items(), right.state_dict().items(), strict=True):
+        assert bit_equal(a, b), name
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_fitting_equals_the_loop_by_hand_and_its_adapter_the_fit(manual: bool, tmp_path: Path) -> None:
+    module, reference, fresh = Classifier(manual), Classifier(), Classifier()
+    callback = RSTCallback(CONFIG)
+    fit(module, callback, tmp_path)
+    trainer = by_hand(reference)
+    assert_same(module, reference)
+    assert callback.export() == trainer.export()
+    assert 0 < callback.export().density < 1
+    callback.save_pretrained(tmp_path / "adapter")
+    again = RSTModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    inputs, _ = next(iter(loader()))
+    assert torch.equal(again(inputs), module.eval()(inputs))
+
+
+def test_gradient_accumulation_and_mixed_precision(tmp_path: Path) -> None:
+    module, reference = Classifier(), Classifier()
+    fit(module, RSTCallback(CONFIG), tmp_path, accumulate_grad_batches=2, precision="bf16-mixed")
+    trainer = by_hand(reference, accumulation=2, dtype=torch.bfloat16)
+    assert_same(module, reference)
+    assert 0 < trainer.export().density < 1
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    config = RSTConfig(threshold=Linear(1e-4, 5e-3), total_steps=16, modules_to_save=["head"])
+    whole, callback = Classifier(), RSTCallback(config)
+    fit(whole, callback, tmp_path / "whole", epochs=4)
+    again, resumed = Classifier(), RSTCallback(config)
+    with torch.no_grad():
+        again.body[0].weight += 1  # so its w0 is wrong until the record is loaded
+    fit(again, resumed, tmp_path / "again", epochs=4, resume=tmp_path / "whole" / "epoch=1.ckpt")
+    assert resumed.trainer.steps == 16
+    assert_same(again, whole)
+    assert resumed.export() == callback.export()
+
+
+def test_the_checkpoint_alone_suffices_for_an_export(tmp_path: Path) -> None:
+    module, callback = Classifier(), RSTCallback(CONFIG)
+    fit(module, callback, tmp_path)
+    delta = export(None, tmp_path / "epoch=2.ckpt")
+    assert delta == callback.export()
+    base = Classifier()
+    delta.apply(base)
+    assert_same(base, module)
+
+
+def test_network_inside_the_module_keeps_its_own_names(tmp_path: Path) -> None:
+    module = Classifier()
+    body = copy.deepcopy(module.body)
+    callback = RSTCallback(ResidualSparseTrainer(module.body, CONFIG))
+    fit(module, callback, tmp_path / "whole", epochs=4)
+    callback.save_pretrained(tmp_path / "adapter")
+    assert "0.weight" in SparseDelta.load(tmp_path / "adapter" / "delta.safetensors")
+    RSTModel.from_pretrained(body, tmp_path / "adapter")
+    assert_same(body, module.body)
+    again = Classifier()
+    resumed = RSTCallback(ResidualSparseTrainer(again.body, CONFIG))
+    fit(again, resumed, tmp_path / "again", epochs=4, resume=tmp_path / "whole" / "epoch=1.ckpt")
+    assert_same(again, module)
+    assert resumed.export() == callback.export()
+
+
+def test_a_second_fit_goes_on_after_an_exception(tmp_path: Path) -> None:
+    module, callback = Classifier(), RSTCallback(CONFIG)
+    pristine = copy.deepcopy(module)
+
+    class Stop(pl.Callback):  # type: ignore[misc, name-defined]
+        def on_train_epoch_end(self, *_: Any) -> None:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fit(module, [callback, Stop()], tmp_path / "first")
+    fit(module, callback, tmp_path / "second", epochs=1)
+    assert callback.trainer.steps == 8
+    callback.export().apply(pristine)
+    assert_same(pristine, module)
+
+
+def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    callback = RSTCallback(CONFIG)
+    with pytest.raises(ConfigError, match="no model yet"):
+        callback.export()
+    fit(Classifier(), pl.callbacks.LambdaCallback(), tmp_path / "without")
+    with pytest.raises(ConfigError, match=r"epoch=1\.ckpt: written without RSTCallback"):
+        fit(Classifier(), callback, tmp_path / "new", resume=tmp_path / "without" / "epoch=1.ckpt")
+    fit(Classifier(), callback := RSTCallback(CONFIG), tmp_path / "one")
+    with pytest.raises(ConfigError, match="another model"):
+        fit(Classifier(), callback, tmp_path / "two")
