@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check format bench clean
+.PHONY: install demo test smoke check format bench clean
 
 install: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a del
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+smoke: $(STAMP)  ## every row of every UDA table, a few iterations on fake data
+	$(BIN)/python -m examples.uda.smoke
 
 bench: $(STAMP)  ## about half an hour and 60 GB of disk; rewrites benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

@@ -52,8 +52,8 @@ def check(benchmark: str, data: Data) -> None:
     """Check a benchmark's files: layout, classes, number of images."""
     try:
         found = get_benchmark(benchmark)
-    except KeyError as error:
-        raise SettingsError(error.args[0]) from error
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     found.check(data)
     console.print(f"{found.title} at {data} is complete.")
 

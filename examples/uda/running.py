@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from cmkd import VALIDATORS, Student, TaskHead, freeze_batchnorm
@@ -76,7 +76,10 @@ def run_cell(
             workers=workers,
             advance=advance,
         )
-        stored = store(student, trainer, cell.path.with_suffix(".safetensors"), encoder=method.trains_encoder)
+        stored = None
+        if accelerator.is_main_process:
+            stored = store(student, trainer, cell.path.with_suffix(".safetensors"), encoder=method.trains_encoder)
+        (stored,) = broadcast_object_list([stored])
     else:
         assert teacher is not None
         progress, stored = _zero_shot(backbone.encoder, teacher, data, workers), None

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from examples.uda.benchmarks import get_benchmark
+from examples.uda.methods import parse_method
 from examples.uda.settings import Settings, SettingsError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -60,8 +62,11 @@ def load_variant(path: Path) -> Variant:
         if missing := sorted({"title", "common", "rows"} - content.keys()):
             raise SettingsError(f"missing key {missing[0]!r}")
         rows = {label: Settings.from_dict({**content["common"], **row}) for label, row in content["rows"].items()}
+        for settings in rows.values():
+            get_benchmark(settings.benchmark)
+            parse_method(settings.method)
         return Variant(path.parent.name, path.stem, content["title"], content.get("seeds", 1), rows)
-    except SettingsError as error:
+    except ValueError as error:  # SettingsError is one
         raise SettingsError(f"{path}: {error}") from error
 
 

@@ -10,7 +10,7 @@ GOOD = {
     "method": "cmkd",
     "backbone": "RN50",
     "iterations": 10,
-    "encoder_lr": 1e-6,
+    "encoder_lr": 0.1,
     "head_lr": 1,
     "evaluate_every": 5,
 }
@@ -54,6 +54,8 @@ def test_every_setting_changes_the_fingerprint_and_survives_json():
     [
         ("titel: x\ncommon: {}\nrows: {}", "'titel'"),
         ("title: x\nrows: {}", "'common'"),
+        (f"title: x\ncommon: {GOOD | {'benchmark': 'office32'}}\nrows: {{CMKD: {{}}}}", "'office32'"),
+        (f"title: x\ncommon: {GOOD | {'method': 'cmdk'}}\nrows: {{CMKD: {{}}}}", "'cmdk'"),
         ("title: x\ncommon: {benchmark: office31}\nrows: {CMKD: {methd: cmkd}}", "'methd'"),
     ],
 )
