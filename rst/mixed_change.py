@@ -1,0 +1,124 @@
+"""What adapters make of one tensor of the base, in the forms that a mixed batch computes with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Change(Protocol):
+    """One adapter's change of one tensor."""
+
+    def tuned(self, base: Tensor) -> Tensor:
+        """The whole tuned tensor, in new memory or the change's own. `base` is left alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeChange:
+    """A tensor that the adapter has whole."""
+
+    tensor: Tensor
+
+    def tuned(self, base: Tensor) -> Tensor:
+        """The adapter's tensor."""
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The entries of a sparse matrix, grouped by output: `output[k] = sum(weights * input[sources])` over bag k.
+
+    Attributes:
+        outputs: the outputs that have entries, shape (k,), int64.
+        starts: where their entries begin, shape (k,), int64.
+        sources: the input of each entry, shape (nnz,), int64.
+        weights: shape (nnz,).
+    """
+
+    outputs: Tensor
+    starts: Tensor
+    sources: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor, sources: Tensor, weights: Tensor) -> "Bags":
+        """Group entries that are sorted by output."""
+        distinct, counts = torch.unique_consecutive(outputs, return_counts=True)
+        return cls(distinct, counts.cumsum(0) - counts, sources, weights)
+
+
+class SparseChange:
+    """The changed elements of a tensor, seen as a matrix: its first dimension against all others.
+
+    Attributes:
+        rows, columns: of each changed element, in row-major order, shape (nnz,), int64.
+        values: wt there, shape (nnz,), in the tensor's dtype.
+        residual: wt - w0 there, shape (nnz,), in float32, or in float64 for a tensor of that dtype.
+        shape: the tensor's shape.
+    """
+
+    def __init__(self, positions: Tensor, origin: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
+        """Take flat positions (nnz,), sorted, with w0 (`origin`) and wt (`values`) there."""
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        width = prod(shape[1:])
+        self.rows, self.columns = positions // width, positions % width
+        self.values, self.residual, self.shape = values, values.to(wide) - origin.to(wide), shape
+        self._positions = positions
+        self._taps: dict[int, tuple[Tensor, ...]] = {}
+
+    def tuned(self, base: Tensor) -> Tensor:
+        """A tuned copy of the tensor."""
+        copy = base.detach().clone(memory_format=torch.contiguous_format)
+        copy.view(-1)[self._positions] = self.values
+        return copy
+
+    @cached_property
+    def by_row(self) -> Bags:
+        """For `W x`: rows are the outputs."""
+        return Bags.of(self.rows, self.columns, self.residual)
+
+    @cached_property
+    def by_column(self) -> Bags:
+        """For `x W`: columns are the outputs."""
+        columns, order = self.columns.sort(stable=True)
+        return Bags.of(columns, self.rows[order], self.residual[order])
+
+    def taps(self, groups: int) -> tuple[Tensor, ...]:
+        """For a convolution's weight (out, in / groups, *kernel): input channel and place in the kernel of each."""
+        if groups not in self._taps:
+            outputs, inputs, *kernel = self.shape
+            channel, *place = torch.unravel_index(self.columns, (inputs, *kernel))
+            self._taps[groups] = (channel + self.rows // (outputs // groups) * inputs, *place)
+        return self._taps[groups]
+
+
+@dataclass(frozen=True)
+class Varying:
+    """A tensor that is another one under each adapter.
+
+    Attributes:
+        name: the parameter's or buffer's, for messages.
+        base: the tensor under adapters that do not change it.
+        changes: by adapter.
+    """
+
+    name: str
+    base: Tensor
+    changes: Mapping[str, Change]
+
+    def under(self, adapter: str) -> Tensor:
+        """The tensor as this adapter has it."""
+        change = self.changes.get(adapter)
+        return self.base if change is None else change.tuned(self.base)
+
+    @property
+    def sparse(self) -> Mapping[str, SparseChange] | None:
+        """The changes if all of them are sparse and can be added, else None."""
+        changes = {name: change for name, change in self.changes.items() if isinstance(change, SparseChange)}
+        addable = self.base.is_floating_point() and len(changes) == len(self.changes)
+        return changes if addable else None
