@@ -9,7 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rst.common_base import check_common_base, common_dense
+from rst.base_lookup import names_in_base
+from rst.checkpoints import Weights, open_checkpoint
+from rst.common_base import check_common_base, common_dense, on_base
 from rst.delta import SparseDelta
 from rst.errors import ConfigError, NonFiniteError
 from rst.parameter_delta import ParameterDelta
@@ -28,6 +30,7 @@ def combine(
     density: float | None = None,
     majority_sign_method: MajoritySignMethod = "total",
     generator: torch.Generator | None = None,
+    base: Weights | None = None,
 ) -> SparseDelta:
     """Combine deltas of one base, as `peft.utils.merge_utils` combines dense task tensors, in O(sum of their nnz).
 
@@ -48,22 +51,26 @@ def combine(
         density: share of each parameter's changed entries to keep, in (0, 1]. Needed by all but "linear".
         majority_sign_method: elect by the "total" of the residuals, or by "frequency"; a draw is positive.
         generator: for DARE's draws; None takes torch's global one.
+        base: the weights they were made from (see `open_checkpoint`), to put their digests into the result, so that
+            merging notices a wrong base again. None leaves them out, as all arithmetic does.
 
     Returns:
-        Residuals in each parameter's dtype, summed in float32 or wider and rounded once, without digests of the base:
-        nobody has read it. Tensors stored whole are kept where all deltas agree on them in every bit.
+        Residuals in each parameter's dtype, summed in float32 or wider and rounded once. Tensors stored whole are kept
+        where all deltas agree on them in every bit.
 
     Raises:
+        CheckpointError: an unreadable base.
         ConfigError: an unknown method, numbers out of range, or not one weight for each delta.
         NonFiniteError: a combined residual exceeds the range of its dtype.
         ParameterMismatchError: an op without residuals; shapes, dtypes or ties that differ; tensors stored whole that
             differ or that one delta lacks (`delta.sparse_only()` leaves them out).
-        WrongBaseError: the deltas were made from different bases.
+        WrongBaseError: the deltas were made from different bases, or not from `base`.
     """
     _check_settings(len(deltas), weights, method, density, majority_sign_method)
     labelled = {_label(delta, number): _load(delta) for number, delta in enumerate(deltas, start=1)}
     loaded = list(labelled.values())
     check_common_base(labelled)
+    weights_of_base = None if base is None else open_checkpoint(base)
     combined = {}
     for name in dict.fromkeys(name for delta in loaded for name in delta):
         parts = [(delta[name], weight) for delta, weight in zip(loaded, weights, strict=True) if name in delta]
@@ -71,6 +78,10 @@ def combine(
         factors = [weight for _, weight in parts]
         sign_method = majority_sign_method if method in _ELECTING else None
         change = _add_up(name, parts[0][0], entries, factors, sign_method)
+        if weights_of_base is not None:
+            present = names_in_base(name, next(delta for delta in loaded if name in delta), weights_of_base)[0]
+            known = [part.base for part, _ in parts if part.base]
+            change = on_base(present, change, known, weights_of_base)
         if change.nnz:
             combined[name] = change
     dense = common_dense(labelled)

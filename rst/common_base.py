@@ -1,12 +1,16 @@
-"""Whether several deltas change one and the same base, and what they all store whole."""
+"""The base that several deltas have in common: whether it is one, and what they all store whole beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from rst.base_lookup import check_fits
+from rst.checkpoints import Checkpoint
 from rst.delta import SparseDelta
 from rst.errors import ParameterMismatchError, WrongBaseError
-from rst.exactness import bit_equal
+from rst.exactness import bit_equal, bits
+from rst.fingerprint import digest
+from rst.parameter_delta import BaseDigests, ParameterDelta, gather
 
 
 def check_common_base(deltas: Mapping[str, SparseDelta]) -> None:
@@ -49,6 +53,37 @@ def common_dense(deltas: Mapping[str, SparseDelta]) -> dict[str, Tensor]:
                     "take sparse_only() of each first, and choose such tensors yourself"
                 )
     return dict(reference.dense)
+
+
+def on_base(name: str, change: ParameterDelta, known: Iterable[BaseDigests], base: Checkpoint) -> ParameterDelta:
+    """Express residuals that no base was read for as the exact change of a base, with its digests.
+
+    Args:
+        name: the parameter's name in `base`.
+        change: residuals, meant for plain addition.
+        known: what the base's digests must be.
+        base: the base.
+
+    Raises:
+        ParameterMismatchError: the base has the parameter in another shape or dtype.
+        WrongBaseError: it has another digest.
+    """
+    check_fits(name, change, base)
+    origin = base[name].detach().reshape(-1)
+    found = digest(origin)
+    for wanted in known:
+        if found != wanted.whole:
+            raise WrongBaseError(
+                f"{base.source}: {name} is not the tensor the deltas were made from "
+                f"(BLAKE3 {found[:12]}, wanted {wanted.whole[:12]})"
+            )
+    change = change.to(origin.device)
+    positions = change.indices.long()
+    before = gather(origin, positions)
+    after = change.tuned_values(before)
+    moved = bits(before) != bits(after)
+    digests = BaseDigests(found, digest(before[moved]))
+    return ParameterDelta.at(positions[moved], before[moved], after[moved], change.shape, digests)
 
 
 def _check_alike(name: str, label: str, delta: SparseDelta, first: str, deltas: Mapping[str, SparseDelta]) -> None:

@@ -59,6 +59,10 @@ def combine(
     majority_sign_method: Annotated[
         MajoritySignMethod, typer.Option(help="Elect signs by the sum of changes, or by their number.")
     ] = MajoritySignMethod.TOTAL,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", "-b", help="Weights the DELTAs were made from, to be recognised again when merging."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random share that dare_* keeps.")] = 0,
     sparse_only: Annotated[
         bool, typer.Option("--sparse-only", help="Leave out tensors stored whole, such as heads, which rarely agree.")
@@ -72,12 +76,13 @@ def combine(
     """Add up DELTAs by task arithmetic, TIES or DARE: one delta of the same base."""
     import torch
 
+    from rst.checkpoints import checkpoint_files
     from rst.combination import combine as combine_deltas
     from rst.delta import SparseDelta
 
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: a delta is a .safetensors file; choose such a name with -o")
-    check_output(output, deltas, force)
+    check_output(output, [*deltas, *(checkpoint_files(base) if base else ())], force)
     combined = combine_deltas(
         [SparseDelta.load(path).sparse_only() for path in deltas] if sparse_only else deltas,
         weights,
@@ -85,6 +90,7 @@ def combine(
         density=density,
         majority_sign_method=majority_sign_method.value,
         generator=torch.Generator().manual_seed(seed),
+        base=base,
     )
     combined.save(output, encoding.value)
     size = output.stat().st_size

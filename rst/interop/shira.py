@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from rst.atomic import atomic_write
+from rst.checkpoints import Checkpoint, open_checkpoint
 from rst.conversion import convert
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, NotCarriedError
+from rst.fingerprint import digest
 from rst.interop.linear_places import obstacle, places_of_parameters
 from rst.interop.model_folder import model_skeleton
 from rst.interop.not_carried import check_carried
 from rst.interop.shira_rank import Layer, choose_rank
 from rst.naming import unwrap
-from rst.parameter_delta import ParameterDelta
+from rst.parameter_delta import ParameterDelta, gather
 
 PathLike = str | os.PathLike[str]
 CONFIG_FILE = "adapter_config.json"
@@ -37,8 +39,8 @@ def to_shira(
     Args:
         delta: the delta or its file.
         folder: made if it is not there. Its `adapter_config.json` and `adapter_model.safetensors` are replaced.
-        base: the delta's base, a model folder of transformers or a module (its weights are read only if the delta's
-            op is not "add", so it may be on the meta device).
+        base: the delta's base, a model folder of transformers or a module, read at the changed positions. A module on
+            the meta device does as well, if the delta's op is "add"; whether it is the right one is not checked then.
         partial: leave out what cannot be carried, and write entries of the overlay, which plain addition misses, as
             the residual that comes nearest.
 
@@ -51,10 +53,11 @@ def to_shira(
         NotCarriedError: without `partial`, something cannot be carried (each tensor is listed): biases, norms,
             convolutions, embeddings, overlay entries, single tensors stored whole, layers that do not fit one r.
         ParameterMismatchError: a weight of the base has another shape.
-        WrongBaseError: the base's values, where they are read, are not those the delta was made from.
+        WrongBaseError: the base's values are not those the delta was made from.
     """
     model = unwrap(base) if isinstance(base, nn.Module) else model_skeleton(base)
     residuals = convert(delta, op="add", base=base)
+    _check_base(residuals, open_checkpoint(base))
     places = places_of_parameters(model)
     reasons: dict[str, str] = {}
     changes: dict[str, ParameterDelta] = {}
@@ -91,6 +94,15 @@ def to_shira(
     base_name = residuals.base.name if isinstance(base, nn.Module) else os.fspath(base)
     _write(Path(folder), tensors, rank, list(targets), list(saved), base_name)
     return reasons
+
+
+def _check_base(delta: SparseDelta, weights: Checkpoint) -> None:
+    for name, change in delta.items():
+        for present in (candidate for candidate in delta.names_of(name) if candidate in weights):
+            origin = weights[present].detach()
+            if origin.device.type != "meta" and tuple(origin.shape) == change.shape and origin.dtype == change.dtype:
+                touched = gather(origin.reshape(-1), change.indices.long().to(origin.device))
+                change.check_touched(f"{weights.source}: {present}", digest(touched))
 
 
 def _modules_saved_whole(delta: SparseDelta, model: nn.Module) -> tuple[dict[str, list[str]], list[str]]:

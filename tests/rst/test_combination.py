@@ -200,6 +200,25 @@ def test_other_bases_are_refused_by_name(tmp_path: Path) -> None:
         combine([unknown, export({"w": torch.zeros(4)}, {"w": torch.ones(4)})], [1, 1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_the_base_the_result_is_exact_and_knows_it(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(500, generator=draw).to(dtype), "v": torch.ones(2, dtype=dtype)}
+    moved = [{**base, "w": base["w"] + torch.randn(500, generator=draw).to(dtype) * 1e-3} for _ in range(2)]
+    deltas = [export(base, tuned) for tuned in moved]
+    plain, bound = combine(deltas, [0.3, 0.4]), combine(deltas, [0.3, 0.4], base=base)
+    assert torch.equal(merge(base, plain)["w"], merge(base, bound)["w"])
+    assert bound == export(base, merge(base, plain))
+    other = {**base, "w": base["w"] * 2}
+    assert merge(other, plain)  # nobody notices
+    with pytest.raises(WrongBaseError, match="w is not the tensor the delta was made from"):
+        merge(other, bound)
+    with pytest.raises(WrongBaseError, match="state dict: w is not the tensor the deltas were made from"):
+        combine(deltas, [0.3, 0.4], base=other)
+    with pytest.raises(ParameterMismatchError, match="lacks w"):
+        combine(deltas, [0.3, 0.4], base={"v": base["v"]})
+
+
 def test_ties_of_one_delta_alone_are_refused() -> None:
     shared = torch.zeros(3)
     base = {"embed": shared, "out": shared}

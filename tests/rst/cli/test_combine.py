@@ -34,6 +34,16 @@ def test_a_weighted_sum_merges(rst, tmp_path, two):
     assert read(tmp_path / "merged.pt")["w"].tolist() == [0.5, 4, -4, -1, 0, 0]
 
 
+def test_a_base_named_is_known_again(rst, tmp_path, two):
+    words = ("combine", "a.safetensors", "b.safetensors", "--weights", "1", "1")
+    assert rst(*words, "--base", "base.pt", "-o", "c.safetensors").code == 0
+    torch.save({"w": torch.ones(6)}, tmp_path / "other.pt")
+    assert "w is not the tensor the delta was made from" in rst("merge", "other.pt", "c.safetensors").err
+    refused = rst(*words, "--base", "other.pt", "-o", "d.safetensors")
+    assert is_one_sentence(refused)
+    assert "other.pt: w is not the tensor the deltas were made from" in refused.err
+
+
 @pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])
 @pytest.mark.parametrize("sign_method", MajoritySignMethod)
 def test_every_method_is_the_librarys(rst, tmp_path, two, method, sign_method):

@@ -14,7 +14,7 @@ from rst.cli.console import print_error
 from rst.cli.progress import byte_progress
 from tests.rst.cli.conftest import files, is_one_sentence, weights
 
-COMMANDS = ("export", "merge", "inspect", "verify", "convert")
+COMMANDS = ("export", "merge", "inspect", "verify", "convert", "combine")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

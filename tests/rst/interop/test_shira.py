@@ -15,6 +15,7 @@ from rst import (
     NotCarriedError,
     ParameterMismatchError,
     SparseDelta,
+    WrongBaseError,
     export,
     from_peft,
     merge,
@@ -219,6 +220,15 @@ def test_a_rank_for_all_gives_way_to_one_for_most() -> None:
     assert choose_rank({"tiny": tiny, "needy": needy}) == 4
     assert choose_rank({"column": Layer(1, 10, 1)}) == 1
     assert not Layer(1, 10, 1).holds(1)
+
+
+def test_a_base_of_other_weights_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    delta = export(model, change_weights(dict(model.state_dict()), ["0.weight"], share=0.2))
+    other = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(WrongBaseError, match="Sequential: 0.weight: the base's values at the"):
+        to_shira(delta, tmp_path / "shira", other)
+    assert to_shira(delta, tmp_path / "shira", other.to("meta")) == {}
 
 
 def test_bases_that_do_not_fit(tmp_path: Path) -> None:
