@@ -1,0 +1,114 @@
+"""A folder of adapters, of which the ones used last are ready in memory, within a bound in bytes."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rst import PreparedDelta, SparseDelta
+
+DELTA_FILE = "delta.safetensors"
+_POSITION_BYTES = 8  # of a changed weight's place, beside its new and its old value
+
+
+class UnknownAdapterError(LookupError):
+    """The folder has no adapter of this name."""
+
+
+class AdapterTooLargeError(MemoryError):
+    """One adapter alone exceeds the bound."""
+
+
+@dataclass
+class BankUse:
+    """What the bank has done so far, and what it holds."""
+
+    hits: int = 0
+    loads: int = 0
+    evictions: int = 0
+    adapters: int = 0
+    bytes: int = 0
+    max_bytes: int = 0
+
+
+class DeltaBank:
+    """Deltas prepared for one model, the least recently used ones dropped when the bytes run out.
+
+    `names` and `find` may be called from any thread. `prepared` reads the base's weights, so it belongs to the thread
+    that exchanges them.
+
+    >>> bank = DeltaBank(model, Path("adapters/"), max_bytes=200_000_000)
+    >>> with bank.prepared("clipart"):
+    ...     model(images)
+
+    Attributes:
+        use: counts, and the bytes held now.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, max_bytes: int) -> None:
+        """Serve `folder/<name>/delta.safetensors`, as `RSTModel.save_pretrained` writes them.
+
+        Args:
+            model: holds the base's weights whenever `prepared` is called.
+            folder: of adapters.
+            max_bytes: bound of all prepared deltas together. While one is read, the arrays of its file come on top.
+
+        Raises:
+            NotADirectoryError: there is no such folder.
+        """
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: no such folder of adapters")
+        self._model = model
+        self._folder = folder
+        self._ready: OrderedDict[str, tuple[PreparedDelta, int]] = OrderedDict()
+        self.use = BankUse(max_bytes=max_bytes)
+
+    def names(self) -> list[str]:
+        """Every adapter in the folder, sorted."""
+        return sorted(path.parent.name for path in self._folder.glob(f"*/{DELTA_FILE}"))
+
+    def find(self, name: str) -> Path:
+        """Return the file of one adapter. Raises `UnknownAdapterError`; no name leads out of the folder."""
+        is_plain = name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
+        path = self._folder / name / DELTA_FILE
+        if not (is_plain and path.is_file()):
+            raise UnknownAdapterError(f"no adapter {name!r}")
+        return path
+
+    def prepared(self, name: str) -> PreparedDelta:
+        """Return one adapter, ready to apply, from memory or from disk.
+
+        Raises:
+            UnknownAdapterError: there is none of this name.
+            AdapterTooLargeError: it exceeds the bound by itself.
+            RSTError: its file is damaged, or it is for another base.
+        """
+        if name in self._ready:
+            self._ready.move_to_end(name)
+            self.use.hits += 1
+            return self._ready[name][0]
+        delta = SparseDelta.load(self.find(name))
+        size = prepared_bytes(delta)
+        self._make_room(name, size)
+        prepared = delta.prepare(self._model)
+        self._ready[name] = prepared, size
+        self.use.loads += 1
+        self.use.adapters += 1
+        self.use.bytes += size
+        return prepared
+
+    def _make_room(self, name: str, size: int) -> None:
+        if size > self.use.max_bytes:
+            raise AdapterTooLargeError(f"{name}: takes {size:,} bytes, the bank may hold {self.use.max_bytes:,}")
+        while self.use.bytes + size > self.use.max_bytes:
+            _, (_, freed) = self._ready.popitem(last=False)
+            self.use.evictions += 1
+            self.use.adapters -= 1
+            self.use.bytes -= freed
+
+
+def prepared_bytes(delta: SparseDelta) -> int:
+    """Memory of a prepared delta: place, new and old value of each change, new and old copy of each whole tensor."""
+    changes = sum(change.nnz * (_POSITION_BYTES + 2 * change.dtype.itemsize) for change in delta.parameters.values())
+    return changes + 2 * sum(tensor.nbytes for tensor in delta.dense.values())

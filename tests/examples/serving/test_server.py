@@ -1,0 +1,99 @@
+"""The server over HTTP: concurrent requests get what each adapter alone gives, bit for bit."""
+
+import copy
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from examples.serving import load_test
+from examples.serving.__main__ import load_base
+from examples.serving.bank import prepared_bytes
+from rst import SparseDelta
+from tests.examples.serving.conftest import NAMES, serving
+
+
+def predict(client: httpx.Client, name: str, images: Tensor) -> Tensor:
+    response = client.post(f"/predict/{name}", content=save({"inputs": images}))
+    assert response.status_code == 200, response.text
+    return load(response.content)["outputs"]
+
+
+def test_concurrent_requests_equal_the_single_adapters_bit_for_bit(
+    base: nn.Module, adapters: Path, images: Tensor, expected: dict[str, Tensor]
+) -> None:
+    before = copy.deepcopy(base.state_dict())
+    room = 2 * max(prepared_bytes(SparseDelta.load(adapters / name / "delta.safetensors")) for name in NAMES)
+    asked = NAMES * 20
+    random.Random(0).shuffle(asked)
+    with serving(base, adapters, max_bytes=room) as (client, _):
+        assert client.get("/adapters").json() == NAMES
+        with ThreadPoolExecutor(8) as pool:
+            outputs = list(pool.map(lambda name: predict(client, name, images), asked))
+        for name, output in zip(asked, outputs, strict=True):
+            assert torch.equal(output, expected[name])
+        bank, latency = client.get("/bank").json(), client.get("/latency").json()
+    assert bank["bytes"] <= bank["max_bytes"] == room
+    assert bank["evictions"] > 0
+    assert bank["hits"] + bank["loads"] == bank["swaps"] <= len(asked)
+    assert latency["count"] == len(asked) == sum(bucket["count"] for bucket in latency["histogram"])
+    assert 0 < latency["percentiles_ms"]["p50"] <= latency["percentiles_ms"]["p99.9"]
+    for name, tensor in base.state_dict().items():
+        assert tensor.numpy().tobytes() == before[name].numpy().tobytes(), name
+
+
+def test_bad_requests_get_a_status_and_a_sentence(
+    base: nn.Module, adapters: Path, images: Tensor, expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapters"
+    shutil.copytree(adapters, folder)
+    shutil.copytree(adapters / NAMES[0], tmp_path / "outside")
+    damaged = folder / NAMES[0] / "delta.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    body = save({"inputs": images})
+    with serving(base, folder, max_bytes=2**30) as (client, scheduler):
+        for name, content, status, sentence in [
+            ("none", body, 404, "no adapter 'none'"),
+            ("..%2Foutside", body, 404, "Not Found"),
+            ("..%5Coutside", body, 404, "no adapter"),
+            ("%2E%2E", body, 404, ""),
+            (NAMES[0], body, 422, "delta.safetensors"),
+            (NAMES[1], b"no tensors", 400, "safetensors"),
+            (NAMES[1], save({"images": images}), 400, "inputs"),
+            (NAMES[1], save({"inputs": images[:, :2].contiguous()}), 400, "channels"),
+        ]:
+            response = client.post(f"/predict/{name}", content=content)
+            assert response.status_code == status, (name, response.text)
+            assert sentence in response.json()["detail"]
+        assert torch.equal(predict(client, NAMES[1], images), expected[NAMES[1]])
+        scheduler.bank.use.max_bytes = 100
+        response = client.post(f"/predict/{NAMES[2]}", content=body)
+        assert response.status_code == 507
+        assert "may hold 100" in response.json()["detail"]
+
+
+def test_load_test_reports_and_draws(base: nn.Module, adapters: Path, tmp_path: Path) -> None:
+    with serving(base, adapters, max_bytes=2**30) as (client, _):
+        predict(client, NAMES[0], torch.zeros(1, 3, 32, 32))
+        arguments = ["--url", str(client.base_url), "--requests", "40", "--clients", "4", "--shape", "1,3,32,32"]
+        app = load_test.typer.Typer()
+        app.command()(load_test.main)
+        result = CliRunner().invoke(app, [*arguments, "--figure", str(tmp_path / "new" / "latency.png")])
+    assert result.exit_code == 0, result.output
+    assert "requests a second" in result.output
+    assert (tmp_path / "new" / "latency.png").stat().st_size > 1000
+
+
+def test_base_by_name() -> None:
+    model = load_base("examples.serving.demo:base_model")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_689_512
+    for wrong in ("nowhere:model", "examples.serving.demo:nothing", "torch", "builtins:dict"):
+        with pytest.raises(load_test.typer.BadParameter, match=wrong):
+            load_base(wrong)
