@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -40,8 +41,8 @@ class Backbone:
 
     encoder: nn.Module
     feature_dim: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
     image_size: int
     teacher: nn.Module | None = None
     classifier: nn.Module | None = None
@@ -68,7 +69,7 @@ def load_backbone(settings: Settings, class_names: Sequence[str], root: Path) ->
     return Backbone(clip.encoder, clip.feature_dim, clip.mean, clip.std, clip.image_size[0], teacher=clip.teacher)
 
 
-def class_order(settings: Settings) -> str:
+def class_order(settings: Settings) -> Literal["folder", "lowercase"]:
     """DomainNet's prompts are out of order in the released code (formulas, note 3); all others are in order."""
     return settings.resolved_preset().domainnet_class_order if settings.benchmark == "domainnet" else "folder"
 
@@ -93,7 +94,7 @@ def _timm(settings: Settings) -> Backbone:
     return from_timm(model)
 
 
-def from_timm(model: nn.Module) -> Backbone:
+def from_timm(model: Any) -> Backbone:
     """Take a timm model apart into encoder and classifier."""
     config = model.pretrained_cfg
     classifier = model.get_classifier()

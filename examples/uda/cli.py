@@ -1,10 +1,10 @@
 """The command line: list the tables, check data, reproduce a table, report it."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,7 @@ from examples.uda.settings import SettingsError
 from examples.uda.tables import Variant, table_names, variants, with_method
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")  # one of several processes speaks
 MISUSE = 2
 
 Data = Annotated[Path, typer.Option(help="Folder of the benchmark's data.", show_default=False)]
@@ -86,8 +86,6 @@ def reproduce(
     if data is None:
         raise SettingsError(f"--data is missing: the folder that holds {_wanted(chosen)}")
     _check_data(missing, data)
-    if workers > 1:
-        torch.set_num_threads(1)
     failed = run_all(missing, data, workers=workers, loaders=loaders, console=console)
     if failed:
         raise typer.Exit(1)

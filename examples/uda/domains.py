@@ -40,8 +40,10 @@ class TaskData:
         if self.benchmark.name == "digits_small":
             return DIGIT_VIEWS[role]
         backbone = self.backbone
-        size, mean, std = backbone.image_size, backbone.mean, backbone.std
-        return build_transform(self.benchmark.name, role, task=self.task, image_size=size, mean=mean, std=std)
+        size, (m0, m1, m2), (s0, s1, s2) = backbone.image_size, backbone.mean, backbone.std
+        return build_transform(
+            self.benchmark.name, role, task=self.task, image_size=size, mean=(m0, m1, m2), std=(s0, s1, s2)
+        )
 
     def training_pass(self, role: Role, *, workers: int, at_most: int | None = None) -> ImagePass:
         """A pass over a domain's training images without augmentation: all, or `at_most` so many, evenly spaced."""

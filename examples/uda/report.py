@@ -37,13 +37,13 @@ class RowResults:
 
     def average(self, key: str) -> float | None:
         """Mean over seeds and tasks, None before the row is complete."""
-        return mean(result[key] for result in self.results) if self.complete else None
+        return float(mean(result[key] for result in self.results)) if self.complete else None
 
     def spread(self, key: str) -> float | None:
         """Standard deviation over seeds of the mean over tasks."""
         if not self.complete or any(len(results) < 2 for results in self.by_task.values()):
             return None
-        return stdev(mean(result[key] for result in seed) for seed in zip(*self.by_task.values(), strict=True))
+        return float(stdev(mean(result[key] for result in seed) for seed in zip(*self.by_task.values(), strict=True)))
 
     def dsp(self) -> float | None:
         """Downstream parameters of all tasks together, in millions (Sec. IV.A)."""

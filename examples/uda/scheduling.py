@@ -4,12 +4,15 @@ import multiprocessing
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from examples.uda.backbones import load_backbone
+from examples.uda.benchmarks import get_benchmark
 from examples.uda.cells import Cell
 from examples.uda.running import run_cell
 
@@ -38,10 +41,9 @@ def _one_by_one(cells: Sequence[Cell], root: Path, loaders: int, progress: Progr
     failed = []
     for cell in cells:
         bar = progress.add_task(cell.name, total=cell.settings.iterations)
+        advance = partial(_advance, progress, bar)
         try:
-            result = run_cell(
-                cell, root, workers=loaders, advance=lambda done, bar=bar: progress.update(bar, completed=done)
-            )
+            result = run_cell(cell, root, workers=loaders, advance=advance)
             _announce(cell, result, progress.console)
         except Exception:
             failed.append(cell)
@@ -51,6 +53,9 @@ def _one_by_one(cells: Sequence[Cell], root: Path, loaders: int, progress: Progr
 
 
 def _side_by_side(cells: Sequence[Cell], root: Path, workers: int, loaders: int, progress: Progress) -> list[Cell]:
+    for settings in {(cell.settings.backbone, cell.settings.weights): cell.settings for cell in cells}.values():
+        # downloads, or pretrains, once instead of in every worker
+        load_backbone(settings, get_benchmark(settings.benchmark).class_names(), root)
     failed = []
     bar = progress.add_task("cells", total=len(cells))
     # spawned, because a forked copy of a process with CUDA or running threads is broken
@@ -66,6 +71,10 @@ def _side_by_side(cells: Sequence[Cell], root: Path, workers: int, loaders: int,
                 _complain(cell, "".join(traceback.format_exception(error)), progress.console)
             progress.advance(bar)
     return failed
+
+
+def _advance(progress: Progress, bar: TaskID, done: int) -> None:
+    progress.update(bar, completed=done)
 
 
 def _announce(cell: Cell, result: dict[str, object], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import timm
@@ -27,7 +28,7 @@ def load_tiny_backbone(settings: Settings, class_names: Sequence[str], root: Pat
 
 
 def _imagenet(kind: str, classes: int, settings: Settings) -> Backbone:
-    sizes = {"img_size": IMAGE_SIZE} if kind == "vit" else {}
+    sizes: dict[str, Any] = {"img_size": IMAGE_SIZE} if kind == "vit" else {}
     backbone = from_timm(timm.create_model(f"test_{kind}", num_classes=200, **sizes))
     teacher = None
     if settings.teacher == "text_embeddings":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -149,8 +149,14 @@ def refresh(student: Student, objective: Objective, target: ImagePass, accelerat
 
 def to_device(batch: DomainBatch, device: torch.device) -> DomainBatch:
     """The same batch on a device."""
-    tensors = {entry.name: getattr(batch, entry.name) for entry in fields(batch)}
-    return DomainBatch(**{name: tensor if tensor is None else tensor.to(device) for name, tensor in tensors.items()})
+    strong = batch.target_strong_images
+    return DomainBatch(
+        source_images=batch.source_images.to(device),
+        source_labels=batch.source_labels.to(device),
+        target_images=batch.target_images.to(device),
+        target_positions=batch.target_positions.to(device),
+        target_strong_images=None if strong is None else strong.to(device),
+    )
 
 
 def under_autocast(phases: Iterator[Phase], accelerator: Accelerator) -> Iterator[Phase]:

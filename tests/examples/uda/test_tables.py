@@ -5,19 +5,18 @@ from torch import nn
 
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.methods import build_objective, parse_method
-from examples.uda.report import published
+from examples.uda.report import PAPER, published
 from examples.uda.settings import SettingsError
 from examples.uda.tables import CONFIGS, table_names, variants, with_method
 
 VARIANTS = [variant for table in table_names() for variant in variants(table)]
-OURS = {"digits-small", "pacs"}
 EXTRA = {"CLIP (prompts in order)"}  # a row that the paper does not have
 
 
 def test_every_classification_table_of_the_paper_is_there():
     main = {f"table{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 10)} | {"figure4"}
     appendix = {f"appendix{number}" for number in (2, 3, 4, 5, 6, 8)} | {"appendix_figure2"}
-    assert set(table_names()) == main | appendix | OURS
+    assert main | appendix <= set(table_names())
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.table}-{variant.name}")
@@ -32,9 +31,8 @@ def test_every_row_builds(variant):
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.table}-{variant.name}")
 def test_every_row_of_a_paper_s_table_has_its_figures(variant):
     _, columns, rows = published(variant.table, variant.name)
-    if variant.table in OURS:
-        assert not rows
-        return
+    if not (PAPER / f"{variant.table}.yaml").exists():
+        pytest.skip("not a table of the paper")
     assert set(variant.rows) - EXTRA <= set(rows)
     for row in rows.values():
         values = row.get("values", [])
