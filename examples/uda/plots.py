@@ -7,6 +7,7 @@ import matplotlib as mpl
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
 from examples.uda.report import RowResults
 
@@ -30,19 +31,20 @@ def draw_curves(title: str, rows: Sequence[RowResults], path: Path) -> None:
     """Target accuracy over iterations, a panel a task and a line a row; the first seed's."""
     trained = [row for row in rows if any(len(result["curve"]) > 1 for result in row.results)]
     tasks = list(rows[0].by_task)
+    lines: dict[str, Line2D] = {}
     width = min(4, len(tasks))
     height = -(-len(tasks) // width)
     figure, grid = plt.subplots(height, width, figsize=(3 * width, 2.4 * height), squeeze=False, layout="constrained")
     for axes, task in zip(grid.flat, tasks, strict=False):
         axes.set_title(task, fontsize="small")
-        for row in trained:
+        for number, row in enumerate(trained):
             for result in row.by_task[task][:1]:
-                points = result["curve"]
-                axes.plot([p["iteration"] for p in points], [p["accuracy"] for p in points], label=row.label)
+                x, y = zip(*((point["iteration"], point["accuracy"]) for point in result["curve"]), strict=True)
+                (lines[row.label],) = axes.plot(x, y, color=f"C{number}")
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_visible(False)
-    if trained:
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    if lines:
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(f"{title}: target accuracy (%) over iterations", fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)
