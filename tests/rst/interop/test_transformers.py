@@ -330,3 +330,15 @@ def test_training_goes_on_in_a_second_call(tmp_path: Path) -> None:
 def test_the_trainer_is_not_there_before_the_model() -> None:
     with pytest.raises(ConfigError, match="no model yet"):
         _ = RSTCallback(CONFIG).trainer
+
+
+def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    callback, control = RSTCallback(CONFIG), transformers.TrainerControl()
+    args = arguments(tmp_path)
+    callback.on_init_end(args, transformers.TrainerState(), control, model=model)
+    with pytest.raises(ConfigError, match="hyperparameter search"):
+        callback.on_save(args, transformers.TrainerState(is_hyper_param_search=True), control)
+    args.deepspeed = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(ConfigError, match="DeepSpeed"):
+        callback.on_train_begin(args, transformers.TrainerState(), control, model=model, optimizer=None)
