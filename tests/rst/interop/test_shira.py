@@ -222,6 +222,14 @@ def test_a_rank_for_all_gives_way_to_one_for_most() -> None:
     assert not Layer(1, 10, 1).holds(1)
 
 
+def test_layers_whose_owner_reads_their_weights_are_refused(tmp_path: Path) -> None:
+    """In evaluation `nn.TransformerEncoderLayer` calls none of its layers: PEFT's would have no effect."""
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    delta = export(model, change_weights(dict(model.state_dict()), ["0.linear1.weight"], share=0.2))
+    with pytest.raises(NotCarriedError, match="0.linear1.weight is read by TransformerEncoderLayer, which does not"):
+        to_shira(delta, tmp_path / "shira", model)
+
+
 def test_a_base_of_other_weights_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     delta = export(model, change_weights(dict(model.state_dict()), ["0.weight"], share=0.2))
