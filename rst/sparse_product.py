@@ -39,7 +39,7 @@ def add_linear(
         if adapter in weight:
             bags = weight[adapter].by_column if transposed else weight[adapter].by_row
             own = inputs.index_select(0, samples[adapter]).flatten(0, -2)
-            flat.index_add_(1, bags.outputs, _bag_sums(own, bags).t().to(flat.dtype))
+            flat.index_add_(1, bags.outputs, _bag_sums(own, bags).t().to(flat.dtype).contiguous())
         if adapter in bias:
             flat.index_add_(1, bias[adapter].rows, bias[adapter].residual.to(flat.dtype).expand(len(flat), -1))
 

@@ -1,7 +1,9 @@
 """Batches whose samples use different adapters: each sample's output is that of its own tuned model."""
 
 import copy
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ from rst import (
     export,
     get_rst_model,
 )
-from rst.mixed_batch import mixed_forward
+from rst.mixed_batch import _known, mixed_forward
 
 
 def tuned_from(base: nn.Module, seed: int, share: float = 0.03, size: float = 0.3) -> nn.Module:
@@ -242,12 +244,41 @@ class TestDeltas:
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
         assert torch.equal(model(images), tuned(images))
 
-    def test_other_base_is_refused(self, small: Small) -> None:
+    def test_checked_once_and_forgotten_with_the_delta_or_the_model(
+        self, small: Small, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        checked: list[int] = []
+
+        def counting(module: nn.Module, delta: SparseDelta) -> Any:
+            checked.append(id(delta))
+            return delta.prepare(module)
+
+        monkeypatch.setattr("rst.mixed_batch.prepare", counting)
+        deltas = {name: delta_between(small, tuned_from(small, seed)) for seed, name in enumerate("ab")}
+        x = torch.randn(2, 6, dtype=torch.float64)
+        for _ in range(3):
+            mixed_forward(small, deltas, ["a", "b"], (x,), {})
+        assert len(checked) == 2
+        assert len(_known[small]) == 2
+        del deltas["a"]
+        assert len(_known[small]) == 1
+        other = copy.deepcopy(small)
+        mixed_forward(other, deltas, ["b", "b"], (x,), {})
+        model = weakref.ref(other)
+        del other
+        gc.collect()
+        assert model() is None
+
+    def test_other_base_is_refused_also_where_it_comes_later(self, small: Small) -> None:
         delta = delta_between(small, tuned_from(small, seed=1, share=0.3))
-        with torch.no_grad():
-            small.body.weight += 1
-        with pytest.raises(WrongBaseError, match="body.weight"):
-            mixed_forward(small, {"a": delta}, ["a"], (torch.randn(1, 6).double(),), {})
+        inputs = (torch.randn(1, 6, dtype=torch.float64),)
+        mixed_forward(small, {"a": delta}, ["a"], inputs, {})
+        other = copy.deepcopy(small)
+        small.body.weight = nn.Parameter(small.body.weight.detach() + 1)
+        other.load_state_dict(small.state_dict())
+        for model in (small, other):
+            with pytest.raises(WrongBaseError, match="body.weight"):
+                mixed_forward(model, {"a": delta}, ["a"], inputs, {})
 
 
 class TestRSTModel:
