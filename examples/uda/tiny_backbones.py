@@ -13,7 +13,8 @@ from examples.uda.backbones import Backbone, from_timm, prompt_template
 from examples.uda.settings import Settings
 
 IMAGE_SIZE = 32
-CONFIGS = {kind: Path(__file__).with_name(f"tiny-{kind}.json") for kind in ("vit", "resnet")}
+# open_clip knows a model by its file's name, in the whole process
+CONFIGS = {kind: Path(__file__).with_name(f"uda-smoke-{kind}.json") for kind in ("vit", "resnet")}
 
 
 def load_tiny_backbone(settings: Settings, class_names: Sequence[str], root: Path) -> Backbone:
