@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cmkd.alpha import constant_alpha, entropy_alpha, kl_alpha
 from cmkd.distillation import kl_distillation
 from cmkd.gini import gini_balanced, gini_mean
+from cmkd.log_view import log_view
 from cmkd.mixed_view import mix_views
 from cmkd.presets import PRESETS, Preset
 from cmkd.ramp import sigmoid_ramp
@@ -122,8 +123,8 @@ class CMKDLoss(nn.Module):
         _check_source(source_teacher_logits, source_labels, classes=student_logits.shape[1])
         _check_classes(classes, student_logits.shape[1])
 
-        log_student = _log_view(student_logits)
-        log_teacher = _log_view(teacher_logits)
+        log_student = log_view(student_logits)
+        log_teacher = log_view(teacher_logits)
         alpha = self._alpha(log_student, log_teacher)
         if classes is not None:
             log_student, log_teacher = log_student[:, classes], log_teacher[:, classes]
@@ -134,7 +135,7 @@ class CMKDLoss(nn.Module):
         distill = self._distill(log_student, log_teacher, 1 - alpha) if "distill" in self.terms else nothing
         regularization = nothing
         if "regularization" in self.terms:
-            log_source = _log_view(source_teacher_logits)
+            log_source = log_view(source_teacher_logits)
             regularization = self._regularization(log_source, source_labels, log_teacher, warm)
         total = self.lambda1 * warm * (task + distill) + regularization
         return CMKDTerms(total, task, distill, regularization)
@@ -164,10 +165,6 @@ class CMKDLoss(nn.Module):
         if self.preset.alpha == "entropy":
             return entropy_alpha(log_student, self.preset.entropy_epsilon)
         return constant_alpha(log_student)
-
-
-def _log_view(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check_logits(name: str, logits: Tensor) -> None:

@@ -6,6 +6,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from cmkd.log_view import log_view
+
 SND_TEMPERATURE = 0.05
 SND_ROWS = 1024
 """Images whose similarities to all others are held in memory at a time."""
@@ -83,7 +85,7 @@ def _log_probabilities(logits: Tensor) -> Tensor:
         )
     if not logits.isfinite().all():
         raise ValueError(f"logits of {int((~logits.isfinite()).any(dim=1).sum())} of {len(logits)} rows are not finite")
-    return torch.log_softmax(logits.detach(), dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return log_view(logits.detach())
 
 
 def _entropy(log_p: Tensor) -> Tensor:

@@ -61,16 +61,10 @@ class AdapterBank(Mapping[str, Adapter]):
     def train(self, name: str, config: RSTConfig, start: SparseDelta | None = None) -> None:
         """Start training an adapter, from a delta if there is one; it becomes active."""
         self._check_new(name)
-        was_enabled = self.enabled
-        self.disable()
-        try:
+        with self._making_way():
             training = TrainingAdapter(self._module, config)
             if start is not None:
                 training.continue_from(start)
-        except BaseException:
-            if was_enabled:
-                self.enable()
-            raise
         self._adapters[name] = training
         self.active, self.enabled = name, True
 
@@ -97,16 +91,11 @@ class AdapterBank(Mapping[str, Adapter]):
 
     def activate(self, name: str) -> None:
         """Exchange the active adapter for another. If that is refused, the one before stays."""
-        chosen, was_enabled = self[name], self.enabled
-        if name == self.active and was_enabled:
+        chosen = self[name]
+        if name == self.active and self.enabled:
             return
-        self.disable()
-        try:
+        with self._making_way():
             chosen.on()
-        except BaseException:
-            if was_enabled:
-                self.enable()
-            raise
         self.active, self.enabled = name, True
 
     def disable(self) -> None:
@@ -140,6 +129,18 @@ class AdapterBank(Mapping[str, Adapter]):
             move()
             for adapter in self.values():
                 adapter.moved()
+
+    @contextmanager
+    def _making_way(self) -> Iterator[None]:
+        """Have the base's weights for what comes next; only if that fails is the active adapter put back."""
+        was_enabled = self.enabled
+        self.disable()
+        try:
+            yield
+        except BaseException:
+            if was_enabled:
+                self.enable()
+            raise
 
     def _checked(self, delta: SparseDelta) -> StoredAdapter:
         stored = StoredAdapter(self._module, delta)

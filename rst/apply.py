@@ -35,7 +35,7 @@ class PreparedDelta:
     def __init__(self, groups: Sequence[PatchGroup]) -> None:
         """Use `prepare`, which checks everything first."""
         self._groups = groups
-        self._patches = [patch for group in groups for patch in group.patches]
+        self.patches = [patch for group in groups for patch in group.patches]
         self._applied = False
 
     @property
@@ -88,17 +88,17 @@ class PreparedDelta:
         self.remove()
 
     def _check_spots(self) -> None:
-        for patch in self._patches:
+        for patch in self.patches:
             patch.spot.check()
 
     def _write(self, which: str, *, undo: str) -> None:
         done = 0
         try:
-            for patch in self._patches:
+            for patch in self.patches:
                 done += 1
                 patch.write(getattr(patch, which))
         except BaseException:
-            for patch in self._patches[:done]:
+            for patch in self.patches[:done]:
                 patch.write(getattr(patch, undo))
             raise
 

@@ -92,7 +92,7 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
     found = known.get(id(delta))
     if found is None or not found.fits():
         _refuse_scripted(module, delta)
-        patches = [patch for patch in prepare(module, delta)._patches if patch.spot.tensor.numel()]
+        patches = [patch for patch in prepare(module, delta).patches if patch.spot.tensor.numel()]
         found = _PreparedAdapter([(patch.spot, _change(patch, delta)) for patch in patches])
         known[id(delta)] = found
         weakref.finalize(delta, _forget, weakref.ref(module), id(delta)).atexit = False

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.views import log_view, view_both_domains
+from cmkd.baselines.views import view_both_domains
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 

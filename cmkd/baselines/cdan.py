@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient, steep_ramp
-from cmkd.baselines.views import log_view, sample_entropy, view_both_domains
+from cmkd.baselines.views import sample_entropy, view_both_domains
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 LARGEST_MAP = 4096

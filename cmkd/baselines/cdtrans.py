@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.target_pass import TargetMemory, centroid_labels, view_target
-from cmkd.baselines.views import log_view
+from cmkd.baselines.target_pass import TargetMemory
 from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
 
 
@@ -86,8 +86,7 @@ class CDTrans(Objective):
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Take pseudo-labels from class centroids over the whole target training set."""
-        views = view_target(student, target)
-        self.pseudo_labels.store(views.positions, centroid_labels(views.features, views.logits.softmax(dim=1)))
+        self.pseudo_labels.store_centroid_labels(student, target)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
         """Yield the one phase, which trains encoder and head.

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmkd.baselines.adversary import steep_ramp
-from cmkd.baselines.views import log_view, view_both_domains
+from cmkd.baselines.views import view_both_domains
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 

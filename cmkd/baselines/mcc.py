@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.views import log_view, sample_entropy, view_both_domains
+from cmkd.baselines.views import sample_entropy, view_both_domains
+from cmkd.gini import MIN_CLASS_MASS
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
-
-MIN_CLASS_MASS = 1e-8
-"""Floor of a class's row sum: a class that the whole batch rules out would otherwise give 0 / 0."""
 
 
 def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmkd.baselines.minent import entropy_loss
-from cmkd.baselines.target_pass import TargetMemory, centroid_labels, view_target
-from cmkd.baselines.views import log_view
+from cmkd.baselines.target_pass import TargetMemory
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
 
 
@@ -55,8 +55,7 @@ class SHOT(Objective):
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Take pseudo-labels from class centroids over the whole target training set."""
-        views = view_target(student, target)
-        self.pseudo_labels.store(views.positions, centroid_labels(views.features, views.logits.softmax(dim=1)))
+        self.pseudo_labels.store_centroid_labels(student, target)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
         """Yield the one phase: encoder and head on the source, or after the split the encoder on the target.

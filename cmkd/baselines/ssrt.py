@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient
 from cmkd.baselines.safe_training import SafeTraining
-from cmkd.baselines.views import log_view, split_domains
+from cmkd.baselines.views import split_domains
 from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 from cmkd.ramp import sigmoid_ramp
 

@@ -91,6 +91,11 @@ class TargetMemory(nn.Module):
         self.values = torch.full((int(positions.max()) + 1,), -1, dtype=values.dtype, device=values.device)
         self.values[positions] = values
 
+    def store_centroid_labels(self, student: Student, target: Iterable[TargetBatch]) -> None:
+        """Replace everything by the labels that `centroid_labels` gives the whole target training set."""
+        views = view_target(student, target)
+        self.store(views.positions, centroid_labels(views.features, views.logits.softmax(dim=1)))
+
     def at(self, positions: Tensor) -> Tensor:
         """Values (B,) of the images at these positions (B,) int64.
 

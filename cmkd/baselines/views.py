@@ -1,10 +1,11 @@
-"""The student on both domains of a batch in one pass, and its views in log-probabilities."""
+"""The student on both domains of a batch in one pass, and the entropy of its views."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Student
 
 
@@ -26,11 +27,6 @@ def view_both_domains(student: Student, batch: DomainBatch) -> BothDomains:
 def split_domains(features: Tensor, logits: Tensor, source_size: int) -> BothDomains:
     """Cut features and logits of a concatenated batch, source first, into its domains."""
     return BothDomains(features[:source_size], features[source_size:], logits[:source_size], logits[source_size:])
-
-
-def log_view(logits: Tensor) -> Tensor:
-    """Log-probabilities (B, C) of logits (B, C), in float32 or better."""
-    return torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def sample_entropy(logits: Tensor) -> Tensor:
