@@ -31,9 +31,12 @@ class PushOptions(TypedDict, total=False):
     """How to upload an adapter, as huggingface_hub calls it."""
 
     commit_message: str
+    commit_description: str | None
     private: bool | None
+    """Of a repository that is created; one that exists stays as it is."""
     token: str | bool | None
     revision: str | None
+    """The branch to upload to, made if it is not there."""
     create_pr: bool
 
 
@@ -46,10 +49,10 @@ def find_adapter(model_id: str, **options: "Unpack[HubOptions]") -> Path:
     local = Path(model_id)
     if local.is_dir():
         return local / (options.get("subfolder") or "")
-    hub = _import_hub(model_id)
+    hub = _import_hub(f"{model_id}: no such folder; to look for it on the hub")
     try:
         files = [hub.hf_hub_download(model_id, name, **options) for name in (CONFIG_FILE, DELTA_FILE)]
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError, ValueError) as error:
+    except Exception as error:  # a network's failures have another class in each version of huggingface_hub
         raise CheckpointError(f"{model_id}: no such folder, and not an RST adapter on the hub ({error})") from error
     return Path(files[0]).parent
 
@@ -61,30 +64,33 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
 
     Raises:
         CheckpointError: huggingface_hub is not installed.
+        huggingface_hub.errors.HfHubHTTPError: the hub refuses.
     """
-    hub = _import_hub(repo_id)
+    hub = _import_hub(f"{repo_id}: to upload to the hub")
     api = hub.HfApi(token=options.get("token"))
     repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
     revision = options.get("revision")
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    names = [CONFIG_FILE, DELTA_FILE]
+    if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+        names.append(CARD_FILE)
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(folder, delta, encoding)
-        info = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        info = api.create_commit(  # not upload_folder, which may make several
+            repo_id,
+            [hub.CommitOperationAdd(name, Path(folder) / name) for name in names],
             commit_message=options.get("commit_message", "Upload an RST adapter"),
+            commit_description=options.get("commit_description"),
             revision=revision,
             create_pr=options.get("create_pr", False),
-            ignore_patterns=[CARD_FILE] if api.file_exists(repo_id, CARD_FILE, revision=revision) else None,
         )
     return str(info.commit_url)
 
 
-def _import_hub(wanted: str) -> Any:
+def _import_hub(purpose: str) -> Any:
     try:
         import huggingface_hub
-        import huggingface_hub.errors
     except ImportError as error:
-        raise CheckpointError(
-            f"{wanted}: no such folder; to take it from the hub, pip install huggingface_hub"
-        ) from error
+        raise CheckpointError(f"{purpose}, pip install huggingface_hub") from error
     return huggingface_hub
