@@ -14,7 +14,7 @@ from rst.delta import SparseDelta
 from rst.errors import ParameterMismatchError, WrongBaseError
 from rst.fingerprint import digests
 from rst.joining import batches, join, lay
-from rst.naming import plain_name, unwrap
+from rst.naming import canonical_names, plain_name, unwrap
 from rst.parameter_delta import ParameterDelta
 from rst.patch import EVERYTHING, Patch, PatchGroup, Spot, elements, end_to_end, in_memory_order, memory_positions
 from rst.validation import validate
@@ -131,14 +131,14 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
 
 
 def _places(module: nn.Module) -> Places:
-    """Where each parameter and buffer lives, by plain name."""
+    """Where each parameter and buffer lives, by plain name, and by the name that `open_checkpoint` gives it."""
     places: dict[str, tuple[Mapping[str, Tensor | None], str]] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         for siblings in (owner._parameters, owner._buffers):
             for attribute in siblings:
                 name = f"{path}.{attribute}" if path else attribute
                 places[plain_name(name)] = (siblings, attribute)
-    return places
+    return {canonical: places[name] for name, canonical in canonical_names(places).items()} | places
 
 
 def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...], dtype: torch.dtype) -> Spot:

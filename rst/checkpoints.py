@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rst.errors import CheckpointError
 from rst.mapped_memory import release
-from rst.naming import canonical_names, unwrap
+from rst.naming import canonical_names, own_prefix, unwrap
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _NESTED_UNDER = ("state_dict", "model", "model_state_dict", "module")
@@ -62,6 +62,20 @@ class Checkpoint(Mapping[str, Tensor]):
         """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
         if self.mapped and name in self:
             release(self[name])
+
+    def named_as(self, names: Collection[str]) -> "Checkpoint":
+        """These weights under names that fit those of the module itself, whose only child may be called `module`.
+
+        A checkpoint alone does not tell such a child from a wrapper, so its canonical names lack `module.`.
+        """
+        prefix = own_prefix(names)
+        if not prefix or any(name in self for name in names):
+            return self
+        return replace(
+            self,
+            original_names={prefix + name: original for name, original in self.original_names.items()},
+            tied={prefix + alias: prefix + owner for alias, owner in self.tied.items()},
+        )
 
     def __iter__(self) -> Iterator[str]:
         """Canonical names."""

@@ -70,9 +70,10 @@ def combine(
     labelled = {_label(delta, number): _load(delta) for number, delta in enumerate(deltas, start=1)}
     loaded = list(labelled.values())
     check_common_base(labelled)
-    weights_of_base = None if base is None else open_checkpoint(base)
+    names = list(dict.fromkeys(name for delta in loaded for name in delta))
+    weights_of_base = None if base is None else open_checkpoint(base).named_as(names)
     combined = {}
-    for name in dict.fromkeys(name for delta in loaded for name in delta):
+    for name in names:
         parts = [(delta[name], weight) for delta, weight in zip(loaded, weights, strict=True) if name in delta]
         entries = [_prune(_entries(change), method, density, generator) for change, _ in parts]
         factors = [weight for _, weight in parts]

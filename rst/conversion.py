@@ -40,7 +40,7 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
     if op not in get_args(Op):
         raise ConfigError(f"op={op!r}: choose one of {list(get_args(Op))}")
     source = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
-    weights = None if base is None else open_checkpoint(base)
+    weights = None if base is None else open_checkpoint(base).named_as(source)
     converted = {}
     validate(source.parameters, "delta")
     for name, change in source.parameters.items():

@@ -103,14 +103,16 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
 def _planned(tuned: Checkpoint, record: Mapping[str, Any], threshold: float | None, op: Op) -> Extraction:
     tau = record["threshold"] if threshold is None else threshold
     base: dict[str, Tensor] = {**record["base"], **record["buffers"]}
-    missing = [name for name in (*base, *record["saved"]) if name not in tuned]
+    names = [*base, *record["saved"]]
+    tuned = tuned.named_as(names)
+    missing = [name for name in names if name not in tuned]
     if missing:
         raise ParameterMismatchError(f"{tuned.source}: lacks {_shown(missing)}, which the trainer's record names")
     identity: Mapping[str, Any] = record["identity"]
     return Extraction(
         base=base,
         tuned=tuned,
-        names=[*base, *record["saved"]],
+        names=names,
         whole=set(record["saved"]),
         buffers=set(record["buffers"]),
         tied=record["tied"],

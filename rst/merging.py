@@ -89,7 +89,7 @@ class _Merge:
     """A base and a delta that have been checked against each other by name, shape and dtype."""
 
     def __init__(self, base: Checkpoint, delta: SparseDelta) -> None:
-        self.base = base
+        self.base = base = base.named_as([*delta, *delta.dense])
         self.changed: dict[str, ParameterDelta] = {}
         self.whole: dict[str, Tensor] = {}
         validate(delta.parameters, "delta")

@@ -41,6 +41,12 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     return plain
 
 
+def own_prefix(names: Iterable[str]) -> str:
+    """What `canonical_names` takes off all `names`, which for a plain module's is no wrapper's but its only child's."""
+    shortened = canonical_names(names)
+    return next((name.removesuffix(plain) for name, plain in shortened.items() if name.endswith(plain)), "")
+
+
 def matches(name: str, patterns: Patterns) -> bool:
     """Whether the parameter `name`, or a module above it, is meant by `patterns`, read as PEFT reads them.
 

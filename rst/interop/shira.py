@@ -57,7 +57,7 @@ def to_shira(
     """
     model = unwrap(base) if isinstance(base, nn.Module) else model_skeleton(base)
     residuals = convert(delta, op="add", base=base)
-    _check_base(residuals, open_checkpoint(base))
+    _check_base(residuals, open_checkpoint(base).named_as(residuals))
     places = places_of_parameters(model)
     reasons: dict[str, str] = {}
     changes: dict[str, ParameterDelta] = {}

@@ -6,7 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from rst import CheckpointError, ConfigError, NonFiniteError, ParameterMismatchError, export
+from rst import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ParameterMismatchError,
+    ResidualSparseTrainer,
+    RSTConfig,
+    SparseDelta,
+    combine,
+    convert,
+    export,
+    merge,
+    to_shira,
+)
 
 
 def test_a_missing_tensor_is_named() -> None:
@@ -77,3 +90,60 @@ def test_a_record_of_another_version_or_with_patterns(tmp_path: Path) -> None:
         export(None, tmp_path / "m.ckpt")
     with pytest.raises(ConfigError, match="need a base"):
         export(None, tmp_path / "m.ckpt", modules_to_save=["w"])
+
+
+class OnlyChild(nn.Module):
+    """Every name starts as those of a DataParallel wrapper do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.module."])
+def test_a_child_called_module_is_no_wrapper(wrapper: str, tmp_path: Path) -> None:
+    model, base, live = OnlyChild(), OnlyChild(), OnlyChild()
+    trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1e-3, modules_to_save=["2"]))
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor += 1
+        model.module[0].weight[0] -= 1
+    exported = trainer.export()
+    wanted = {f"{wrapper}{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": wanted, "rst": trainer.state_dict()}, tmp_path / "model.ckpt")
+    delta = export(None, tmp_path / "model.ckpt")
+    assert delta == exported
+    assert set(delta.dense) > {"module.2.weight", "module.1.running_mean"}
+    before = {f"{wrapper}{name}": tensor for name, tensor in base.state_dict().items()}
+    merged = merge(before, delta)
+    assert merged.keys() == wanted.keys()
+    assert [name for name, tensor in wanted.items() if not torch.equal(merged[name], tensor)] == []
+    torch.save(before, tmp_path / "base.pt")
+    assert merge(before, convert(delta, op="replace", base=tmp_path / "base.pt")).keys() == wanted.keys()
+    combined = combine([delta], [1.0], base=tmp_path / "base.pt")
+    assert dict(combined.parameters) == dict(delta.parameters)
+    from_files = export(tmp_path / "base.pt", tmp_path / "model.ckpt")
+    for change in (delta, from_files):
+        with change.prepare(live):
+            assert [
+                name for name, tensor in live.state_dict().items() if not torch.equal(tensor, wanted[wrapper + name])
+            ] == []
+
+
+def test_a_child_called_module_beside_others_keeps_its_name() -> None:
+    model = nn.ModuleDict({"module": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    tuned = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    delta = export(model, tuned)
+    assert set(delta) == set(tuned)
+    assert merge(dict(model.state_dict()), delta).keys() == tuned.keys()
+
+
+def test_a_delta_of_a_child_called_module_as_shira(tmp_path: Path) -> None:
+    model = OnlyChild()
+    trainer = ResidualSparseTrainer(model, RSTConfig())
+    with torch.no_grad():
+        model.module[0].weight[0] *= 1.25
+    delta: SparseDelta = trainer.export(op="step")
+    assert set(delta) == {"module.0.weight"}
+    assert to_shira(delta, tmp_path / "shira", OnlyChild()) == {}

@@ -152,6 +152,24 @@ def test_the_checkpoint_alone_suffices_for_an_export(tmp_path: Path) -> None:
     assert_same(base, module)
 
 
+def test_a_network_called_module_is_exported_under_that_name(tmp_path: Path) -> None:
+    class Wrapped(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Sequential(self.body, self.head)
+            del self.body, self.head
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.module(inputs)
+            return logits
+
+    module, callback = Wrapped(), RSTCallback(CONFIG)
+    fit(module, callback, tmp_path)
+    delta = export(None, tmp_path / "epoch=2.ckpt")
+    assert delta == callback.export()
+    assert all(name.startswith("module.") for name in delta)
+
+
 def test_network_inside_the_module_keeps_its_own_names(tmp_path: Path) -> None:
     module = Classifier()
     body = copy.deepcopy(module.body)
