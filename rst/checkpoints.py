@@ -24,6 +24,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
 )
 TRAINER_RECORD = "rst-trainer"
+RECORD_FILE = "rst_trainer.pt"
 RECORD_VERSION = 1
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
@@ -37,7 +38,7 @@ class Checkpoint(Mapping[str, Tensor]):
         source: path or description, for messages.
         original_names: canonical name to the name in the file.
         tied: names that share the memory of another, to that other name.
-        record: the state of the trainer that wrote the checkpoint, if it is there.
+        record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
         container: the whole unpickled object, for writing it back with other weights.
         mapped: whether the tensors are mapped from files that only this object has opened.
     """
@@ -92,7 +93,8 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
     Args:
         weights: a `.safetensors` file, a `.safetensors.index.json` or `.bin.index.json` of shards, a pickled
             checkpoint (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`; plain, or nested under `state_dict` or `model`), a
-            model folder, a state dict, or a module. Pickles are read with `weights_only=True`.
+            model folder (also a `checkpoint-N` of transformers), a state dict, or a module. Pickles are read with
+            `weights_only=True`.
 
     Raises:
         CheckpointError: nothing there, not readable, or without weights.
@@ -103,7 +105,12 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
         return _from_mapping({k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}, type(module).__name__)
     if isinstance(weights, Mapping):
         return _from_mapping(weights, "state dict")
-    path = _resolve(Path(weights))
+    opened = _open_file(_resolve(Path(weights)))
+    beside = Path(weights) / RECORD_FILE
+    return replace(opened, record=_find_record(unpickle(beside))) if beside.is_file() else opened
+
+
+def _open_file(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _from_shards(path)
     if path.suffix == ".safetensors":
@@ -238,7 +245,7 @@ def replace_state(container: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _find_record(container: Any) -> Mapping[str, Any] | None:
-    for value in container.values():
+    for value in container.values() if isinstance(container, Mapping) else ():
         if isinstance(value, Mapping) and value.get("format") == TRAINER_RECORD:
             return value
     return None

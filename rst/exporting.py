@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rst.checkpoints import RECORD_VERSION, Checkpoint, Weights, open_checkpoint
+from rst.checkpoints import RECORD_FILE, RECORD_VERSION, Checkpoint, Weights, open_checkpoint
 from rst.config import Patterns, RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
@@ -85,8 +85,8 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
     record = tuned.record
     if record is None:
         raise CheckpointError(
-            f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it would bring one); "
-            "name the base weights with --base or the argument base"
+            f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it or in {RECORD_FILE} beside it "
+            "would bring one); name the base weights with --base or the argument base"
         )
     if record.get("version") != RECORD_VERSION:
         found = record.get("version")

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rst.adapter_folder import write_adapter
 from rst.atomic import atomic_write
+from rst.checkpoints import RECORD_FILE
 from rst.config import RSTConfig
 from rst.delta import Encoding
 from rst.errors import CheckpointError, ConfigError
@@ -18,8 +19,6 @@ from rst.model import RSTModel
 from rst.naming import unwrap
 from rst.tracking import live_tensors
 from rst.trainer import ResidualSparseTrainer
-
-RECORD_FILE: Final = "rst_trainer.pt"
 
 
 class RSTCallback(TrainerCallback):
@@ -39,9 +38,10 @@ class RSTCallback(TrainerCallback):
     w0 is what the model holds when the `Trainer` is made (with `model_init`, when it starts to train).
 
     - Each `checkpoint-N` has the whole model, as `Trainer` always writes it, and in `rst_trainer.pt` w0 and the steps,
-      so that a resumed run continues bit for bit, even if the model was made with another random head. With
-      `save_only_model`, which cannot be resumed, there is no such file. The folder is an adapter as well
-      (`delta.safetensors` and so on) if its step was one of selection: with `every=1` always, with `every=0` never.
+      so that a resumed run continues bit for bit, even if the model was made with another random head, and
+      `rst export checkpoint-N` needs no base. With `save_only_model`, which cannot be resumed, there is no such file.
+      The folder is an adapter as well (`delta.safetensors` and so on) if its step was one of selection: with `every=1`
+      always, with `every=0` never.
     - At the end the adapter is written to `output_dir`; after `load_best_model_at_end` that of the best checkpoint.
       `save_pretrained` writes it anywhere. `Trainer.save_model` writes the whole model, selected already.
 

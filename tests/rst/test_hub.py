@@ -120,6 +120,12 @@ def test_revisions_are_branches_made_when_needed(hub: Hub, model: RSTModel, base
         find_adapter("me/ar2cl", revision="v3")
 
 
+def test_the_card_that_is_kept_is_the_branchs_own(hub: Hub, model: RSTModel) -> None:
+    for _ in range(2):
+        model.push_to_hub("me/ar2cl", revision="v2")
+    assert [commit["files"] for commit in hub.repositories["me/ar2cl"].commits] == [FILES, FILES[1:]]
+
+
 def test_a_pull_request_leaves_the_branch_alone(hub: Hub, model: RSTModel) -> None:
     model.push_to_hub("me/ar2cl", create_pr=True)
     repository = hub.repositories["me/ar2cl"]

@@ -19,6 +19,7 @@ from rst import (
     RSTConfig,
     RSTModel,
     SparseDelta,
+    export,
     get_rst_model,
 )
 from rst.exactness import bit_equal
@@ -255,6 +256,34 @@ def test_checkpoints_are_adapters_where_their_step_was_one_of_selection(tmp_path
     RSTModel.from_pretrained(base, tmp_path / "saved" / "checkpoint-4")
     whole = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "saved" / "checkpoint-4")
     assert_same(base, whole)
+
+
+@pytest.mark.parametrize("make", [gpt2, bert])  # tied weights, a pooler that is saved whole
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_checkpoint_is_exported_without_naming_the_base(make: Any, every: int, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from rst.cli import app
+
+    whole = ["classifier"] if make is bert else []
+    model = make()
+    callback = trained(model, tmp_path, RSTConfig(threshold=1e-3, every=every, modules_to_save=whole), **CHECKPOINTED)
+    folder, output = tmp_path / "checkpoint-6", tmp_path / "delta-6.safetensors"
+    result = CliRunner().invoke(app, ["export", str(folder), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    assert SparseDelta.load(output) == callback.trainer.export()
+    base = make()
+    SparseDelta.load(output).apply(base)
+    assert_same(base, model)
+
+
+def test_a_checkpoint_without_a_record_says_what_to_type(tmp_path: Path) -> None:
+    trained(bert(), tmp_path, save_only_model=True, **CHECKPOINTED)
+    with pytest.raises(CheckpointError, match=r"no base in the checkpoint .*rst_trainer\.pt.* --base"):
+        export(None, tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "rst_trainer.pt").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"rst_trainer\.pt: not a readable checkpoint"):
+        export(None, tmp_path / "checkpoint-3")
 
 
 def test_best_model_is_the_adapter_at_the_end(tmp_path: Path) -> None:
