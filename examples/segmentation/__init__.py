@@ -1,0 +1,1 @@
+"""Semantic segmentation across domains: DeepLab-V2 (App. J) and Mask2Former (App. L) with residual sparse training."""
