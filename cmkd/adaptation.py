@@ -55,17 +55,8 @@ class CMKD(Objective):
         self.fixmatch = fixmatch
         self.partial_set = partial_set
         self.label_smoothing = label_smoothing
-
-    # The contract has class variables here; with and without FixMatch or a partial set is still one method.
-    @property
-    def needs_strong_images(self) -> bool:  # type: ignore[override]
-        """Whether FixMatch takes part."""
-        return self.fixmatch is not None
-
-    @property
-    def needs_target_pass(self) -> bool:  # type: ignore[override]
-        """Whether the target's classes are estimated."""
-        return self.partial_set is not None
+        self.needs_strong_images = fixmatch is not None
+        self.needs_target_pass = partial_set is not None
 
     @torch.no_grad()
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -81,11 +81,15 @@ class Objective(nn.Module):
     Modules of an objective (domain discriminators, second heads) are its own parameters: give them to the optimiser.
     """
 
-    needs_strong_images: ClassVar[bool] = False
+    needs_strong_images: bool = False
     """Whether `DomainBatch.target_strong_images` must be there."""
 
-    needs_target_pass: ClassVar[bool] = False
-    """Whether the loop calls `refresh` before the first iteration and once an epoch of the target domain."""
+    needs_target_pass: bool = False
+    """Whether the loop calls `refresh`, by default before the first iteration and once an epoch of the target."""
+
+    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+        """Whether the loop calls `refresh` before this iteration; an epoch is so many iterations."""
+        return self.needs_target_pass and iteration % epoch == 0
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Look at the whole target training set: pseudo-labels, class estimates. Called without gradients."""

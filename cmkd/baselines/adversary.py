@@ -1,4 +1,4 @@
-"""What adversarial methods share: gradient reversal, its schedule, a domain discriminator and its loss."""
+"""What adversarial methods share: gradient reversal, its schedule, the features' scale, a discriminator, its loss."""
 
 from typing import Any
 
@@ -29,6 +29,16 @@ def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
 def steep_ramp(iteration: int, max_iterations: int) -> float:
     """Schedule `2 / (1 + exp(-10 p)) - 1` of DANN, Sec. 5.2.2, with `p` = iteration / max_iterations, at most 1."""
     return sigmoid_ramp(10 * min(iteration, max_iterations), max_iterations, clip=False)
+
+
+def at_unit_scale(features: Tensor) -> Tensor:
+    """Features (B, D) with mean 0 and variance 1 in each row, in float32 or better: what a discriminator reads.
+
+    The published methods give it the features as they are. Here the task head starts with a BatchNorm (App. D), which
+    takes their scale out, so that the source's cross entropy does not hold it; and since a domain loss is not bounded,
+    the encoder then raises it by longer and longer features until they overflow.
+    """
+    return F.layer_norm(_full_precision(features), features.shape[1:])
 
 
 def domain_discriminator(inputs: int, hidden: int = 1024) -> nn.Sequential:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient, steep_ramp
+from cmkd.baselines.adversary import at_unit_scale, domain_discriminator, domain_loss, reverse_gradient, steep_ramp
 from cmkd.baselines.views import sample_entropy, view_both_domains
 from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
@@ -50,6 +50,7 @@ class CDAN(Objective):
     Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018; lambda is 1, the reversal's strength
     DANN's schedule. As in the common implementations the predictions are constants in the map and in the weights, so
     the adversary moves the encoder through the features alone, and each domain's weights are scaled to the same sum.
+    Unlike the paper's, the features come into the map at a fixed scale: see `at_unit_scale`.
     """
 
     def __init__(
@@ -93,5 +94,7 @@ class CDAN(Objective):
 
     def _domain_logits(self, features: Tensor, logits: Tensor, strength: float) -> Tensor:
         predictions = log_view(logits.detach()).exp()
-        domain_logits: Tensor = self.discriminator(self.map(reverse_gradient(features, strength), predictions))
+        domain_logits: Tensor = self.discriminator(
+            self.map(reverse_gradient(at_unit_scale(features), strength), predictions)
+        )
         return domain_logits

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.target_pass import TargetMemory
+from cmkd.baselines.target_pass import TargetMemory, due_on_target
 from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
 from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
@@ -83,6 +83,12 @@ class CDTrans(Objective):
         self.source_fraction = source_fraction
         self.label_smoothing = label_smoothing
         self.pseudo_labels = TargetMemory()
+
+    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+        """When the paired phase starts, and once an epoch after that."""
+        return due_on_target(
+            iteration, source_fraction=self.source_fraction, epoch=epoch, max_iterations=max_iterations
+        )
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Take pseudo-labels from class centroids over the whole target training set."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient, steep_ramp
+from cmkd.baselines.adversary import at_unit_scale, domain_discriminator, domain_loss, reverse_gradient, steep_ramp
 from cmkd.baselines.views import view_both_domains
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 
@@ -13,7 +14,8 @@ class DANN(Objective):
     """Source cross entropy plus a domain discriminator behind a gradient reversal on the features.
 
     Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016. The reversal's strength follows
-    `2 / (1 + exp(-10 p)) - 1` (Sec. 5.2.2). The discriminator learns at the loop's rate for the objective's modules.
+    `2 / (1 + exp(-10 p)) - 1` (Sec. 5.2.2). The discriminator learns at the loop's rate for the objective's modules,
+    and reads the features at a fixed scale, unlike the paper's: see `at_unit_scale`.
     """
 
     def __init__(
@@ -38,7 +40,11 @@ class DANN(Objective):
         classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
         strength = steep_ramp(iteration, max_iterations)
         domain = domain_loss(
-            self.discriminator(reverse_gradient(views.source_features, strength)),
-            self.discriminator(reverse_gradient(views.target_features, strength)),
+            self._domain_logits(views.source_features, strength),
+            self._domain_logits(views.target_features, strength),
         )
         yield Phase(classification + self.weight * domain, {"classification": classification, "domain": domain})
+
+    def _domain_logits(self, features: Tensor, strength: float) -> Tensor:
+        domain_logits: Tensor = self.discriminator(reverse_gradient(at_unit_scale(features), strength))
+        return domain_logits

@@ -18,8 +18,8 @@ def gaussian_kernels(x: Tensor, multiple: float = 2.0, kernels: int = 5) -> Tens
     Args:
         x: (N, D), floating point.
         multiple: ratio of neighbouring bandwidths.
-        kernels: how many bandwidths; the middle one is b, the mean squared distance between different rows, through
-            which no gradient flows.
+        kernels: how many bandwidths; the middle one is b, the mean squared distance between different rows. The
+            gradient flows through it, so that scaling all rows changes nothing.
 
     Returns:
         (N, N), float32 or better.
@@ -28,7 +28,7 @@ def gaussian_kernels(x: Tensor, multiple: float = 2.0, kernels: int = 5) -> Tens
     # Differences rather than a matrix product: exact on the diagonal, and autocast leaves them alone.
     squared = (x[:, None] - x[None]).square().sum(dim=2)
     pairs = max(len(x) * (len(x) - 1), 1)
-    middle = (squared.detach().sum() / pairs).clamp(min=torch.finfo(squared.dtype).tiny)
+    middle = (squared.sum() / pairs).clamp(min=torch.finfo(squared.dtype).tiny)
     bandwidths = [middle * multiple ** (k - kernels // 2) for k in range(kernels)]
     return torch.stack([torch.exp(-squared / bandwidth) for bandwidth in bandwidths]).sum(dim=0)
 
@@ -80,7 +80,10 @@ class DSAN(Objective):
 
     Zhu et al., "Deep Subdomain Adaptation Network for Image Classification", TNNLS 2021. The weight is the
     released code's 0.5 times the ramp `2 / (1 + exp(-10 p)) - 1`. The paper puts the discrepancy on a 256-wide
-    bottleneck before the classifier; here there is none, and it lies on the encoder's features.
+    bottleneck before the classifier; here there is none, and it lies on the encoder's features. The released code takes
+    the kernels' bandwidth as a constant. Every step then shrinks the features, for which the next bandwidth makes up; a
+    linear classifier holds against that, a head that starts with a BatchNorm (App. D) does not, and the features end in
+    one point. Here the bandwidth is part of the loss.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmkd.baselines.minent import entropy_loss
-from cmkd.baselines.target_pass import TargetMemory
+from cmkd.baselines.target_pass import TargetMemory, due_on_target
 from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
 
@@ -31,10 +31,10 @@ class SHOT(Objective):
 
     Liang et al., "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
     Adaptation", ICML 2020. The target's loss is information maximisation plus beta (0.3) times the cross entropy with
-    centroid pseudo-labels, renewed each time that the loop calls `refresh`: labels in use when the target phase starts
-    are those of the last pass before it. Differences: both phases share one run, split at `source_fraction` of its
-    iterations (the paper trains two models one after the other); the whole head is frozen, where the paper's bottleneck
-    between encoder and classifier goes on training (batch statistics of a head in train mode still follow the target).
+    centroid pseudo-labels, taken when the target phase starts and renewed once an epoch. Differences: both phases share
+    one run, split at `source_fraction` of its iterations (the paper trains two models one after the other); the whole
+    head is frozen, where the paper's bottleneck between encoder and classifier goes on training (batch statistics of a
+    head in train mode still follow the target).
     """
 
     needs_target_pass = True
@@ -52,6 +52,12 @@ class SHOT(Objective):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.pseudo_labels = TargetMemory()
+
+    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+        """When the target phase starts, and once an epoch after that."""
+        return due_on_target(
+            iteration, source_fraction=self.source_fraction, epoch=epoch, max_iterations=max_iterations
+        )
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Take pseudo-labels from class centroids over the whole target training set."""

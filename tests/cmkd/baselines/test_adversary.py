@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cmkd.baselines import CDAN, MultilinearMap, certainty_weights
-from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient, steep_ramp
+from cmkd.baselines import CDAN, DANN, MultilinearMap, certainty_weights
+from cmkd.baselines.adversary import at_unit_scale, domain_discriminator, domain_loss, reverse_gradient, steep_ramp
 from tests.cmkd.baselines.problem import CLASSES, FEATURES, Problem, mlp_student
 
 
@@ -97,3 +97,25 @@ def test_cdan_s_adversary_reaches_the_encoder_reversed_and_the_head_not_at_all()
         student.encoder[1].weight += 1.0 * encoder / encoder.norm()
         objective.discriminator[0].weight -= 0.1 * discriminator / discriminator.norm()
     assert domain_gradients()[0] < loss
+
+
+def test_rows_at_unit_scale_have_mean_0_and_variance_1():
+    rows = at_unit_scale(5 + 3 * torch.randn(4, 100, dtype=torch.float64))
+    assert rows.mean(dim=1).tolist() == pytest.approx([0.0] * 4, abs=1e-9)
+    assert rows.var(dim=1, correction=0).tolist() == pytest.approx([1.0] * 4, rel=1e-5)
+    assert at_unit_scale(torch.randn(2, 5).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("objective", [DANN(FEATURES, hidden=16), CDAN(FEATURES, CLASSES, hidden=16)])
+def test_longer_features_do_not_raise_the_domain_loss(objective):
+    """The head's BatchNorm takes the scale out of the source's loss: nothing else would hold it."""
+    student, batch = mlp_student(), Problem().batch()
+    objective.eval()  # no dropout
+    losses = []
+    for factor in (1.0, 100.0):
+        with torch.no_grad():
+            student.encoder[3].weight *= factor
+            student.encoder[3].bias *= factor
+            (phase,) = objective.phases(student, batch, iteration=50, max_iterations=100)
+        losses.append(phase.terms["domain"].item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

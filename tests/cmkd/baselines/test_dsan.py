@@ -50,15 +50,20 @@ def test_kernels_are_the_loop_s():
     torch.testing.assert_close(gaussian_kernels(x), torch.tensor(loop_kernel(x.tolist()), dtype=torch.float64))
 
 
-def test_no_gradient_flows_through_the_bandwidth():
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(gaussian_kernels(x).sum(), x)
-    y = x.detach().requires_grad_()
-    squared = (y[:, None] - y[None]).square().sum(dim=2)
-    middle = squared.sum().item() / 12
-    kernels = sum(torch.exp(-squared / (middle * 2.0**k)) for k in range(-2, 3))
-    (expected,) = torch.autograd.grad(kernels.sum(), y)
-    torch.testing.assert_close(gradient, expected)
+def test_the_features_scale_is_neither_rewarded_nor_punished():
+    source, target, labels, probabilities = batch()
+    loss = lmmd_loss(source, target, labels, probabilities)
+    assert lmmd_loss(7 * source, 7 * target, labels, probabilities).item() == pytest.approx(loss.item(), rel=1e-12)
+    features = torch.cat([source, target]).requires_grad_()
+    (gradient,) = torch.autograd.grad(lmmd_loss(*features.split([5, 7]), labels, probabilities), features)
+    assert abs((gradient * features).sum().item()) < 1e-12 * gradient.norm().item() * features.norm().item() + 1e-15
+
+
+def test_the_gradient_is_right_through_the_bandwidth_too():
+    source, target, labels, probabilities = batch()
+    assert torch.autograd.gradcheck(
+        lambda x, y: lmmd_loss(x, y, labels, probabilities), (source.requires_grad_(), target.requires_grad_())
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cmkd.baselines import SHOT, centroid_labels, information_maximisation_loss
-from tests.cmkd.baselines.problem import Problem, mlp_student, train
+from cmkd.baselines import CGDM, SHOT, CDTrans, MinEnt, centroid_labels, information_maximisation_loss
+from tests.cmkd.baselines.problem import CLASSES, FEATURES, Problem, mlp_student, train
 
 
 def test_the_split_is_a_fraction_of_the_run():
@@ -14,6 +14,26 @@ def test_the_split_is_a_fraction_of_the_run():
         next(objective.phases(student, problem.batch(), iteration=t, max_iterations=10)).trains for t in range(10)
     ]
     assert trained == [("encoder", "head")] * 3 + [("encoder",)] * 7
+
+
+@pytest.mark.parametrize("method", [SHOT, CDTrans])
+def test_pseudo_labels_are_taken_when_the_source_phase_ends_and_once_an_epoch_after(method):
+    """In a run shorter than an epoch, the loop's own passes would all come before the head has learnt anything."""
+
+    def due(fraction, epoch, iterations=10):
+        objective = method(source_fraction=fraction)
+        return [t for t in range(iterations) if objective.refresh_due(t, epoch=epoch, max_iterations=iterations)]
+
+    assert due(0.5, epoch=100) == [5]
+    assert due(0.25, epoch=4) == [3, 7]
+    assert due(0, epoch=5) == [0, 5]
+    assert due(1, epoch=5) == []
+
+
+def test_a_method_without_a_source_phase_looks_at_the_target_once_an_epoch():
+    due = [t for t in range(8) if CGDM(FEATURES, CLASSES).refresh_due(t, epoch=3, max_iterations=8)]
+    assert due == [0, 3, 6]
+    assert not MinEnt().refresh_due(0, epoch=3, max_iterations=8)
 
 
 def test_the_target_phase_leaves_the_head_and_improves_the_target():
