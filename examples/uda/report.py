@@ -19,20 +19,28 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class RowResults:
-    """The finished cells of one row: results by task name, one a seed; and how many cells the row has."""
+    """The cells of one row that are done.
+
+    Attributes:
+        label: the row's name.
+        by_task: results of the finished cells by task name, one a seed.
+        diverged: iterations by task name, one a cell that diverged.
+        planned: how many cells the row has.
+    """
 
     label: str
     by_task: Mapping[str, Sequence[Mapping[str, Any]]]
+    diverged: Mapping[str, Sequence[int]]
     planned: int
 
     @property
     def results(self) -> list[Mapping[str, Any]]:
-        """All of them."""
+        """Those of all finished cells."""
         return [result for results in self.by_task.values() for result in results]
 
     @property
     def complete(self) -> bool:
-        """Whether averages are of all tasks and seeds."""
+        """Whether averages would be of all tasks and seeds; a row with a diverged cell has none."""
         return len(self.results) == self.planned
 
     def average(self, key: str) -> float | None:
@@ -62,10 +70,16 @@ def collect(variant: Variant, output: Path, seeds: int | None) -> list[RowResult
 
 def _row(label: str, planned: list[Cell]) -> RowResults:
     by_task: dict[str, list[Mapping[str, Any]]] = {"-".join(cell.task): [] for cell in planned}
+    diverged: dict[str, list[int]] = {task: [] for task in by_task}
     for cell in planned:
-        if (result := cell.result()) is not None:
-            by_task["-".join(cell.task)].append(result)
-    return RowResults(label, by_task, len(planned))
+        task, result = "-".join(cell.task), cell.result()
+        if result is None:
+            continue
+        if result["status"] == "diverged":
+            diverged[task].append(result["iteration"])
+        else:
+            by_task[task].append(result)
+    return RowResults(label, by_task, diverged, len(planned))
 
 
 def published(table: str, variant: str) -> tuple[str, list[str], dict[str, dict[str, Any]]]:
@@ -98,16 +112,27 @@ def markdown(variant: Variant, rows: Sequence[RowResults], command: str) -> str:
     for label in paper.keys() - {row.label for row in rows}:
         lines += _paper_line(label, columns, paper[label])
     lines += ["", *_selection_table(rows)]
-    done = sum(len(row.results) for row in rows)
-    lines += ["", f"{done} of {sum(row.planned for row in rows)} cells are done.", ""]
-    return "\n".join(lines)
+    diverged = [line for row in rows for line in _diverged_lines(row)]
+    done = sum(len(row.results) for row in rows) + len(diverged)
+    lines += ["", f"{done} of {sum(row.planned for row in rows)} cells are done, {len(diverged)} of them diverged.", ""]
+    return "\n".join([*lines, *diverged, ""] if diverged else lines)
+
+
+def _diverged_lines(row: RowResults) -> list[str]:
+    return [
+        f"- {row.label}, {task}: diverged after {iteration} iterations"
+        for task, iterations in row.diverged.items()
+        for iteration in iterations
+    ]
 
 
 def _accuracy_lines(row: RowResults, columns: Sequence[str], paper: dict[str, Any] | None, by_class: bool) -> list[str]:
     last, oracle = (_values(row, columns, key, by_class) for key in ("last", "oracle"))
     lines = _paper_line(row.label, columns, paper) if paper else []
-    lines += _line([row.label, "last", *_numbers(last), _number(row.average("last")), _number(row.dsp(), 3)])
-    lines += _line([row.label, "oracle", *_numbers(oracle), _number(row.average("oracle")), ""])
+    lines += _line(
+        [row.label, "last", *_or_diverged(row, columns, last), _number(row.average("last")), _number(row.dsp(), 3)]
+    )
+    lines += _line([row.label, "oracle", *_or_diverged(row, columns, oracle), _number(row.average("oracle")), ""])
     if paper:
         values = paper.get("values") or [None] * len(columns)
         differences = [_minus(ours, theirs) for ours, theirs in zip(oracle, values, strict=True)]
@@ -117,12 +142,20 @@ def _accuracy_lines(row: RowResults, columns: Sequence[str], paper: dict[str, An
 
 
 def _values(row: RowResults, columns: Sequence[str], key: str, by_class: bool) -> list[float | None]:
-    """One number a column: a task's mean over seeds, or a class's (at the end of training only)."""
+    """One number a column: a task's mean over seeds, or a class's (at the end of training only).
+
+    None where a seed diverged: a mean over the others would flatter the method.
+    """
     if by_class:
         per_class = [result["per_class"] for result in row.results] if key == "last" else []
         return [mean(scores[str(i)] for scores in per_class) if per_class else None for i in range(len(columns))]
-    found = [row.by_task.get(column, []) for column in columns]
+    found = [[] if row.diverged.get(column) else row.by_task.get(column, []) for column in columns]
     return [mean(result[key] for result in results) if results else None for results in found]
+
+
+def _or_diverged(row: RowResults, columns: Sequence[str], values: Sequence[float | None]) -> list[str]:
+    shown = zip(columns, _numbers(values), strict=True)
+    return ["diverged" if row.diverged.get(column) else number for column, number in shown]
 
 
 def _paper_line(label: str, columns: Sequence[str], paper: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from examples.uda.backbones import Backbone, load_backbone
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.cells import Cell
 from examples.uda.checkpoint import Progress
+from examples.uda.divergence import DivergedError
 from examples.uda.domains import TaskData
 from examples.uda.evaluation import evaluate
 from examples.uda.methods import build_objective, parse_method
@@ -37,6 +38,8 @@ def run_cell(
     load: Callable[[Settings, Sequence[str], Path], Backbone] = load_backbone,
 ) -> dict[str, Any]:
     """Run a cell, or go on with it where it was stopped, and store its result.
+
+    A cell that diverges is done as well: its result has the status "diverged" and the iteration, and no scores.
 
     Args:
         cell: what to run.
@@ -65,17 +68,21 @@ def run_cell(
             strong_images=objective.needs_strong_images,
             workers=workers,
         )
-        progress, trainer = train(
-            student,
-            objective,
-            domains,
-            settings,
-            accelerator,
-            sparse=method.rst,
-            checkpoint_path=cell.checkpoint_path,
-            workers=workers,
-            advance=advance,
-        )
+        try:
+            progress, trainer = train(
+                student,
+                objective,
+                domains,
+                settings,
+                accelerator,
+                sparse=method.rst,
+                checkpoint_path=cell.checkpoint_path,
+                workers=workers,
+                advance=advance,
+            )
+        except DivergedError as error:
+            outcome = {"status": "diverged", "iteration": error.iteration, "error": str(error)}
+            return _store(cell, outcome, accelerator)
         stored = None
         if accelerator.is_main_process:
             stored = store(student, trainer, cell.path.with_suffix(".safetensors"), encoder=method.trains_encoder)
@@ -84,29 +91,16 @@ def run_cell(
         assert teacher is not None
         progress, stored = _zero_shot(backbone.encoder, teacher, data, workers), None
 
-    result = {
-        "table": cell.table,
-        "variant": cell.variant,
-        "row": cell.row,
-        "task": list(cell.task),
-        "seed": cell.seed,
+    outcome = {
+        "status": "finished",
         **summarise(progress),
         "dsp": stored.dsp if stored else 0,
         "bytes": stored.bytes if stored else 0,
         "file": stored.path.name if stored else None,
         "hours": progress.seconds / 3600,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
-        "processes": accelerator.num_processes,
-        "versions": {name: version(name) for name in LIBRARIES},
-        "settings": settings.to_dict(),
-        "fingerprint": settings.fingerprint(),
         "curve": progress.curve,
     }
-    if accelerator.is_main_process:
-        cell.store(result)
-        cell.checkpoint_path.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    return result
+    return _store(cell, outcome, accelerator)
 
 
 def build_student(backbone: Backbone, settings: Settings, classes: int, *, trains_encoder: bool) -> Student:
@@ -138,6 +132,28 @@ def summarise(progress: Progress) -> dict[str, Any]:
         },
         "per_class": curve[-1]["per_class"],
     }
+
+
+def _store(cell: Cell, outcome: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """Add what identifies the cell and how it was run, and write it: the cell is done."""
+    result = {
+        "table": cell.table,
+        "variant": cell.variant,
+        "row": cell.row,
+        "task": list(cell.task),
+        "seed": cell.seed,
+        **outcome,
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
+        "processes": accelerator.num_processes,
+        "versions": {name: version(name) for name in LIBRARIES},
+        "settings": cell.settings.to_dict(),
+        "fingerprint": cell.settings.fingerprint(),
+    }
+    if accelerator.is_main_process:
+        cell.store(result)
+        cell.checkpoint_path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return result
 
 
 def _teacher(backbone: Backbone, settings: Settings, data: TaskData, workers: int) -> nn.Module:

@@ -78,7 +78,11 @@ def _advance(progress: Progress, bar: TaskID, done: int) -> None:
 
 
 def _announce(cell: Cell, result: dict[str, object], console: Console) -> None:
-    console.print(f"{cell.name}: last {result['last']:.1f} %, oracle {result['oracle']:.1f} %", highlight=False)
+    if result["status"] == "diverged":
+        outcome = f"diverged: {result['error']}"
+    else:
+        outcome = f"last {result['last']:.1f} %, oracle {result['oracle']:.1f} %"
+    console.print(f"{cell.name}: {outcome}", highlight=False)
 
 
 def _complain(cell: Cell, error: str, console: Console) -> None:

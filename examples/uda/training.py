@@ -11,6 +11,7 @@ from torch import nn
 
 from cmkd import DomainBatch, Objective, Phase, Student
 from examples.uda.checkpoint import Checkpoint, Progress
+from examples.uda.divergence import check_loss, check_weights
 from examples.uda.evaluation import evaluate
 from examples.uda.image_pass import ImagePass
 from examples.uda.precision import warn_of_lost_steps
@@ -68,6 +69,9 @@ def train(
 
     Returns:
         The curve, and the RST trainer to export the delta from.
+
+    Raises:
+        DivergedError: if a loss or a weight is no longer finite.
     """
     student.to(accelerator.device)
     objective.to(accelerator.device)
@@ -85,7 +89,7 @@ def train(
     batches = domains.batches.iterate(progress.iteration, settings.iterations, workers=workers)
 
     for iteration in range(progress.iteration, settings.iterations):
-        if objective.needs_target_pass and iteration % epoch == 0:
+        if objective.refresh_due(iteration, epoch=epoch, max_iterations=settings.iterations):
             refresh(student, objective, domains.target, accelerator)
         set_learning_rates(optimizer, settings, iteration)
         student.train()
@@ -94,6 +98,7 @@ def train(
 
         phases = objective.phases(student, batch, iteration=iteration, max_iterations=settings.iterations)
         for phase in under_autocast(phases, accelerator):
+            check_loss(phase.total, iteration, accelerator)
             optimizer.zero_grad()
             accelerator.backward(phase.total)
             keep_gradients(parts, phase.trains)
@@ -105,6 +110,7 @@ def train(
         if done == WARM_UP:
             warn_of_lost_steps(optimizer, student.encoder)
         if done % settings.evaluate_every == 0 or done == settings.iterations:
+            check_weights(student, done)
             average_statistics(student, accelerator)
             student.eval()
             scores = evaluate(student, domains.test, accelerator, mean_per_class=domains.mean_per_class)

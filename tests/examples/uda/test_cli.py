@@ -61,16 +61,19 @@ def test_one_cell_s_failure_does_not_stop_the_others(monkeypatch, tmp_path):
     def run_cell(cell, root, **options):
         if cell.seed == 42:
             raise RuntimeError("out of memory")
-        return {"last": 1.0, "oracle": 2.0}
+        if cell.seed == 43:
+            return {"status": "diverged", "error": "the loss is not finite after 7 iterations"}
+        return {"status": "finished", "last": 1.0, "oracle": 2.0}
 
     monkeypatch.setattr(scheduling, "run_cell", run_cell)
     console = Console(record=True)
     first = tiny_cell(tmp_path)
-    second = replace(first, seed=43)
-    assert scheduling.run_all([first, second], tmp_path, workers=1, loaders=0, console=console) == [first]
+    others = [replace(first, seed=seed) for seed in (43, 44)]
+    assert scheduling.run_all([first, *others], tmp_path, workers=1, loaders=0, console=console) == [first]
     text = console.export_text()
     assert "out of memory" in text
-    assert "seed 43: last 1.0 %" in text
+    assert "seed 43: diverged: the loss is not finite after 7 iterations" in text
+    assert "seed 44: last 1.0 %" in text
 
 
 def test_a_table_from_smoke_to_report(tmp_path):

@@ -16,6 +16,7 @@ def store(cell, last, oracle, dsp=0, per_class=None):
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "fingerprint": cell.settings.fingerprint(),
+        "status": "finished",
         "last": last,
         "oracle": oracle,
         "selected": {name: {"accuracy": last - 1, "iteration": 1} for name in VALIDATORS},
@@ -69,6 +70,24 @@ def test_seeds_are_averaged_and_their_spread_is_told(tmp_path):
     page = markdown(variant, collect(variant, tmp_path, 3), "")
     assert line(page, "CMKD", "last") == ["81.0", "81.0", "81.0", "0.001"]
     assert "| CMKD | 81.0 ± 1.0 | 90.0 |" in page
+
+
+def test_a_diverged_cell_is_told_and_leaves_its_task_without_a_mean(tmp_path):
+    variant, planned = table("digits-small", "small_clip", tmp_path, seeds=3)
+    row = [cell for cell in planned if cell.row == "CMKD"]
+    for cell in row:
+        store(cell, last=80, oracle=90)
+    lost = row[-1]
+    result = {"fingerprint": lost.settings.fingerprint(), "status": "diverged", "iteration": 31}
+    lost.path.write_text(json.dumps(result))
+    rows = collect(variant, tmp_path, 3)
+    page = markdown(variant, rows, "")
+    assert "-".join(lost.task) == "M-U"
+    assert line(page, "CMKD", "last") == ["80.0", "diverged", "-", "-"]
+    assert line(page, "CMKD", "oracle")[:2] == ["90.0", "diverged"]
+    assert "- CMKD, M-U: diverged after 31 iterations" in page
+    assert "6 of 80 cells are done, 1 of them diverged." in page
+    draw_curves(variant.title, rows, tmp_path / "curves.png")
 
 
 def test_visda_reports_classes(tmp_path):
