@@ -44,7 +44,9 @@ def relationship_prototypes(
     1. A logistic regression without bias predicts the label from the classifier's probabilities; trained on one half,
        its weight decay is chosen by accuracy on the other, and its scale is calibrated there.
     2. Its answer to a one-hot input is `p(y | pretrained class)`.
-    3. Bayes' rule with the mean of all probabilities as `p(pretrained class)` turns it into `M_i`.
+    3. Bayes' rule with the mean of all probabilities as `p(pretrained class)` turns it into `M_i`. In logarithms, so
+       that a class to which the regression gives no pretrained class at all still has a prototype: the pretrained
+       classes that it loses by the least, where the quotient would be 0 / 0.
 
     Where it beats `average_prototypes`: an image's secondary guesses do not leak into the class's prototype.
     Source: You et al., Co-Tuning for Transfer Learning, 2020, Sec. 4.1 and Algorithm 1.
@@ -75,9 +77,9 @@ def relationship_prototypes(
             best_accuracy, best = accuracy, weight
     scale = _calibrated_scale(validation @ best.T, validation_labels)
 
-    label_given_pretrained = (scale * best).softmax(dim=0)
-    joint = label_given_pretrained * torch.cat([train, validation]).mean(dim=0)
-    prototypes = joint / joint.sum(dim=1, keepdim=True)
+    label_given_pretrained = (scale * best).log_softmax(dim=0)
+    pretrained = torch.cat([train, validation]).mean(dim=0).log()
+    prototypes = (label_given_pretrained + pretrained).softmax(dim=1)
     return prototypes.to(torch.promote_types(train_probabilities.dtype, torch.float32))
 
 

@@ -69,6 +69,17 @@ def test_bayes_rule_weighs_by_how_often_a_pretrained_class_is_seen():
     torch.testing.assert_close(got, torch.tensor([[0.9, 0.1], [0.3, 0.7]]).double(), atol=1e-2, rtol=0)
 
 
+def test_a_class_that_wins_no_pretrained_class_has_the_ones_it_loses_by_the_least():
+    """Class 2 is half 0, half 1, and separable: calibration makes p(2 | 0) and p(2 | 1) 0 in float64."""
+    sure = nn.functional.one_hot(torch.tensor([0, 1, 0, 1, 2, 3]), 4).double()
+    half = torch.tensor([[0.5, 0.5, 0.0, 0.0]]).double()
+    p, labels = torch.cat([sure, half, half]), torch.tensor([0, 1, 0, 1, 3, 3, 2, 2])
+    got = relationship_prototypes(p, labels, p, labels, 4)
+    torch.testing.assert_close(got[2], torch.tensor([0.5, 0.5, 0.0, 0.0]).double(), atol=1e-3, rtol=0)
+    assert got[:, :2].diagonal().min() > 0.99
+    PrototypeTeacher(nn.Identity(), got)  # takes them as distributions
+
+
 def test_the_fit_works_where_gradients_are_off():
     with torch.no_grad():
         relationship_prototypes(*labelled(12, seed=0), *labelled(12, seed=1), CLASSES)
@@ -112,6 +123,19 @@ def test_certain_prototypes_and_classifiers_give_no_nan(dtype):
     assert logits.isfinite().all()
     assert features.grad.isfinite().all()
     assert logits[:CLASSES].argmax(1).tolist() == [0, 1, 2]
+
+
+def test_autocast_computes_the_divergences_in_float32():
+    """The classifier may run in bfloat16; the sum over the pretrained classes may not."""
+    teacher = PrototypeTeacher(nn.Identity(), prototypes().float())
+    features = torch.randn(4, PRETRAINED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = teacher(features)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, teacher(features))
+    half = features.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(teacher(half), teacher(half.float()))
 
 
 def test_bad_input_is_named():
