@@ -26,14 +26,22 @@ class TaskData:
     """Makes the data sets of one task, each with the transform of its part."""
 
     def __init__(
-        self, benchmark: Benchmark, root: Path, task: tuple[str, str], backbone: Backbone, accelerator: Accelerator
+        self,
+        benchmark: Benchmark,
+        root: Path,
+        task: tuple[str, str],
+        backbone: Backbone,
+        accelerator: Accelerator,
+        *,
+        strong_resize: int = 224,
     ) -> None:
-        """Know where the data are, what the encoder takes, and where to bring them."""
+        """Know where the data are, what the encoder takes, where to bring them, and the preset's `strong_resize`."""
         self.benchmark = benchmark
         self.root = root
         self.task = task
         self.backbone = backbone
         self.accelerator = accelerator
+        self.strong_resize = strong_resize
 
     def transform(self, role: TransformRole) -> Callable[[Any], Any]:
         """The paper's transforms, and the small digits' own."""
@@ -42,7 +50,13 @@ class TaskData:
         backbone = self.backbone
         size, (m0, m1, m2), (s0, s1, s2) = backbone.image_size, backbone.mean, backbone.std
         return build_transform(
-            self.benchmark.name, role, task=self.task, image_size=size, mean=(m0, m1, m2), std=(s0, s1, s2)
+            self.benchmark.name,
+            role,
+            task=self.task,
+            image_size=size,
+            mean=(m0, m1, m2),
+            std=(s0, s1, s2),
+            strong_resize=self.strong_resize,
         )
 
     def training_pass(self, role: Role, *, workers: int, at_most: int | None = None) -> ImagePass:

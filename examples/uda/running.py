@@ -56,7 +56,8 @@ def run_cell(
     benchmark = get_benchmark(settings.benchmark)
     backbone = load(settings, benchmark.class_names(), root)
     backbone.encoder.eval().to(accelerator.device)
-    data = TaskData(benchmark, root, cell.task, backbone, accelerator)
+    resize = settings.resolved_preset().strong_resize
+    data = TaskData(benchmark, root, cell.task, backbone, accelerator, strong_resize=resize)
     teacher = _teacher(backbone, settings, data, workers) if method.needs_teacher else None
 
     if method.trains:

@@ -28,6 +28,7 @@ def build_transform(
     image_size: int = 224,
     mean: tuple[float, float, float] = CLIP_MEAN,
     std: tuple[float, float, float] = CLIP_STD,
+    strong_resize: int = 224,
 ) -> Callable[[Any], Tensor]:
     """From a PIL image to a normalised float32 tensor (3, image_size, image_size). Torch's generator decides it all.
 
@@ -39,6 +40,7 @@ def build_transform(
         image_size: side of the result. The paper's is 224, and its other sizes keep their ratio to it.
         mean: of each channel; CLIP's if left out.
         std: of each channel; CLIP's if left out.
+        strong_resize: shorter side before the strong view's crop, at the paper's size; a preset's. 224 on VisDA-2017.
 
     Raises:
         ValueError: if the benchmark or the role is unknown.
@@ -47,7 +49,10 @@ def build_transform(
         raise ValueError(f"benchmark must be one of {', '.join(PIPELINES)}, got {benchmark!r}")
     if role not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
-    steps = _strong(image_size) if role == "target_strong" else PIPELINES[benchmark](role, task, image_size)
+    if role == "target_strong":
+        steps = _strong(image_size, 224 if benchmark == "visda2017" else strong_resize)
+    else:
+        steps = PIPELINES[benchmark](role, task, image_size)
     as_tensor: Steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     transform: Callable[[Any], Tensor] = v2.Compose([_rgb, *steps, *as_tensor])
     return transform
@@ -101,10 +106,10 @@ def _digits(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
     return [v2.RandomResizedCrop(size, scale=(0.75, 1.2))]
 
 
-def _strong(size: int) -> Steps:
-    """App. B's for every benchmark, flipped digits included. The released code resizes to 256, on VisDA to 224."""
+def _strong(size: int, resize: int) -> Steps:
+    """App. B's for every benchmark, flipped digits included."""
     return [
-        v2.Resize(size),
+        v2.Resize(round(size * resize / 224)),
         v2.CenterCrop(size),
         v2.RandomHorizontalFlip(),
         v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),

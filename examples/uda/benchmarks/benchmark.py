@@ -27,8 +27,6 @@ class Benchmark(ABC):
         tasks: pairs of source and target abbreviations, in the order of the paper's table.
         classes: names as on disk, in the order of the labels.
         metric: what the paper reports: "accuracy", or "mean_per_class", the mean of the classes' accuracies.
-        prompt: the paper's template of a prompt; "{}" stands for the class name.
-        official_prompt: the released code's template.
         layout: the tree of files that the root must hold.
         download: what to download, from where, and where to put it.
     """
@@ -41,8 +39,6 @@ class Benchmark(ABC):
     layout: str
     download: str
     metric: Literal["accuracy", "mean_per_class"] = "accuracy"
-    prompt: str = "a photo of a {}"
-    official_prompt: str = "a photo of a {}"
 
     def class_names(self) -> list[str]:
         """The classes' names as words, blanks for underscores, in the order of the labels."""

@@ -59,8 +59,6 @@ DIGITS = DigitsBenchmark(
     domains={"S": "SVHN", "M": "MNIST", "U": "USPS"},
     tasks=(("S", "M"), ("U", "M"), ("M", "U")),
     classes=tuple("0123456789"),
-    prompt="a photo of the number: {}",
-    official_prompt='a photo of the number: "{}"',
     layout="""\
   SVHN/train_32x32.mat, SVHN/test_32x32.mat
   MNIST/raw/train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte

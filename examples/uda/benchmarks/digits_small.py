@@ -114,8 +114,6 @@ DIGITS_SMALL = DigitsSmall(
     domains={"M": "mnist", "U": "usps"},
     tasks=(("U", "M"), ("M", "U")),
     classes=tuple(str(digit) for digit in range(CLASSES)),
-    prompt="a photo of the number: {}",
-    official_prompt='a photo of the number: "{}"',
     layout=(
         "  mnist/train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz (or train10k-...: 10,000 of them)\n"
         "  mnist/t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz\n"

@@ -19,7 +19,6 @@ OFFICE_HOME = ImageFolderBenchmark(
     tasks=tuple((source, target) for source in DOMAINS for target in DOMAINS if source != target),
     classes=CLASSES,
     images={"Ar": (2427,), "Cl": (4365,), "Pr": (4439,), "Re": (4357,)},
-    official_prompt="an image of a {}",
     layout="""\
   Art/Alarm_Clock/*.jpg, ... (65 class folders, Alarm_Clock to Webcam)
   Clipart/...

@@ -37,6 +37,15 @@ def test_a_trained_cell_s_result(data, tmp_path):
     assert all(name.startswith("head.") for name in delta.dense)
 
 
+def test_the_presets_strong_resize_reaches_fixmatch(data, tmp_path):
+    losses = []
+    for side in (224, 256):
+        changes = {"method": "cmkd+fixmatch", "fixmatch_threshold": 0.0, "preset_changes": {"strong_resize": side}}
+        result = run(tiny_cell(tmp_path / str(side), **changes), data)
+        losses.append(result["curve"][0]["losses"]["fixmatch_student"])
+    assert losses[0] != losses[1]
+
+
 def test_a_linear_probe_stores_its_head_alone(data, tmp_path):
     cell = tiny_cell(tmp_path, method="linear_probe")
     run(cell, data)

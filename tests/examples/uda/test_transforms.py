@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from examples.uda.rand_augment import RandAugment
 from examples.uda.transforms import (
@@ -140,6 +141,24 @@ def test_torchs_seed_decides_every_draw(benchmark: str, role: str) -> None:
     np.random.seed(9)
     assert torch.equal(first, draws(1))
     assert torch.equal(first, draws(2)) == (role == "test")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "strong_resize", "left"),
+    [("office_home", 224, 0), ("office_home", 256, 4), ("digits", 256, 4), ("visda2017", 256, 0)],
+)
+def test_the_strong_view_resizes_to_the_presets_size(
+    benchmark: str, strong_resize: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 56 px, a quarter of the paper's, 256 is 64: the crop leaves out 4 columns a side."""
+    for name in ("RandomHorizontalFlip", "ColorJitter"):
+        monkeypatch.setattr(v2, name, lambda *arguments, **options: v2.Identity())
+    monkeypatch.setattr("examples.uda.transforms.RandAugment", v2.Identity)
+    transform = build_transform(
+        benchmark, "target_strong", task=("A", "D"), image_size=56, strong_resize=strong_resize, **IDENTITY
+    )
+    side = 56 + 2 * left  # an image of just the size that is resized to
+    assert first_row(transform(columns(side, side))) == [2 * column for column in range(left, left + 56)]
 
 
 def test_the_strong_view_leaves_the_other_generators_alone() -> None:
