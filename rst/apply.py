@@ -43,6 +43,11 @@ class PreparedDelta:
         """Whether the delta is on."""
         return self._applied
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the module's device: of each change its place, new and old value; of whole tensors new and old."""
+        return sum(patch.nbytes for patch in self.patches)
+
     @torch.no_grad()
     def apply(self) -> "PreparedDelta":
         """Exchange the base's elements for the tuned ones, O(nnz). Returns itself; on already, it does nothing.

@@ -64,6 +64,12 @@ class Patch:
     new: Elements
     old: Elements
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept besides the tensor itself."""
+        positions = 0 if self.positions is EVERYTHING else self.positions.nbytes
+        return int(positions + self.new.nbytes + self.old.nbytes)
+
     def read(self) -> Elements:
         """The elements there are now."""
         return self.memory[self.positions]

@@ -9,7 +9,6 @@ from torch import nn
 from rst import PreparedDelta, SparseDelta
 
 DELTA_FILE = "delta.safetensors"
-_POSITION_BYTES = 8  # of a changed weight's place, beside its new and its old value
 
 
 class UnknownAdapterError(LookupError):
@@ -52,7 +51,8 @@ class DeltaBank:
         Args:
             model: holds the base's weights whenever `prepared` is called.
             folder: of adapters.
-            max_bytes: bound of all prepared deltas together. While one is read, the arrays of its file come on top.
+            max_bytes: bound of all prepared deltas together. While one is read, it and the arrays of its file come on
+                top.
 
         Raises:
             NotADirectoryError: there is no such folder.
@@ -61,7 +61,7 @@ class DeltaBank:
             raise NotADirectoryError(f"{folder}: no such folder of adapters")
         self._model = model
         self._folder = folder
-        self._ready: OrderedDict[str, tuple[PreparedDelta, int]] = OrderedDict()
+        self._ready: OrderedDict[str, PreparedDelta] = OrderedDict()
         self.use = BankUse(max_bytes=max_bytes)
 
     def names(self) -> list[str]:
@@ -87,28 +87,20 @@ class DeltaBank:
         if name in self._ready:
             self._ready.move_to_end(name)
             self.use.hits += 1
-            return self._ready[name][0]
-        delta = SparseDelta.load(self.find(name))
-        size = prepared_bytes(delta)
-        self._make_room(name, size)
-        prepared = delta.prepare(self._model)
-        self._ready[name] = prepared, size
+            return self._ready[name]
+        prepared = SparseDelta.load(self.find(name)).prepare(self._model)
+        self._make_room(name, prepared.nbytes)
+        self._ready[name] = prepared
         self.use.loads += 1
         self.use.adapters += 1
-        self.use.bytes += size
+        self.use.bytes += prepared.nbytes
         return prepared
 
     def _make_room(self, name: str, size: int) -> None:
         if size > self.use.max_bytes:
             raise AdapterTooLargeError(f"{name}: takes {size:,} bytes, the bank may hold {self.use.max_bytes:,}")
         while self.use.bytes + size > self.use.max_bytes:
-            _, (_, freed) = self._ready.popitem(last=False)
+            _, dropped = self._ready.popitem(last=False)
             self.use.evictions += 1
             self.use.adapters -= 1
-            self.use.bytes -= freed
-
-
-def prepared_bytes(delta: SparseDelta) -> int:
-    """Memory of a prepared delta: place, new and old value of each change, new and old copy of each whole tensor."""
-    changes = sum(change.nnz * (_POSITION_BYTES + 2 * change.dtype.itemsize) for change in delta.parameters.values())
-    return changes + 2 * sum(tensor.nbytes for tensor in delta.dense.values())
+            self.use.bytes -= dropped.nbytes

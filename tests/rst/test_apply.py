@@ -206,6 +206,16 @@ def test_a_prepared_delta_goes_on_and_off_again() -> None:
             assert_state(live, before)
 
 
+def test_the_bytes_held_are_counted() -> None:
+    delta = export(model(), changed(), modules_to_save=["2"])
+    live = model().to(memory_format=torch.channels_last)
+    whole = sum(tensor.nbytes for tensor in delta.dense.values())
+    assert len(delta.dense) > 2
+    assert delta.prepare(live).nbytes == delta.nnz * (8 + 2 * 4) + 2 * whole
+    small = export(model().bfloat16(), changed().bfloat16())
+    assert small.sparse_only().prepare(model().bfloat16()).nbytes == small.nnz * (8 + 2 * 2)
+
+
 def test_a_second_delta_on_the_same_weights_is_refused_until_the_first_is_off() -> None:
     live = model()
     first, second = (export(model(), changed(seed)).prepare(live) for seed in (1, 2))

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from examples.serving import load_test
 from examples.serving.__main__ import load_base
-from examples.serving.bank import prepared_bytes
 from rst import SparseDelta
 from tests.examples.serving.conftest import NAMES, serving
 
@@ -30,7 +29,8 @@ def test_concurrent_requests_equal_the_single_adapters_bit_for_bit(
     base: nn.Module, adapters: Path, images: Tensor, expected: dict[str, Tensor]
 ) -> None:
     before = copy.deepcopy(base.state_dict())
-    room = 2 * max(prepared_bytes(SparseDelta.load(adapters / name / "delta.safetensors")) for name in NAMES)
+    deltas = [SparseDelta.load(adapters / name / "delta.safetensors") for name in NAMES]
+    room = 2 * max(delta.prepare(base).nbytes for delta in deltas)
     asked = NAMES * 20
     random.Random(0).shuffle(asked)
     with serving(base, adapters, max_bytes=room) as (client, _):
