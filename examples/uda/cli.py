@@ -15,6 +15,7 @@ from examples.uda.report import collect, markdown
 from examples.uda.scheduling import run_all
 from examples.uda.settings import SettingsError
 from examples.uda.tables import Variant, table_names, variants, with_method
+from examples.uda.tensorboard_log import require_tensorboard
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")  # one of several processes speaks
@@ -71,6 +72,7 @@ def reproduce(
     workers: Annotated[int, typer.Option(min=1, help="Cells at the same time, a core each.")] = 1,
     loaders: Annotated[int, typer.Option(min=0, help="Processes that load images, a cell.")] = 0,
     output: Output = OUTPUT,
+    tensorboard: Annotated[bool, typer.Option(help="Curves as TensorBoard events beside the results.")] = False,
     smoke: Annotated[bool, typer.Option(help="A few iterations of tiny models on fake data: does it run?")] = False,
 ) -> None:
     """Run a table's cells; finished ones are skipped, a stopped one goes on."""
@@ -80,13 +82,15 @@ def reproduce(
 
         smoke_table(chosen, console)
         return
+    if tensorboard:
+        require_tensorboard()
     planned = [cell for variant in chosen for cell in _cells(variant, output, only, seeds)]
     missing = [cell for cell in planned if cell.result() is None]  # refuses changed ones
     console.print(f"{table}: {len(planned)} cells, {len(planned) - len(missing)} done before.")
     if data is None:
         raise SettingsError(f"--data is missing: the folder that holds {_wanted(chosen)}")
     _check_data(missing, data)
-    failed = run_all(missing, data, workers=workers, loaders=loaders, console=console)
+    failed = run_all(missing, data, workers=workers, loaders=loaders, tensorboard=tensorboard, console=console)
     if failed:
         raise typer.Exit(1)
 

@@ -24,6 +24,7 @@ from examples.uda.evaluation import evaluate
 from examples.uda.methods import build_objective, parse_method
 from examples.uda.prototypes import SOURCE_IMAGES, prototype_teacher
 from examples.uda.settings import Settings
+from examples.uda.tensorboard_log import TensorBoardLog
 from examples.uda.training import train
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "residual-sparse-training")
@@ -35,6 +36,7 @@ def run_cell(
     *,
     workers: int = 0,
     advance: Callable[[int], None] = lambda iteration: None,
+    tensorboard: bool = False,
     load: Callable[[Settings, Sequence[str], Path], Backbone] = load_backbone,
 ) -> dict[str, Any]:
     """Run a cell, or go on with it where it was stopped, and store its result.
@@ -46,6 +48,7 @@ def run_cell(
         root: folder of the benchmark's data.
         workers: processes that read and augment images ahead of time.
         advance: told the number of iterations done.
+        tensorboard: whether the curve also goes to event files beside the result.
         load: makes the backbone from settings, class names and `root`; smoke runs have tiny ones.
     """
     cell.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +73,19 @@ def run_cell(
             workers=workers,
         )
         try:
-            progress, trainer = train(
-                student,
-                objective,
-                domains,
-                settings,
-                accelerator,
-                sparse=method.rst,
-                checkpoint_path=cell.checkpoint_path,
-                workers=workers,
-                advance=advance,
-            )
+            with TensorBoardLog(cell.path.with_suffix(".tensorboard")) as log:
+                progress, trainer = train(
+                    student,
+                    objective,
+                    domains,
+                    settings,
+                    accelerator,
+                    sparse=method.rst,
+                    checkpoint_path=cell.checkpoint_path,
+                    workers=workers,
+                    advance=advance,
+                    observe=log.add if tensorboard and accelerator.is_main_process else _ignore,
+                )
         except DivergedError as error:
             outcome = {"status": "diverged", "iteration": error.iteration, "error": str(error)}
             return _store(cell, outcome, accelerator)
@@ -133,6 +138,10 @@ def summarise(progress: Progress) -> dict[str, Any]:
         },
         "per_class": curve[-1]["per_class"],
     }
+
+
+def _ignore(point: dict[str, Any]) -> None:
+    pass
 
 
 def _store(cell: Cell, outcome: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

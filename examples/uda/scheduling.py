@@ -2,10 +2,11 @@
 
 import multiprocessing
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,8 +17,12 @@ from examples.uda.benchmarks import get_benchmark
 from examples.uda.cells import Cell
 from examples.uda.running import run_cell
 
+RunCell = Callable[..., dict[str, Any]]
 
-def run_all(cells: Sequence[Cell], root: Path, *, workers: int, loaders: int, console: Console) -> list[Cell]:
+
+def run_all(
+    cells: Sequence[Cell], root: Path, *, workers: int, loaders: int, console: Console, tensorboard: bool = False
+) -> list[Cell]:
     """Run cells and print each one's accuracy.
 
     Args:
@@ -26,24 +31,27 @@ def run_all(cells: Sequence[Cell], root: Path, *, workers: int, loaders: int, co
         workers: cells at the same time.
         loaders: loading processes of each.
         console: for bars and results.
+        tensorboard: whether each also writes event files.
 
     Returns:
         The cells that failed; their errors are printed, and the others go on.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    run = partial(run_cell, root=root, workers=loaders, tensorboard=tensorboard)
     with Progress(*columns, console=console) as progress:
         if workers > 1:
-            return _side_by_side(cells, root, workers, loaders, progress)
-        return _one_by_one(cells, root, loaders, progress)
+            _load_backbones(cells, root)
+            return _side_by_side(cells, run, workers, progress)
+        return _one_by_one(cells, run, progress)
 
 
-def _one_by_one(cells: Sequence[Cell], root: Path, loaders: int, progress: Progress) -> list[Cell]:
+def _one_by_one(cells: Sequence[Cell], run: RunCell, progress: Progress) -> list[Cell]:
     failed = []
     for cell in cells:
         bar = progress.add_task(cell.name, total=cell.settings.iterations)
         advance = partial(_advance, progress, bar)
         try:
-            result = run_cell(cell, root, workers=loaders, advance=advance)
+            result = run(cell, advance=advance)
             _announce(cell, result, progress.console)
         except Exception:
             failed.append(cell)
@@ -52,16 +60,19 @@ def _one_by_one(cells: Sequence[Cell], root: Path, loaders: int, progress: Progr
     return failed
 
 
-def _side_by_side(cells: Sequence[Cell], root: Path, workers: int, loaders: int, progress: Progress) -> list[Cell]:
+def _load_backbones(cells: Sequence[Cell], root: Path) -> None:
+    """Download, or pretrain, once instead of in every worker."""
     for settings in {(cell.settings.backbone, cell.settings.weights): cell.settings for cell in cells}.values():
-        # downloads, or pretrains, once instead of in every worker
         load_backbone(settings, get_benchmark(settings.benchmark).class_names(), root)
+
+
+def _side_by_side(cells: Sequence[Cell], run: RunCell, workers: int, progress: Progress) -> list[Cell]:
     failed = []
     bar = progress.add_task("cells", total=len(cells))
     # spawned, because a forked copy of a process with CUDA or running threads is broken
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running = {pool.submit(run_cell, cell, root, workers=loaders): cell for cell in cells}
+        running = {pool.submit(run, cell): cell for cell in cells}
         for future in as_completed(running):
             cell, error = running[future], future.exception()
             if error is None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,6 +53,7 @@ def train(
     checkpoint_path: Path,
     workers: int = 0,
     advance: Callable[[int], None] = lambda iteration: None,
+    observe: Callable[[dict[str, Any]], None] = lambda point: None,
 ) -> tuple[Progress, ResidualSparseTrainer | None]:
     """Train the student in place, from the checkpoint if a run was stopped half way.
 
@@ -66,6 +68,7 @@ def train(
         checkpoint_path: written at every evaluation, so that a killed run goes on from there and ends the same.
         workers: processes that read and augment images ahead of time; the result does not depend on them.
         advance: told the number of iterations done.
+        observe: given each new point of the curve.
 
     Returns:
         The curve, and the RST trainer to export the delta from.
@@ -115,6 +118,7 @@ def train(
             student.eval()
             scores = evaluate(student, domains.test, accelerator, mean_per_class=domains.mean_per_class)
             progress.add_scores(done, scores, seconds=time.monotonic() - began)
+            observe(progress.curve[-1])
             checkpoint.save(progress)
         advance(done)
     student.eval()
