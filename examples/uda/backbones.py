@@ -17,6 +17,9 @@ from examples.uda.text_embedding_teacher import text_embedding_teacher
 
 CACHE = Path(".cache")
 
+MOBILENET_IMAGE_SIZE = 96
+"""Half the time of PACS' 128 px on a CPU."""
+
 TIMM = {
     ("RN50", "imagenet1k"): "resnet50.tv_in1k",
     ("RN101", "imagenet1k"): "resnet101.tv_in1k",
@@ -107,7 +110,9 @@ def from_timm(model: Any) -> Backbone:
 def _mobilenet(names: Sequence[str], settings: Settings, root: Path) -> Backbone:
     network = load_mobilenet(root)
     teacher = text_embedding_teacher(network, root, list(names)) if settings.teacher == "text_embeddings" else None
-    return Backbone(network.encoder, FEATURES, MEAN, STD, 128, teacher=teacher, classifier=network.classifier)
+    return Backbone(
+        network.encoder, FEATURES, MEAN, STD, MOBILENET_IMAGE_SIZE, teacher=teacher, classifier=network.classifier
+    )
 
 
 def _small_clip(names: Sequence[str], settings: Settings) -> Backbone:
