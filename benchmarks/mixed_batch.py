@@ -10,8 +10,7 @@ from benchmarks import mixed_batch_peft
 from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
-from rst import ParameterDelta, SparseDelta
-from rst.mixed_batch import mixed_forward
+from rst import ParameterDelta, SparseDelta, mixed_forward
 
 _DENSITY, _LAYERS, _PIXELS = 1e-3, 2, 48
 _BASE, _MIXED, _SWAP, _PEFT = "base alone", "rst: mixed batch", "rst: a swap a group", "PEFT LoRA r=4: mixed batch"
@@ -34,7 +33,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         names = [f"task{sample % count}" for sample in range(size)]
         contenders = {
             _BASE: lambda: model(images),
-            _MIXED: lambda names=names: mixed_forward(model, deltas, names, (images,), {}),
+            _MIXED: lambda names=names: mixed_forward(model, deltas, names, (images,)),
             _SWAP: _swaps(model, deltas, names, images),
             _PEFT: lambda names=names: lora(images, adapter_names=names),
         }

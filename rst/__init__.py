@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rst.interop.shira import to_shira
     from rst.interop.task_vector import to_task_vector
     from rst.merging import merge
+    from rst.mixed_batch import mixed_forward
     from rst.model import RSTModel, get_rst_model
     from rst.parameter_delta import BaseDigests, ParameterDelta
     from rst.schedule import Constant, Linear
@@ -66,6 +67,7 @@ _MODULE_OF = {
     "from_peft": "rst.interop.peft_adapters",
     "get_rst_model": "rst.model",
     "merge": "rst.merging",
+    "mixed_forward": "rst.mixed_batch",
     "open_checkpoint": "rst.checkpoints",
     "to_shira": "rst.interop.shira",
     "to_task_vector": "rst.interop.task_vector",
@@ -97,6 +99,7 @@ __all__ = [
     "from_peft",
     "get_rst_model",
     "merge",
+    "mixed_forward",
     "open_checkpoint",
     "to_shira",
     "to_task_vector",

@@ -5,9 +5,8 @@ Not `adapter_config.json`: transformers sees that name and hands the folder to P
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rst.atomic import atomic_write
 from rst.delta import Encoding, SparseDelta
@@ -19,21 +18,6 @@ DELTA_FILE: Final = "delta.safetensors"
 CONFIG_FILE: Final = "rst_config.json"
 CARD_FILE: Final = "README.md"
 FORMAT_VERSION: Final = 1
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What `rst_config.json` says: where the adapter belongs, and the settings it was trained with.
-
-    Attributes:
-        base_model: name, path or hub id of the base model, where known.
-        base_revision: the base's revision, which is not the adapter's own.
-        settings: `RSTConfig` in JSON types.
-    """
-
-    base_model: str | None
-    base_revision: str | None
-    settings: dict[str, Any]
 
 
 def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
@@ -84,22 +68,17 @@ def read_adapter(folder: str | os.PathLike[str]) -> SparseDelta:
         DeltaFormatError: a file in it is damaged, or of another version.
     """
     path = Path(folder)
-    read_adapter_config(path)
+    _check_config(path / CONFIG_FILE)
     return SparseDelta.load(path / DELTA_FILE)
 
 
-def read_adapter_config(folder: str | os.PathLike[str]) -> AdapterConfig:
-    """Read `rst_config.json` alone, to know the base before loading anything large. Raises as `read_adapter`."""
-    path = Path(folder) / CONFIG_FILE
+def _check_config(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a folder written by save_pretrained has one")
     try:
         content = json.loads(path.read_text())
-        version = content["format_version"]
-        if content["format"] != "rst" or version != FORMAT_VERSION:
-            raise DeltaFormatError(f"{path}: format version {version}; this library reads version {FORMAT_VERSION}")
-        return AdapterConfig(
-            content["base_model_name_or_path"], content["base_model_revision"], dict(content["config"])
-        )
+        kind, version = content["format"], content["format_version"]
     except (KeyError, TypeError, ValueError) as error:
         raise DeltaFormatError(f"{path}: malformed ({type(error).__name__}: {error})") from error
+    if kind != "rst" or version != FORMAT_VERSION:
+        raise DeltaFormatError(f"{path}: format {kind!r} version {version}; this library reads rst {FORMAT_VERSION}")

@@ -45,7 +45,7 @@ class PreparedDelta:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held on the module's device: of each change its place, new and old value; of whole tensors new and old."""
+        """Bytes held on the module's device: each change's place, new and old value; whole tensors new and old."""
         return sum(patch.nbytes for patch in self.patches)
 
     @torch.no_grad()

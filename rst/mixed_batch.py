@@ -27,10 +27,15 @@ def mixed_forward(
     model: nn.Module,
     deltas: Mapping[str, SparseDelta],
     adapter_names: Sequence[str],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run the model that holds the base's weights, each sample with its own delta, without gradients.
+
+    What `RSTModel.forward(adapter_names=...)` does, for deltas without an `RSTModel`. Nothing is written into the
+    model, so other threads may use it meanwhile.
+
+    >>> logits = mixed_forward(model, {"art": art, "photo": photo}, ["photo", "__base__", "art"], (images,))
 
     Dimension 0 of every activation must be the samples (GPT-2's `addmm` may have them flattened with the tokens). A
     model that puts tokens first is refused where the sizes tell the two apart. Linear, convolution, embedding and
@@ -54,7 +59,7 @@ def mixed_forward(
         ParameterMismatchError: an operation on a changed parameter that cannot be done sample by sample; both named.
         RSTError: as `rst.apply.prepare`. The model is unchanged in every case.
     """
-    module = unwrap(model)
+    module, kwargs = unwrap(model), kwargs or {}
     _check(module, deltas, adapter_names, args, kwargs)
     adapters = {name: _prepared(module, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
     with torch.no_grad(), MixedContext(_varying(adapters), SampleGroups(adapter_names)):

@@ -8,8 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rst import export
-from rst.mixed_batch import mixed_forward
+from rst import export, mixed_forward
 
 
 def check(layer: nn.Module, inputs: Tensor, names: list[str], density: float, seed: int) -> None:

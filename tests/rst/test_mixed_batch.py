@@ -21,8 +21,9 @@ from rst import (
     convert,
     export,
     get_rst_model,
+    mixed_forward,
 )
-from rst.mixed_batch import _known, mixed_forward
+from rst.mixed_batch import _known
 
 
 def tuned_from(base: nn.Module, seed: int, share: float = 0.03, size: float = 0.3) -> nn.Module:
@@ -351,7 +352,7 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=r"unknown \['b'\]"):
             mixed_forward(small, {"a": delta}, ["a", "b", "a"], (), {"x": x})
         with pytest.raises(ConfigError, match="no tensor"):
-            mixed_forward(small, {"a": delta}, ["a"], (), {})
+            mixed_forward(small, {"a": delta}, ["a"])
         with pytest.raises(ConfigError, match="training mode"):
             mixed_forward(small.train(), {"a": delta}, ["a", "a", "a"], (x,), {})
         model = RSTModel(small.eval())
