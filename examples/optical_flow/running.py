@@ -1,0 +1,92 @@
+"""From a cell to its result: load, train, save what the task must store, write the JSON file and the pictures."""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.optical_flow.augmentation import SparseFlowAugmentation
+from examples.optical_flow.batches import FlowBatches
+from examples.optical_flow.evaluation import evaluate, predict
+from examples.optical_flow.kitti import KittiPairs, split
+from examples.optical_flow.methods import prepare
+from examples.optical_flow.networks import load_network
+from examples.optical_flow.pictures import draw_prediction
+from examples.optical_flow.storage import store
+from examples.optical_flow.tables import FlowCell
+from examples.optical_flow.training import train
+
+LIBRARIES = ("torch", "torchvision", "peft", "residual-sparse-training")
+PICTURES = 3
+
+
+def run_cell(
+    cell: FlowCell, root: Path, *, workers: int = 0, advance: Callable[[int], None] = lambda step: None
+) -> dict[str, Any]:
+    """Run a cell, or go on with it where it was stopped, and store its result.
+
+    Args:
+        cell: what to run.
+        root: folder that holds `KittiFlow`.
+        workers: processes that read and augment images ahead of time.
+        advance: told the number of steps done.
+    """
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    settings = cell.settings
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(cell.seed)
+    network = load_network(settings.architecture, settings.weights).to(device).eval()
+
+    pairs = KittiPairs(root)
+    train_on, measure_on = split(len(pairs), settings.pairs)
+    shown = {position: pairs[position] for position in measure_on[:: -(-len(measure_on) // PICTURES)]}
+    before = {position: predict(network, pair, updates=settings.test_updates) for position, pair in shown.items()}
+
+    trainer = prepare(network, settings)
+    network.to(device)  # LoRA's new weights
+    progress = train(
+        network,
+        trainer,
+        FlowBatches(
+            pairs,
+            train_on,
+            SparseFlowAugmentation(settings.crop_height, settings.crop_width),
+            batch_size=settings.batch_size,
+            seed=cell.seed,
+        ),
+        lambda: evaluate(network, pairs, measure_on, updates=settings.test_updates),
+        settings,
+        checkpoint_path=cell.checkpoint_path,
+        workers=workers,
+        advance=advance,
+    )
+    file = cell.path.with_suffix(".safetensors")
+    stored = store(network, trainer, file)
+    for position, pair in shown.items():
+        after = predict(network, pair, updates=settings.test_updates)
+        draw_prediction(pair, before[position], after, cell.path.with_suffix(f".pair{position:03}.png"))
+
+    result = {
+        "table": cell.table,
+        "variant": cell.variant,
+        "row": cell.row,
+        "seed": cell.seed,
+        "start": progress.curve[0],
+        "last": progress.curve[-1],
+        "dsp": stored.dsp,
+        "dsp_like_paper": stored.dsp_like_paper,
+        "bytes": file.stat().st_size,
+        "file": file.name,
+        "hours": progress.seconds / 3600,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "settings": settings.to_dict(),
+        "fingerprint": settings.fingerprint(),
+        "curve": progress.curve,
+    }
+    cell.store(result)
+    cell.checkpoint_path.unlink(missing_ok=True)
+    return result
