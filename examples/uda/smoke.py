@@ -30,6 +30,8 @@ def smoke_table(chosen: Sequence[Variant], console: Console) -> None:
             for cell in smoke_cells(variant, Path(folder)):
                 began = time.monotonic()
                 result = run_cell(cell, Path(folder), load=load_tiny_backbone)
+                if result["status"] == "diverged":
+                    raise RuntimeError(f"{cell.name} diverged: {result['error']}")
                 seconds = time.monotonic() - began
                 console.print(f"{cell.name}: runs, {seconds:.1f} s, {result['bytes']:,} bytes", highlight=False)
 
