@@ -120,6 +120,9 @@ def test_cmkd_reads_the_teacher_s_features_with_both_heads():
     cmkd = DenseCMKD(student, momentum=0.75)
     head = {name: weight.clone() for name, weight in student.head.named_parameters()}
     cmkd.update(moved)
+    assert all(weight.requires_grad for weight in student.parameters())
+    with torch.no_grad():
+        student.head.weight.zero_()  # training goes on in place; the pretrained head stays
     x = images()
     teacher = make_student(0)
     for weight, a, b in zip(teacher.parameters(), make_student(0).parameters(), moved.parameters(), strict=True):

@@ -1,0 +1,35 @@
+"""A cell of a table: one row's settings with one seed, and its result as one JSON file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.segmentation.settings import Settings
+from examples.segmentation.tables import Table
+from examples.uda.cells import Cell as ClassificationCell
+from examples.uda.tables import FIRST_SEED
+
+
+@dataclass(frozen=True)
+class Cell(ClassificationCell):
+    """As in `examples.uda`, with this example's settings: path, checkpoint, result, refusal of changed settings."""
+
+    settings: Settings  # type: ignore[assignment]
+
+
+def cells(table: Table, output: Path, *, rows: Sequence[str] | None = None, seeds: int | None = None) -> list[Cell]:
+    """List the cells of a table, row by row.
+
+    Args:
+        table: the rows.
+        output: folder of all results.
+        rows: labels of those wanted; all if left out.
+        seeds: runs of each cell; the table's own number if left out. Rows without training have one.
+    """
+    found = []
+    for row, settings in table.rows.items():
+        if rows is None or row in rows:
+            for seed in range((seeds or table.seeds) if settings.method != "none" else 1):
+                task = (settings.source, settings.target)
+                found.append(Cell(table.name, settings.network, row, settings, task, FIRST_SEED + seed, output))
+    return found

@@ -1,0 +1,118 @@
+"""Does every row run? Tiny networks on generated scenes; RST's rows also ship their delta and merge it back.
+
+The rows that `LONG` names train until something is learnt, the others for a few iterations.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from rich.console import Console
+from safetensors.torch import load_file
+
+from examples.segmentation.artefact import store_base
+from examples.segmentation.building import build_student, published
+from examples.segmentation.cells import Cell, cells
+from examples.segmentation.classes import CLASSES
+from examples.segmentation.domains import get_domain
+from examples.segmentation.generated_scenes import SIZE, write_scenes
+from examples.segmentation.mask2former import save_tiny_mask2former
+from examples.segmentation.pictures import choose_scenes, digest_views
+from examples.segmentation.running import run_cell
+from examples.segmentation.settings import Settings
+from examples.segmentation.tables import Table
+from rst.cli import main as rst_command
+
+LONG = {"RST-config1": 240}
+"""Iterations of the rows that must show learning."""
+
+SHORT = 4
+
+
+def smoke_table(table: Table, output: Path, console: Console, *, rows: Sequence[str] | None = None) -> list[Cell]:
+    """Run a table's rows on generated scenes; the first failure is raised.
+
+    Args:
+        table: as configured for the real data.
+        output: folder for scenes, networks and results.
+        console: told what ran.
+        rows: labels of those wanted; all if left out.
+
+    Returns:
+        The cells, finished.
+    """
+    root = output / "generated"
+    if not root.exists():
+        write_scenes(root)
+    planned = smoke_cells(table, output, rows=rows)
+    for cell in planned:
+        if cell.result() is None:
+            result = run_cell(cell, root)
+            first, last = result["curve"][0]["miou"], result["last"]
+            seconds = 3600 * result["hours"]
+            console.print(f"{cell.name}: mIoU {first:.1f} -> {last:.1f}, {seconds:.1f} s", highlight=False)
+            if cell.settings.tuning == "rst":
+                console.print(ship(cell, root), highlight=False)
+    return planned
+
+
+def smoke_cells(table: Table, output: Path, *, rows: Sequence[str] | None = None) -> list[Cell]:
+    """The table's cells with tiny networks; the Mask2Former that they load is written here, untrained."""
+    checkpoint = output / "tiny-mask2former"
+    if not checkpoint.exists():
+        torch.manual_seed(0)
+        save_tiny_mask2former(checkpoint, len(CLASSES))
+    small = {row: shrink(settings, LONG.get(row, SHORT), checkpoint) for row, settings in table.rows.items()}
+    return cells(replace(table, rows=small), output, rows=rows, seeds=1)
+
+
+def shrink(settings: Settings, iterations: int, checkpoint: Path) -> Settings:
+    """Keep what a row is about; its length, sizes and rates are those of tiny, untrained networks."""
+    tiny = settings.network == "mask2former"
+    return replace(
+        settings,
+        network="mask2former" if tiny else "deeplabv2-tiny",
+        weights=str(checkpoint) if tiny else "none",
+        iterations=iterations,
+        evaluate_every=max(1, iterations // 6),
+        warm_up=min(settings.warm_up, iterations // 10),
+        ramp_iterations=iterations,
+        crop=SIZE[1],
+        source_size=SIZE,
+        target_size=SIZE,
+        batch_size=2,
+        encoder_lr=1e-3 if tiny else 3e-3,
+        head_lr=1e-3 if tiny else 1e-2,
+        threshold=(2e-6, 1e-4) if tiny else (1e-3, 3e-2),
+        project_every=max(1, iterations // 24),
+        min_pixels=40,
+        ignore_rows=(0, 0),
+        ema_momentum=0.95,
+        pseudo_threshold=0.8,
+    )
+
+
+def ship(cell: Cell, root: Path) -> str:
+    """Merge the delta by `rst merge` into the network as it was, and hold its predictions against the trained one's.
+
+    Raises:
+        RuntimeError: if `rst merge` fails, or the predictions differ by one bit.
+    """
+    delta = cell.path.with_suffix(".safetensors")
+    base, merged = (cell.path.with_suffix(f".{kind}.safetensors") for kind in ("base", "merged"))
+    set_seed(cell.seed)
+    student = build_student(cell.settings)
+    store_base(student, base)
+    if rst_command(["merge", str(base), str(delta), "--output", str(merged), "--force"]) != 0:
+        raise RuntimeError(f"rst merge {base} {delta} failed")
+    published(student).load_state_dict(load_file(merged))
+    student.eval()
+    target = get_domain(cell.settings.target)
+    found = digest_views(student, choose_scenes(target, root), cell.settings.target_size, torch.device("cpu"))
+    wanted = json.loads(cell.path.read_text())["digest"]
+    if found != wanted:
+        raise RuntimeError(f"{merged} predicts otherwise than the trained network: {found} is not {wanted}")
+    return f"  rst merge: {delta.stat().st_size:,} bytes into {base.stat().st_size:,}, predictions bit-identical"
