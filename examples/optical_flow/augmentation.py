@@ -1,7 +1,7 @@
 """Training crops of pairs with sparse flow: scaled and stretched, jittered in colour, with holes in the second frame.
 
-The ranges are MMFlow's for RAFT on KITTI-2015. The order differs: the crop is cut before its colours change, which costs
-a fraction of changing the whole frame.
+The ranges are MMFlow's for RAFT on KITTI-2015. The order differs: the crop is cut before its colours change, which is
+cheaper.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Predictions on whole frames, and their scores."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,11 @@ from torch import Tensor, nn
 
 from examples.optical_flow.augmentation import to_input
 from examples.optical_flow.flow_metrics import FlowMeter, FlowScores
-from examples.optical_flow.kitti import FlowPair, KittiPairs
+from examples.optical_flow.kitti import FlowPair, KittiPairs, split
+from examples.optical_flow.settings import Settings
+
+SHOWN = 3
+"""Pairs that get pictures."""
 
 
 @torch.no_grad()
@@ -39,3 +44,22 @@ def evaluate(network: nn.Module, pairs: KittiPairs, positions: Sequence[int], *,
         pair = pairs[position]
         meter.add(predict(network, pair, updates=updates), pair.flow, pair.valid)
     return meter.scores()
+
+
+def shown_pairs(pairs: KittiPairs, settings: Settings) -> dict[int, FlowPair]:
+    """The measured pairs that get pictures, evenly spaced, by position."""
+    _, measured = split(len(pairs), settings.pairs)
+    return {position: pairs[position] for position in measured[:: -(-len(measured) // SHOWN)]}
+
+
+def predict_all(network: nn.Module, pairs: Mapping[int, FlowPair], *, updates: int) -> dict[int, Tensor]:
+    """What `predict` gives for each."""
+    return {position: predict(network, pair, updates=updates) for position, pair in pairs.items()}
+
+
+def digest(flows: Iterable[Tensor]) -> str:
+    """SHA-256 of flows in order: equal if and only if every bit is."""
+    found = hashlib.sha256()
+    for flow in flows:
+        found.update(flow.contiguous().numpy().tobytes())
+    return found.hexdigest()

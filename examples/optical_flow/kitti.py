@@ -1,6 +1,7 @@
 """KITTI-2015's flow pairs through torchvision's reader, with a check of the files and help to get them."""
 
 import struct
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class KittiError(Exception):
 
 
 class FlowPair(NamedTuple):
-    """Two images, uint8 (3, H, W); flow in pixels from the first to the second, float32 (2, H, W); mask, bool (H, W)."""
+    """Two images, uint8 (3, H, W); flow from the first to the second in pixels, (2, H, W); its mask, bool (H, W)."""
 
     first: Tensor
     second: Tensor
@@ -46,7 +47,10 @@ class KittiPairs(Dataset[FlowPair]):
 
     def __getitem__(self, position: int) -> FlowPair:
         """Read one pair, of its own size."""
-        first, second, flow, valid = self._files[position]
+        with warnings.catch_warnings():
+            # torchvision's own reader calls its decoder, which it has deprecated since 0.29
+            warnings.filterwarnings("ignore", ".*TorchVision are deprecated", DeprecationWarning)
+            first, second, flow, valid = self._files[position]
         return FlowPair(pil_to_tensor(first), pil_to_tensor(second), from_numpy(flow), from_numpy(valid))
 
 

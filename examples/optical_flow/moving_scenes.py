@@ -1,7 +1,7 @@
 """Generated image pairs with known flow, in KITTI's folders and file formats: textures that shift and turn.
 
-The first frame shows a texture over a texture; in the second each has moved rigidly. The flow of a pixel follows from the
-motion alone, so it is exact; the file rounds it to 1/64 pixel.
+The first frame shows a texture over a texture; in the second each has moved rigidly. The flow of a pixel follows from
+the motion alone, so it is exact; the file rounds it to 1/64 pixel.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from examples.optical_flow.kitti_png import encode_flow, write_png16
 
@@ -66,8 +66,8 @@ class MovingScenes:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(pairs):
             first, second, flow, valid = self.scene(number)
-            write_png(first, str(folder / "image_2" / f"{number:06}_10.png"))
-            write_png(second, str(folder / "image_2" / f"{number:06}_11.png"))
+            to_pil_image(first).save(folder / "image_2" / f"{number:06}_10.png")
+            to_pil_image(second).save(folder / "image_2" / f"{number:06}_11.png")
             write_png16(encode_flow(flow.numpy(), valid.numpy()), folder / "flow_occ" / f"{number:06}_10.png")
 
     def scene(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

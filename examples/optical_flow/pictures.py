@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import flow_to_image
 
 from examples.optical_flow.kitti import FlowPair
@@ -26,4 +26,4 @@ def draw_prediction(pair: FlowPair, before: Tensor, after: Tensor, path: Path) -
     lengths = flows.norm(dim=1, keepdim=True)
     truth, *predicted = flow_to_image(flows * (longest / lengths.clamp(min=1e-6)).clamp(max=1.0))
     truth = truth.where(pair.valid, torch.zeros_like(truth))
-    write_png(torch.cat([pair.first, truth, *predicted], dim=1), str(path))
+    to_pil_image(torch.cat([pair.first, truth, *predicted], dim=1)).save(path)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from examples.optical_flow.augmentation import SparseFlowAugmentation
 from examples.optical_flow.batches import FlowBatches
-from examples.optical_flow.evaluation import evaluate, predict
+from examples.optical_flow.evaluation import digest, evaluate, predict_all, shown_pairs
 from examples.optical_flow.kitti import KittiPairs, split
 from examples.optical_flow.methods import prepare
 from examples.optical_flow.networks import load_network
@@ -20,7 +21,6 @@ from examples.optical_flow.tables import FlowCell
 from examples.optical_flow.training import train
 
 LIBRARIES = ("torch", "torchvision", "peft", "residual-sparse-training")
-PICTURES = 3
 
 
 def run_cell(
@@ -39,11 +39,13 @@ def run_cell(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(cell.seed)
     network = load_network(settings.architecture, settings.weights).to(device).eval()
+    if settings.weights is None:
+        save_file(network.state_dict(), start_path(cell))
 
     pairs = KittiPairs(root)
     train_on, measure_on = split(len(pairs), settings.pairs)
-    shown = {position: pairs[position] for position in measure_on[:: -(-len(measure_on) // PICTURES)]}
-    before = {position: predict(network, pair, updates=settings.test_updates) for position, pair in shown.items()}
+    shown = shown_pairs(pairs, settings)
+    before = predict_all(network, shown, updates=settings.test_updates)
 
     trainer = prepare(network, settings)
     network.to(device)  # LoRA's new weights
@@ -65,9 +67,9 @@ def run_cell(
     )
     file = cell.path.with_suffix(".safetensors")
     stored = store(network, trainer, file)
+    after = predict_all(network, shown, updates=settings.test_updates)
     for position, pair in shown.items():
-        after = predict(network, pair, updates=settings.test_updates)
-        draw_prediction(pair, before[position], after, cell.path.with_suffix(f".pair{position:03}.png"))
+        draw_prediction(pair, before[position], after[position], cell.path.with_suffix(f".pair{position:03}.png"))
 
     result = {
         "table": cell.table,
@@ -80,6 +82,7 @@ def run_cell(
         "dsp_like_paper": stored.dsp_like_paper,
         "bytes": file.stat().st_size,
         "file": file.name,
+        "flow_digest": digest(after.values()),
         "hours": progress.seconds / 3600,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
         "versions": {name: version(name) for name in LIBRARIES},
@@ -90,3 +93,8 @@ def run_cell(
     cell.store(result)
     cell.checkpoint_path.unlink(missing_ok=True)
     return result
+
+
+def start_path(cell: FlowCell) -> Path:
+    """Where random starting weights lie, the base of RST's deltas; the rows of one seed share them."""
+    return cell.path.parent.parent / f"start-seed{cell.seed}.safetensors"
