@@ -70,7 +70,7 @@ class Mask2Former(DenseStudent):
         self._published = (network,)  # in a tuple, so that its tensors are not registered twice
 
     @property
-    def published(self) -> nn.Module:
+    def published(self) -> Mask2FormerForUniversalSegmentation:
         """The same weights under the names of the published checkpoint: what a delta is made for."""
         return self._published[0]
 

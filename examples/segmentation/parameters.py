@@ -1,6 +1,7 @@
 """The DSP columns of App. Tables VII and IX from the architectures, beside the paper's, and why they differ."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import Mask2FormerForUniversalSegmentation
@@ -25,6 +26,7 @@ class Count:
     note: str
 
 
+@cache
 def counts() -> list[Count]:
     """Every row of the two tables; RST's are results of training, so they have no count here."""
     trained = {tuning: count_trained(_deeplab(tuning)) for tuning in ("full", "linear_probe", "bitfit", "lora")}

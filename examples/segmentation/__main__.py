@@ -1,0 +1,5 @@
+"""`python -m examples.segmentation`."""
+
+from examples.segmentation.cli import main
+
+main()
