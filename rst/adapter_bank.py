@@ -61,7 +61,7 @@ class AdapterBank(Mapping[str, Adapter]):
     def train(self, name: str, config: RSTConfig, start: SparseDelta | None = None) -> None:
         """Start training an adapter, from a delta if there is one; it becomes active."""
         self._check_new(name)
-        with self._making_way():
+        with self._making_way(), self._thawed():
             training = TrainingAdapter(self._module, config)
             if start is not None:
                 training.continue_from(start)
@@ -83,10 +83,12 @@ class AdapterBank(Mapping[str, Adapter]):
                 adapter.off()
             self.active = None
         del self._adapters[name]
+        self._end(adapter)
 
     def clear(self) -> None:
         """Forget every adapter and leave the weights as they are."""
-        self._adapters.clear()
+        while self._adapters:
+            self._end(self._adapters.popitem()[1])
         self.active, self.enabled = None, True
 
     def activate(self, name: str) -> None:
@@ -124,8 +126,8 @@ class AdapterBank(Mapping[str, Adapter]):
     def move(self, dtypes: Mapping[str, torch.dtype], move: Callable[[], object]) -> None:
         """Call `move`, which takes the base to other devices or `dtypes`, and let the adapters follow."""
         with self.disabled():
-            for adapter in self.values():
-                adapter.cast(dtypes)
+            for adapter in sorted(self.values(), key=lambda adapter: isinstance(adapter, StoredAdapter)):
+                adapter.cast(dtypes)  # those in training first, which refuse
             move()
             for adapter in self.values():
                 adapter.moved()
@@ -141,6 +143,29 @@ class AdapterBank(Mapping[str, Adapter]):
             if was_enabled:
                 self.enable()
             raise
+
+    @contextmanager
+    def _thawed(self) -> Iterator[None]:
+        """Undo what those in training have frozen, for another to find what trains; if that fails, freeze it again."""
+        frozen = {parameter: parameter.requires_grad for parameter in self._module.parameters()}
+        for adapter in self._in_training():
+            adapter.thaw()
+        try:
+            yield
+        except BaseException:
+            for parameter, requires_grad in frozen.items():
+                parameter.requires_grad_(requires_grad)
+            raise
+
+    def _end(self, adapter: Adapter) -> None:
+        """Let go of the optimiser of one that was in training, and after the last of the parameters it froze."""
+        if isinstance(adapter, TrainingAdapter):
+            adapter.trainer.detach()
+            if not self._in_training():
+                adapter.thaw()
+
+    def _in_training(self) -> list[TrainingAdapter]:
+        return [adapter for adapter in self.values() if isinstance(adapter, TrainingAdapter)]
 
     def _checked(self, delta: SparseDelta) -> StoredAdapter:
         stored = StoredAdapter(self._module, delta)

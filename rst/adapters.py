@@ -10,6 +10,8 @@ from rst.apply import PreparedDelta
 from rst.casting import cast
 from rst.config import RSTConfig
 from rst.delta import SparseDelta
+from rst.errors import ConfigError
+from rst.naming import unwrap
 from rst.tracking import live_tensors
 from rst.trainer import ResidualSparseTrainer
 
@@ -20,6 +22,11 @@ class Adapter(Protocol):
     @property
     def delta(self) -> SparseDelta:
         """The change as it is now."""
+        ...
+
+    @property
+    def dsp(self) -> int:
+        """Parameters to store as it is now; the weights are left alone."""
         ...
 
     def on(self) -> None:
@@ -53,6 +60,11 @@ class StoredAdapter:
         """The delta."""
         return self._delta
 
+    @property
+    def dsp(self) -> int:
+        """`SparseDelta.dsp`."""
+        return self._delta.dsp()
+
     def prepare(self) -> None:
         """Check the delta against the base, which must be without adapters. Raises as `rst.apply.prepare`."""
         self._prepared = self._prepared or self._delta.prepare(self._module)
@@ -82,8 +94,9 @@ class TrainingAdapter:
 
     def __init__(self, module: nn.Module, config: RSTConfig) -> None:
         """Start training at the base's weights, with the change on (there is none yet)."""
+        live = live_tensors(unwrap(module))
+        self._requires_grad = {name: tensor.requires_grad for name, tensor in live.items()}
         self.trainer = ResidualSparseTrainer(module, config)
-        live = live_tensors(self.trainer.model)
         # The trainer keeps w0 of what it selects from; these are the others that training moves.
         moving = (*self.trainer.tracked.saved, *self.trainer.tracked.buffers)
         self._originals = {name: live[name].detach().clone() for name in moving}
@@ -95,6 +108,17 @@ class TrainingAdapter:
     def delta(self) -> SparseDelta:
         """The change so far; while it is on, extracting it selects once more."""
         return self._away.delta if self._away else self.trainer.export()
+
+    @property
+    def dsp(self) -> int:
+        """The weights that have moved so far, and those saved whole."""
+        if self._away:
+            return self._away.dsp
+        live = live_tensors(self.trainer.model)
+        saved = [live[name] for name in self.trainer.tracked.saved]
+        return self.trainer.count_changed() + sum(
+            weight.numel() for weight in saved if isinstance(weight, nn.Parameter)
+        )
 
     def continue_from(self, delta: SparseDelta) -> None:
         """Go on from a delta that was saved: put it into the weights for good, with the trainer's w0 below it."""
@@ -118,16 +142,24 @@ class TrainingAdapter:
         self._set_training(live_tensors(self.trainer.model), True)
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> None:
-        """Only to the dtypes it has: w0 and the optimiser's state are in them."""
-        if self._away:
-            self._away.cast(dtypes)
+        """Stay as it is: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
+        for name, origin in {**self.trainer.base, **self._originals}.items():
+            if dtypes[name] != origin.dtype:
+                raise ConfigError(f"{name}: in training as {origin.dtype}, so it cannot become {dtypes[name]}")
 
     def moved(self) -> None:
         """Prepare anew."""
         if self._away:
             self._away.moved()
 
+    def thaw(self) -> None:
+        """Let the parameters require gradients as they did before."""
+        for name, tensor in live_tensors(self.trainer.model).items():
+            tensor.requires_grad_(self._requires_grad[name])
+
     def _set_training(self, live: Mapping[str, Tensor], trains: bool) -> None:
         self.trainer.suspended = not trains
+        for name in self.trainer.tracked.frozen:
+            live[name].requires_grad_(False)
         for name in self._trained:
             live[name].requires_grad_(trains)

@@ -25,7 +25,7 @@ Places = Mapping[str, tuple[Mapping[str, Tensor | None], str]]
 class PreparedDelta:
     """A delta made ready for one module: `apply()` and `remove()` as often as you like, or `with prepared:`.
 
-    It keeps the memory of the tensors that it changes.
+    It keeps the memory of the tensors that it changes. Copied or pickled with its module, it serves the copy.
 
     >>> prepared = delta.prepare(model)
     >>> with prepared:
@@ -148,15 +148,13 @@ def _places(module: nn.Module) -> Places:
 
 def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...], dtype: torch.dtype) -> Spot:
     siblings, attribute = _find(name, places, delta)
-    found = siblings[attribute]
-    if found is None:
-        raise ParameterMismatchError(f"{name}: in the delta, but the module has None there")
-    target = found.detach()
+    spot = Spot.find(name, siblings, attribute)
+    target = spot.tensor
     if tuple(target.shape) != shape or target.dtype != dtype:
         raise ParameterMismatchError(
             f"{name}: the delta is for {dtype} {shape}, the module has {target.dtype} {tuple(target.shape)}"
         )
-    return Spot(name, siblings, attribute, target, target.data_ptr())
+    return spot
 
 
 def _find(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[str, Tensor | None], str]:
@@ -184,16 +182,15 @@ def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> Pa
         whole[part] if spot.tensor.is_contiguous() else elements(memory_positions(spot.tensor, local[part]))
         for spot, part in zip(spots, slices, strict=True)
     ]
-    memories = [in_memory_order(spot.tensor) for spot in spots]
-    old = end_to_end([memory[where] for memory, where in zip(memories, positions, strict=True)])
+    old = end_to_end([in_memory_order(spot.tensor)[where] for spot, where in zip(spots, positions, strict=True)])
     origin = torch.as_tensor(old, device=device).view(dtype)
     for spot, change, found in zip(spots, changes, digests(origin, lengths), strict=True):
         change.check_touched(spot.name, found)
     new = elements(join(changes).to(device).tuned_values(origin))
     return PatchGroup(
         [
-            Patch(spot, memory, where, new[part], old[part])
-            for spot, memory, where, part in zip(spots, memories, positions, slices, strict=True)
+            Patch.at(spot, where, new[part], old[part])
+            for spot, where, part in zip(spots, positions, slices, strict=True)
         ],
         old,
     )
@@ -201,4 +198,4 @@ def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> Pa
 
 def _patch_whole(spot: Spot, tensor: Tensor) -> PatchGroup:
     new, old = elements(tensor.to(spot.tensor.device)), elements(spot.tensor.clone())
-    return PatchGroup([Patch(spot, elements(spot.tensor), EVERYTHING, new, old)], old)
+    return PatchGroup([Patch.at(spot, EVERYTHING, new, old)], old)

@@ -230,7 +230,6 @@ class RSTModel(nn.Module):
         self.merge_adapter(adapter_names)
         if self.trainer is not None:
             self.trainer.export()  # selects, so that the weights are what the delta would give
-            self.trainer.detach()
         self._bank.clear()
         return self.base_model
 
@@ -295,7 +294,8 @@ class RSTModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_model":  # not there yet, or the search would never end
+            # base_model is not there yet, or the search would never end; __deepcopy__ and its like are the base's own
+            if name == "base_model" or name.startswith("__"):
                 raise
             return getattr(self.base_model, name)
 
@@ -307,6 +307,8 @@ class RSTModel(nn.Module):
         return self
 
     def _only(self, names: Sequence[str]) -> str:
+        if not names:
+            raise ConfigError(f"no adapter is active; name one of {self.adapter_names}")
         if len(names) != 1:
             raise ConfigError(f"one adapter is active at a time, got {list(names)}; add_weighted_adapter combines them")
         return names[0]

@@ -21,7 +21,8 @@ class ModelStatus:
         active_adapters: the active adapter, or none.
         available_adapters: every loaded adapter.
         in_training: those that are being trained.
-        stored_params: by adapter, the changed weights and those stored whole (DSP of one task).
+        stored_params: by adapter, the changed weights and those stored whole (DSP of one task); of one in training,
+            those that have moved so far.
         devices: where the base's parameters are.
     """
 
@@ -47,7 +48,7 @@ class ModelStatus:
             active_adapters=[] if bank.active is None else [bank.active],
             available_adapters=list(bank),
             in_training=[name for name, adapter in bank.items() if isinstance(adapter, TrainingAdapter)],
-            stored_params={name: adapter.delta.dsp() for name, adapter in bank.items()},
+            stored_params={name: adapter.dsp for name, adapter in bank.items()},
             devices=sorted({str(weight.device) for weight in parameters}),
         )
 

@@ -37,6 +37,19 @@ class Spot:
     tensor: Tensor
     address: int
 
+    @classmethod
+    def find(cls, name: str, siblings: Mapping[str, Tensor | None], attribute: str) -> "Spot":
+        """The tensor as it is now. Raises `ParameterMismatchError` if there is none, or none with values."""
+        found = siblings[attribute]
+        if found is None or found.is_meta:
+            there = "None" if found is None else "a tensor without values, on the meta device,"
+            raise ParameterMismatchError(f"{name}: in the delta, but the module has {there} there")
+        return cls(name, siblings, attribute, found.detach(), found.data_ptr())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles find the tensor of the module that was copied with them."""
+        return Spot.find, (self.name, self.siblings, self.attribute)
+
     def check(self) -> None:
         """Raise `ParameterMismatchError` unless the module still has the tensor here."""
         now = self.siblings.get(self.attribute)
@@ -63,6 +76,16 @@ class Patch:
     positions: Elements
     new: Elements
     old: Elements
+
+    @classmethod
+    def at(cls, spot: Spot, positions: Elements, new: Elements, old: Elements) -> "Patch":
+        """Elements of the tensor at `spot`; `EVERYTHING` is in its shape, `positions` are in memory order."""
+        memory = elements(spot.tensor) if positions is EVERYTHING else in_memory_order(spot.tensor)
+        return cls(spot, memory, positions, new, old)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the spot's: the memory is that of the copy."""
+        return Patch.at, (self.spot, self.positions, self.new, self.old)
 
     @property
     def nbytes(self) -> int:

@@ -95,6 +95,10 @@ class ResidualSparseTrainer:
             self._hook.remove()
         self._hook = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to no optimiser."""
+        return {**self.__dict__, "_hook": None}
+
     def _after(self, optimizer: torch.optim.Optimizer) -> None:
         # Fused optimisers receive the scaler's verdict and skip inside their own step.
         found_inf = getattr(optimizer, "found_inf", None)

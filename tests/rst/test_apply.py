@@ -206,6 +206,11 @@ def test_a_prepared_delta_goes_on_and_off_again() -> None:
             assert_state(live, before)
 
 
+def test_a_module_without_values_is_refused() -> None:
+    with pytest.raises(ParameterMismatchError, match=r"0\.weight: in the delta, but .* on the meta device"):
+        export(model(), changed()).prepare(model().to("meta"))
+
+
 def test_the_bytes_held_are_counted() -> None:
     delta = export(model(), changed(), modules_to_save=["2"])
     live = model().to(memory_format=torch.channels_last)

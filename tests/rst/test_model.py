@@ -1,8 +1,11 @@
 """PEFT's verbs: what is in the weights after each of them, bit for bit, and what they refuse."""
 
 import copy
+import io
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +151,8 @@ class TestSwitching:
             model.add_adapter("__base__", delta)
         with pytest.raises(ConfigError, match="add_weighted_adapter"):
             model.set_adapter(["art", "photo"])  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="no adapter is active"):
+            RSTModel(copy.deepcopy(base)).merge_and_unload()
         assert model.active_adapter == "art"
 
     def test_refused_adapter_leaves_the_active_one(
@@ -367,6 +372,65 @@ class TestMerging:
             torch.testing.assert_close(tensor.detach().double(), total, rtol=0, atol=1e-6)
 
 
+def saved_and_loaded(model: RSTModel) -> RSTModel:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: RSTModel = torch.load(file, weights_only=False)
+    return loaded
+
+
+class TestCopies:
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("enabled", [False, True])
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded], ids=str
+    )
+    def test_a_copy_has_its_own_weights_and_adapters(
+        self,
+        model: RSTModel,
+        base: Network,
+        domains: dict[str, nn.Module],
+        copied: Any,
+        enabled: bool,
+        channels_last: bool,
+    ) -> None:
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        if not enabled:
+            model.disable_adapters()
+        other = copied(model)
+        before = snapshot(base)
+        for name in ("photo", "art"):
+            other.set_adapter(name)
+            assert_holds(other.base_model, snapshot(domains[name]))
+        assert_holds(base, before)
+        other.unload()
+        model.disable_adapters()
+        assert_holds(other.base_model, snapshot(base))
+
+    def test_a_copy_in_training_goes_on_by_itself(self, base: Network) -> None:
+        model = get_rst_model(base, RSTConfig(threshold=1e-3))
+        pristine = snapshot(base)
+        assert model.trainer is not None
+        optimizer = torch.optim.SGD(base.parameters(), lr=0.1)
+        model.trainer.attach(optimizer)
+        other = copy.deepcopy(model)
+        assert other.trainer is not None
+        other.trainer.attach(torch.optim.SGD(other.base_model.parameters(), lr=0.1))
+        for parameter in base.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        assert (model.trainer.steps, other.trainer.steps) == (1, 0)
+        assert other.get_delta().nnz == 0
+        model.disable_adapters()
+        assert_holds(base, pristine)
+
+    def test_the_copying_of_the_base_is_not_taken_for_the_models(self) -> None:
+        traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))  # has a __deepcopy__ of its own
+        assert isinstance(copy.deepcopy(RSTModel(traced)), RSTModel)
+
+
 class TestTraining:
     def train(self, model: RSTModel, steps: int) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -449,6 +513,72 @@ class TestTraining:
         total = sum(parameter.numel() for parameter in base.parameters())
         assert f"trainable params: 72 || all params: {total:,}" in capsys.readouterr().out
         assert model.get_model_status().in_training == ["default"]
+
+    def test_looking_leaves_the_weights_alone(self, base: Network) -> None:
+        model = get_rst_model(base, RSTConfig(threshold=1e-2, every=0, modules_to_save=["norm"]))
+        with torch.no_grad():
+            base.head.weight[0] += 1e-3
+        before = snapshot(base)
+        assert model.get_model_status().stored_params == {"default": 8 + 8 + 8}
+        assert_holds(base, before)
+        with torch.no_grad():
+            base.head.weight[0] += 1
+        stored = model.get_delta().dsp()
+        assert model.get_model_status().stored_params == {"default": stored}
+        model.disable_adapters()
+        assert model.get_model_status().stored_params == {"default": stored}
+
+    def test_adapters_are_trained_one_after_another(self, base: Network) -> None:
+        pristine = copy.deepcopy(base)
+        base.norm.bias.requires_grad_(False)
+        model = get_rst_model(base, RSTConfig(threshold=1e-3, target_modules=["head"]), "first")
+        self.train(model, steps=2)
+        first = snapshot(base)
+        model.add_adapter("second", RSTConfig(threshold=1e-3, target_modules=["body"]))
+        trains = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+        assert trains == {"body.weight", "body.bias"}
+        with torch.no_grad():
+            base.body.weight += 1
+        assert set(model.get_delta("second")) == {"body.weight"}
+        model.set_adapter("first")
+        assert_holds(base, first)
+        trains = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+        assert trains == {"head.weight", "head.bias"}
+        with pytest.raises(ConfigError, match="third|matches no parameter"):
+            model.add_adapter("bad", RSTConfig(target_modules=["third"]))
+        assert model.active_adapter == "first"
+        assert {name for name, parameter in base.named_parameters() if parameter.requires_grad} == trains
+        self.train(model, steps=1)
+        model.delete_adapter("first")
+        assert not any(parameter.requires_grad for parameter in base.parameters())
+        model.delete_adapter("second")
+        left = {name for name, parameter in base.named_parameters() if not parameter.requires_grad}
+        assert left == {"norm.bias"}
+        model.disable_adapters()
+        for name, parameter in pristine.named_parameters():
+            assert torch.equal(base.get_parameter(name), parameter), name
+
+    @pytest.mark.parametrize("way", ["unload", "merge_and_unload", "delete"])
+    def test_what_training_froze_trains_again_afterwards(self, base: Network, way: str) -> None:
+        model = get_rst_model(base, RSTConfig(threshold=1e-3, target_modules=["body"]))
+        assert model.trainer is not None
+        optimizer = torch.optim.SGD(base.parameters(), lr=0.1)
+        model.trainer.attach(optimizer)
+        model.delete_adapter("default") if way == "delete" else getattr(model, way)()
+        assert all(parameter.requires_grad for parameter in base.parameters())
+        optimizer.step()  # nobody follows it any more
+
+    def test_no_other_dtype_in_training(self, base: Network) -> None:
+        model = RSTModel(base)
+        model.add_adapter("stored", delta_between(base, tuned_from(base, seed=1)))
+        model.add_adapter("new", RSTConfig(threshold=1e-3))
+        before = model.get_delta("stored")
+        with pytest.raises(ConfigError, match="in training as torch.float32, so it cannot become torch.bfloat16"):
+            model.to(torch.bfloat16)
+        assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
+        assert model.get_delta("stored") is before
+        assert model.active_adapter == "new"
+        model.to(torch.float32)
 
     def test_other_shape_is_refused(self, base: Network, model: RSTModel) -> None:
         other = nn.Linear(8, 3)
