@@ -13,7 +13,7 @@ from examples.optical_flow.report import Row
 
 
 def draw_kept_share(rows: Sequence[Row], path: Path) -> None:
-    """R over the steps by its schedule (lines), and the share that differs from the start as runs counted it (points)."""
+    """R over the steps by its schedule (lines), and the share that differs from the start, counted (points)."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for number, row in enumerate(row for row in rows if row.settings.method == "rst"):
         schedule, steps = kept_share(row.settings), row.settings.steps

@@ -6,7 +6,9 @@ python -m examples.optical_flow.smoke
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,9 @@ def check_merge(cell: FlowCell, root: Path) -> None:
     """
     merged = cell.path.with_suffix(".merged.safetensors")
     delta = cell.path.with_suffix(".safetensors")
-    if rst_command(["merge", str(start_path(cell)), str(delta), "-o", str(merged), "--force", "--json"]):
+    with redirect_stdout(StringIO()):
+        refused = rst_command(["merge", str(start_path(cell)), str(delta), "-o", str(merged), "--force", "--json"])
+    if refused:
         raise AssertionError(f"rst merge failed on {delta}")
     network = load_network(cell.settings.architecture, None)
     network.load_state_dict(load_file(merged))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,13 +29,15 @@ class Storage:
 
 def count_from_architecture(settings: Settings) -> Storage:
     """Storage of a method by the network's shapes alone; no weights are loaded."""
-    network = load_network(settings.architecture, None)
+    with torch.device("meta"):
+        network = load_network(settings.architecture, None)
     if settings.method == "rst":
         total = sum(weight.numel() for weight in network.parameters())
         return Storage(round(settings.final_share * total), None)
     if settings.method == "rst_bias":
         return _count({name: w.numel() for name, w in network.named_parameters() if name.endswith("bias")}.items())
-    prepare(network, settings)
+    with torch.device("meta"):
+        prepare(network, settings)
     return _count((name, weight.numel()) for name, weight in trained(network).items())
 
 

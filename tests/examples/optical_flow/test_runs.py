@@ -1,0 +1,128 @@
+"""Runs on generated scenes: RST learns and merges bit for bit, a killed run ends the same, every row runs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from examples.optical_flow.evaluation import predict
+from examples.optical_flow.kitti import FlowPair
+from examples.optical_flow.moving_scenes import MovingScenes
+from examples.optical_flow.networks import load_network
+from examples.optical_flow.pictures import draw_prediction
+from examples.optical_flow.running import run_cell, start_path
+from examples.optical_flow.smoke import LEARNER, check_learnt, check_merge, shorten
+from examples.optical_flow.tables import cells, load_variant
+from examples.uda.cells import ChangedCellError
+
+
+class Killed(Exception):
+    """Stands for the kill."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    MovingScenes().write(folder, pairs=10)
+    return folder
+
+
+def cell_of(label, output, **changes):
+    """A cell of a row on the tiny network, two steps unless said otherwise."""
+    variant = load_variant("generated")
+    row = replace(
+        shorten(variant.rows[label], steps=2), **{"updates": 2, "test_updates": 2, "batch_size": 1, **changes}
+    )
+    (cell,) = cells(replace(variant, rows={label: row}), output)
+    return cell
+
+
+def kill_at(step):
+    def advance(done):
+        if done == step:
+            raise Killed
+
+    return advance
+
+
+def without_time(path):
+    result = json.loads(path.read_text())
+    del result["hours"]
+    return result
+
+
+def test_rst_learns_and_its_delta_is_the_network(data, tmp_path):
+    cell = cell_of(LEARNER, tmp_path, steps=32, evaluate_every=16, updates=4, test_updates=6, batch_size=3)
+    result = run_cell(cell, data)
+    check_learnt(result)
+    kept = [point["kept"] for point in result["curve"]]
+    weights = sum(weight.numel() for weight in load_network("raft_tiny", None).parameters())
+    assert kept[0] == 0
+    assert kept[1] == pytest.approx(0.05**0.5, abs=1e-4)
+    assert result["dsp"] == round(0.05 * weights) == round(kept[2] * weights)
+    check_merge(cell, data)
+
+    start = load_file(start_path(cell))
+    other = {**start, "update_block.flow_head.conv2.weight": start["update_block.flow_head.conv2.weight"] + 1.0}
+    save_file(other, start_path(cell))
+    with pytest.raises(AssertionError, match="rst merge failed"):
+        check_merge(cell, data)
+    stuck = {**result, "last": result["start"]}
+    with pytest.raises(AssertionError, match="not a fifth less"):
+        check_learnt(stuck)
+
+
+@pytest.mark.parametrize("label", ["RST", "LoRA"])
+def test_killed_runs_end_the_same(label, data, tmp_path):
+    straight, killed = (cell_of(label, tmp_path / name, steps=3, evaluate_every=1) for name in ("straight", "killed"))
+    run_cell(straight, data)
+    for step in (1, 2):
+        with pytest.raises(Killed):
+            run_cell(killed, data, advance=kill_at(step))
+    seen = []
+    run_cell(killed, data, advance=seen.append)
+    assert seen == [3]
+    assert without_time(killed.path) == without_time(straight.path)
+    weights = [cell.path.with_suffix(".safetensors").read_bytes() for cell in (straight, killed)]
+    assert weights[0] == weights[1]
+    assert not killed.checkpoint_path.exists()
+
+
+@pytest.mark.parametrize("label", ["Fine-Tuning", "Linear-Probe", "BitFit", "RST-bias"])
+def test_other_rows_run(label, data, tmp_path):
+    cell = cell_of(label, tmp_path)
+    result = run_cell(cell, data)
+    saved = cell.path.with_suffix(".safetensors")
+    assert result["bytes"] == saved.stat().st_size
+    assert result["last"]["epe"] != result["start"]["epe"]
+    assert len(list(cell.path.parent.glob("*.pair*.png"))) == 2
+    if label == "RST-bias":
+        check_merge(cell, data)
+    else:
+        assert sum(tensor.numel() for tensor in load_file(saved).values()) == result["dsp"]
+    with pytest.raises(ChangedCellError, match=r"gamma: 0.85 -> 0.8"):
+        cell_of(label, tmp_path, gamma=0.8).result()
+
+
+def test_odd_sizes_are_padded_below_and_beside():
+    network = load_network("raft_tiny", None).eval()
+    first, second, flow, valid = MovingScenes(height=43, width=61).scene(0)
+    found = predict(network, FlowPair(first, second, flow, valid), updates=2)
+    assert found.shape == (2, 43, 61)
+    rows, columns = torch.arange(48).clamp(max=42), (torch.arange(64) - 1).clamp(0, 60)
+    padded = FlowPair(first[:, rows][..., columns], second[:, rows][..., columns], flow, valid)
+    assert torch.equal(predict(network, padded, updates=2)[:, :43, 1:62], found)
+
+
+def test_pictures_show_unknown_flow_in_black(tmp_path):
+    first, second, flow, valid = MovingScenes(height=16, width=24).scene(0)
+    draw_prediction(FlowPair(first, second, flow, valid), torch.full_like(flow, 1e4), flow, tmp_path / "picture.png")
+    image = Image.open(tmp_path / "picture.png")
+    assert image.size == (24, 64)
+    truth, after = image.crop((0, 16, 24, 32)), image.crop((0, 48, 24, 64))
+    for place in range(16 * 24):
+        spot = place % 24, place // 24
+        assert truth.getpixel(spot) == (after.getpixel(spot) if valid[spot[1], spot[0]] else (0, 0, 0))
