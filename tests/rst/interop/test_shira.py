@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rst import (
@@ -100,6 +101,12 @@ def test_a_head_stored_whole_becomes_a_module_to_save(tmp_path: Path) -> None:
     assert to_shira(delta, tmp_path / "shira", base) == {}
     config = json.loads((tmp_path / "shira" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["modules_to_save"], config["r"]) == ("SHIRA", ["classifier"], 2)
+    assert (config["base_model_name_or_path"], config["inference_mode"]) == (str(base), True)
+    with safe_open(tmp_path / "shira" / "adapter_model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        (name,) = (name for name in file.keys() if name.endswith("shira_indices"))  # noqa: SIM118
+        places = file.get_tensor(name)
+    assert places.unique(dim=1).shape == places.shape == (2, 2 * (16 + 16))
     assert from_peft(tmp_path / "shira", base) == delta
 
 
@@ -123,6 +130,36 @@ def test_names_that_end_alike_are_told_apart(tmp_path: Path) -> None:
     assert targets == ["fc"]
 
 
+def test_a_dot_in_a_name_is_no_wildcard(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.ModuleDict({"fc": nn.Linear(8, 8)}), "a_fc": nn.Linear(8, 8)})
+    delta = export(model, change_weights(dict(model.state_dict()), ["a.fc.weight"], share=0.2))
+    to_shira(delta, tmp_path / "shira", model)
+    from peft import PeftModel
+
+    assert PeftModel.from_pretrained(model, tmp_path / "shira").targeted_module_names == ["a.fc"]
+
+
+def test_modules_to_save_whose_name_others_end_with_are_refused(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"fc": nn.Linear(8, 8), "head": nn.Linear(8, 2), "subhead": nn.Linear(8, 2)})
+    tuned = change_weights(dict(model.state_dict()), ["fc.weight"], share=0.2)
+    delta = export(model, tuned | {"head.weight": tuned["head.weight"] + 1}, modules_to_save=["head"])
+    with pytest.raises(NotCarriedError, match="head.weight is stored whole, but PEFT saves whole modules only"):
+        to_shira(delta, tmp_path / "shira", model)
+
+
+def test_layers_alone_and_float8_are_refused(tmp_path: Path) -> None:
+    model = nn.Linear(8, 8)
+    delta = export(model, change_weights(dict(model.state_dict()), ["weight"], share=0.2))
+    with pytest.raises(NotCarriedError, match="weight is in the model itself, not in a layer of it"):
+        to_shira(delta, tmp_path / "shira", model)
+    tiny = nn.Sequential(nn.Linear(8, 8))
+    tiny[0].weight = nn.Parameter(tiny[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    state = dict(tiny.state_dict())
+    delta = export(state, state | {"0.weight": torch.ones(8, 8).to(torch.float8_e4m3fn)})
+    with pytest.raises(NotCarriedError, match='0.weight has op "replace"'):
+        to_shira(delta, tmp_path / "shira", tiny)
+
+
 def test_what_cannot_be_carried_is_listed_and_left_out_on_request(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict(
@@ -138,7 +175,7 @@ def test_what_cannot_be_carried_is_listed_and_left_out_on_request(tmp_path: Path
     )
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tuned = {name: tensor.clone() for name, tensor in state.items()}
-    for name in ("conv.weight", "norm.weight", "embed.weight", "attention.out_proj.weight", "dense.weight"):
+    for name in ("fc.bias", "conv.weight", "norm.weight", "embed.weight", "attention.out_proj.weight", "dense.weight"):
         tuned[name] *= 1.25
     tuned = change_weights(tuned, ["fc.weight"], share=0.2) | {"extra": torch.ones(1)}
     delta = export(state, tuned, modules_to_save=["head.bias"])
@@ -146,6 +183,7 @@ def test_what_cannot_be_carried_is_listed_and_left_out_on_request(tmp_path: Path
         to_shira(delta, tmp_path / "shira", model)
     message = str(refused.value)
     reasons = {
+        "fc.bias": "is the bias of Linear fc",
         "conv.weight": "is the weight of Conv2d conv",
         "norm.weight": "is the weight of LayerNorm norm",
         "embed.weight": "is the weight of Embedding embed",
@@ -243,6 +281,8 @@ def test_bases_that_do_not_fit(tmp_path: Path) -> None:
     delta = export({"0.weight": torch.zeros(3, 5)}, {"0.weight": torch.ones(3, 5)})
     with pytest.raises(ParameterMismatchError, match=r"0\.weight: \(3, 5\) does not fit the base's \(4, 4\)"):
         to_shira(delta, tmp_path / "shira", nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(NotCarriedError, match=r"0\.weight is no parameter of the base"):
+        to_shira(delta, tmp_path / "shira", nn.ModuleDict({"other": nn.Linear(2, 2)}))
     with pytest.raises(CheckpointError, match="no model folder of transformers"):
         to_shira(delta, tmp_path / "shira", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForNothing"]}))
