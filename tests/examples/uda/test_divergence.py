@@ -18,11 +18,11 @@ def data(tmp_path_factory):
 
 
 def test_a_diverged_cell_is_stored_without_scores(data, tmp_path):
-    cell = tiny_cell(tmp_path, method="baseline", encoder_lr=1e30)
+    cell = tiny_cell(tmp_path, method="baseline", encoder_lr=1e30, evaluate_every=6)
     stored = run(cell, data)
     assert cell.result() == stored
     assert (stored["status"], stored["seed"]) == ("diverged", 42)
-    assert 1 <= stored["iteration"] <= 2
+    assert 1 <= stored["iteration"] <= 3  # not only at the evaluation
     assert "is not finite after" in stored["error"]
     assert not {"last", "oracle", "curve"} & stored.keys()
     assert not list(cell.path.parent.glob("*.checkpoint"))
