@@ -94,9 +94,8 @@ def reproduce(
     console.print(f"{table}: {len(planned)} cells, {len(planned) - len(missing)} done before.")
     domains = sorted({name for cell in missing for name in cell.task})
     if data is None:
-        raise SettingsError(
-            "--data is missing: " + "\n".join(f"{get_domain(d).title}: {get_domain(d).download}" for d in domains)
-        )
+        wanted = [f"{get_domain(name).title}: {get_domain(name).download}" for name in domains]
+        raise SettingsError("\n".join(["--data is missing: the folder that holds", *wanted]))
     for name in domains:
         get_domain(name).check(data, list(get_domain(name).counts))
     _run(missing, data, loaders)

@@ -47,7 +47,7 @@ def markdown(table: Table, rows: Mapping[str, Sequence[Result]], command: str, *
     lines += _line(["row", "", *CLASSES, "mIoU", "DSP (M)"]) + _line(["---"] * (len(CLASSES) + 4))
     for label, results in rows.items():
         lines += _row(label, results, None if generated else table.paper[label])
-    lines += ["", *_line(["row", "start", "end", "best", "first loss", "last loss", "kept", "bytes", "hours"])]
+    lines += ["", *_line(["row", "start", "end", "best", "source loss, first", "last", "kept", "bytes", "hours"])]
     lines += _line(["---"] * 9)
     for label, results in rows.items():
         if results:
@@ -73,7 +73,7 @@ def _row(label: str, results: Sequence[Result], paper: Mapping[str, Any] | None)
 
 def _training(label: str, results: Sequence[Result]) -> list[str]:
     curves = [result["curve"] for result in results]
-    losses = [[sum(point["losses"].values()) for point in curve if point["losses"]] for curve in curves]
+    losses = [[point["losses"]["source"] for point in curve if point["losses"]] for curve in curves]
     first = _mean([values[0] if values else None for values in losses])
     last = _mean([values[-1] if values else None for values in losses])
     kept = _mean([None if curve[-1]["kept"] is None else 100 * curve[-1]["kept"] for curve in curves])

@@ -28,7 +28,7 @@ from examples.segmentation.tables import Table
 from examples.segmentation.training import train
 from rst.cli import main as rst_command
 
-LONG = {"RST-config1": 160, "CMKD+RST": 48}
+LONG = {"RST-config1": 120, "CMKD+RST": 32}
 """Iterations of the rows that must show learning."""
 
 SHORT = 4
@@ -75,8 +75,17 @@ def smoke_cells(table: Table, output: Path, *, rows: Sequence[str] | None = None
 
 def shrink(settings: Settings, iterations: int, checkpoint: Path) -> Settings:
     """Keep what a row is about; its length, sizes and rates are those of tiny networks, which learn in minutes."""
-    small = replace(
+    if settings.network == "mask2former":
+        network = {"weights": str(checkpoint), "encoder_lr": 5e-4, "head_lr": 5e-4, "clip_norm": 1.0}
+        threshold = (1e-5, 2e-3)
+    else:
+        network = {"network": "deeplabv2-tiny", "weights": "none", "encoder_lr": 3e-3, "head_lr": 1e-2}
+        threshold = (1e-3, 3e-2)
+    return replace(
         settings,
+        **network,
+        threshold=threshold,
+        project_every=max(1, iterations // 24),
         iterations=iterations,
         evaluate_every=max(1, iterations // 6),
         warm_up=min(settings.warm_up, iterations // 10),
@@ -84,17 +93,11 @@ def shrink(settings: Settings, iterations: int, checkpoint: Path) -> Settings:
         crop=SIZE[1],
         source_size=SIZE,
         target_size=SIZE,
-        project_every=max(1, iterations // 24),
         min_pixels=40,
         ignore_rows=(0, 0),
         ema_momentum=0.95,
         pseudo_threshold=0.8,
     )
-    if settings.network == "mask2former":
-        rates = {"encoder_lr": 5e-4, "head_lr": 5e-4, "clip_norm": 1.0, "threshold": (1e-5, 2e-3)}
-        return replace(small, weights=str(checkpoint), **rates)
-    rates = {"encoder_lr": 3e-3, "head_lr": 1e-2, "threshold": (1e-3, 3e-2)}
-    return replace(small, network="deeplabv2-tiny", weights="none", **rates)
 
 
 def pretrain(settings: Settings, output: Path, console: Console) -> None:

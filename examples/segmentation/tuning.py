@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Conv2d as LoraConv2d
 from torch import nn
 
 from cmkd import Student, freeze_batchnorm
@@ -31,10 +32,18 @@ def prepare(student: Student, tuning: Tuning, *, lora_rank: int) -> None:
         for name, parameter in student.encoder.named_parameters():
             parameter.requires_grad_(name.endswith("bias"))
     if tuning == "lora":
-        layers = [name for name, layer in student.encoder.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-        inject_adapter_in_model(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=layers), student.encoder)
+        _add_lora(student.encoder, lora_rank)
 
 
 def count_trained(student: Student) -> int:
     """Parameters that train: what a task must store (DSP, Sec. IV.A), unless RST keeps fewer."""
     return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+
+
+def _add_lora(encoder: nn.Module, rank: int) -> None:
+    layers = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), encoder)
+    for layer in encoder.modules():
+        if isinstance(layer, LoraConv2d):
+            for down in layer.lora_A.values():
+                down.dilation = layer.get_base_layer().dilation  # peft leaves it at 1
