@@ -1,7 +1,7 @@
 """The same encoder with every dense map as an `nn.Linear` that is called, where PEFT can put an adapter on it.
 
-A 1x1 convolution is a linear layer at each pixel, and PEFT's SHiRA takes linear layers alone. open_clip's attention pool
-reads the weights of its projections without calling them, so that an adapter on them would do nothing, in silence.
+A 1x1 convolution is a linear layer at each pixel, and PEFT's SHiRA takes linear layers alone. open_clip's attention
+pool reads the weights of its projections without calling them, so that an adapter on them would do nothing, in silence.
 """
 
 import torch
@@ -55,7 +55,12 @@ def call_dense_layers(encoder: nn.Module) -> list[str]:
 
     Returns:
         The names of all linear layers. What is left out is convolutions over several pixels, depthwise ones among them.
+
+    Raises:
+        ValueError: for an `nn.MultiheadAttention`, which does not call its projections either.
     """
+    if attention := [name for name, module in encoder.named_modules() if isinstance(module, nn.MultiheadAttention)]:
+        raise ValueError(f"{attention[0]} is an nn.MultiheadAttention: an adapter on its out_proj would do nothing")
     for name, module in list(encoder.named_modules()):
         if isinstance(module, AttentionPool2d):
             encoder.set_submodule(name, CalledAttentionPool(module))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from examples.peft_comparison.tuning import Adapter, BitFit, FullTuning, LinearProbe, SparseResidual, Tuning
 from examples.uda.cells import Cell, Task
@@ -48,7 +49,8 @@ class Plan:
 
     def cell(self, tuning: Tuning, rate: float, task: Task, seed: int, output: Path) -> Cell:
         """One run of a tuning at one learning rate; `seed` counts from 0."""
-        settings = replace(self.settings, **{tuning.rate: rate})
+        changes: dict[str, Any] = {tuning.rate: rate}
+        settings = replace(self.settings, **changes)
         if tuning.threshold is not None:
             settings = replace(settings, method="cmkd+rst", threshold=tuning.threshold)
         return Cell(TABLE, self.name, f"{tuning.label} lr={rate:g}", settings, task, FIRST_SEED + seed, output)
@@ -84,7 +86,7 @@ DIGITS = Plan(
         evaluate_every=50,
     ),
     tasks=(("M", "U"), ("U", "M")),
-    rates=(1e-3, 5e-3, 2.5e-2),
+    rates=(2e-4, 1e-3, 5e-3, 2.5e-2),
     thresholds=(1e-4, 3e-4, 1e-3),
 )
 

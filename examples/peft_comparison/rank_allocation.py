@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from torch import Tensor, nn
 
 from cmkd import DomainBatch, Objective, Phase, Student, TargetBatch
@@ -21,6 +21,12 @@ class RankAllocation(Objective):
         """Add to `objective`."""
         super().__init__()
         self.objective = objective
+        self.needs_strong_images = objective.needs_strong_images
+        self.needs_target_pass = objective.needs_target_pass
+
+    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+        """As the objective does."""
+        return self.objective.refresh_due(iteration, epoch=epoch, max_iterations=max_iterations)
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """As the objective does."""
@@ -30,15 +36,17 @@ class RankAllocation(Objective):
         """Add the orthogonality term, then, once the loop has stepped, allocate ranks (its gradients still stand)."""
         encoder = student.encoder
         assert isinstance(encoder, PeftModel)
-        weight = encoder.peft_config["default"].orth_reg_weight
+        tuner, config = encoder.base_model, encoder.peft_config["default"]
+        assert isinstance(tuner, AdaLoraModel)
+        assert isinstance(config, AdaLoraConfig)
         for phase in self.objective.phases(student, batch, iteration=iteration, max_iterations=max_iterations):
             term = orthogonality(encoder)
             yield replace(
                 phase,
-                total=phase.total + weight * term,
+                total=phase.total + config.orth_reg_weight * term,
                 terms={**phase.terms, "orthogonality": term.detach()},
             )
-            encoder.base_model.update_and_allocate(iteration + 1)
+            tuner.update_and_allocate(iteration + 1)  # type: ignore[no-untyped-call]
 
 
 def orthogonality(encoder: nn.Module) -> Tensor:

@@ -1,6 +1,7 @@
 """One run: the loop of `examples.uda`, CMKD as the objective, and a tuning that says what of the encoder trains."""
 
 import copy
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,25 @@ from examples.uda.domains import TaskData
 from examples.uda.methods import build_objective
 from examples.uda.prototypes import SOURCE_IMAGES, prototype_teacher
 from examples.uda.running import LIBRARIES, build_student, summarise
+from examples.uda.settings import Settings
 from examples.uda.training import train
 
 
 class Runner:
     """Runs the cells of one plan; the pretrained encoder and its teacher are made once a task."""
 
-    def __init__(self, plan: Plan, root: Path) -> None:
-        """Run `plan` on the data below `root`."""
+    def __init__(
+        self,
+        plan: Plan,
+        root: Path,
+        *,
+        load: Callable[[Settings, Sequence[str], Path], Backbone] = load_backbone,
+    ) -> None:
+        """Run `plan` on the data below `root`; `load` makes the backbone, as in `examples.uda.running`."""
         self.settings = plan.settings
         self.benchmark = get_benchmark(plan.settings.benchmark)
         self.root = root
+        self.load = load
         self.accelerator = Accelerator()
         self._pretrained: dict[Task, tuple[Backbone, nn.Module]] = {}
 
@@ -75,7 +84,7 @@ class Runner:
     def pretrained(self, task: Task) -> tuple[Backbone, nn.Module]:
         """The pretrained encoder, to be copied, and the teacher of a task: CLIP's own or App. E's prototypes."""
         if task not in self._pretrained:
-            backbone = load_backbone(self.settings, self.benchmark.class_names(), self.root)
+            backbone = self.load(self.settings, self.benchmark.class_names(), self.root)
             backbone.encoder.eval().to(self.accelerator.device)
             self._pretrained[task] = backbone, backbone.teacher or self._prototypes(backbone, task)
         return self._pretrained[task]

@@ -2,13 +2,15 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, ShiraConfig, get_peft_model
-from safetensors.torch import save_file
+from peft.utils.warning import PeftWarning
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmkd import Objective, Student, freeze_batchnorm
@@ -139,14 +141,15 @@ class Adapter(Tuning):
     def attach(self, student: Student, objective: Objective, *, iterations: int) -> Objective:
         """Wrap the encoder in a `PeftModel`."""
         layers = call_dense_layers(student.encoder)
-        student.encoder = get_peft_model(student.encoder, self.config(layers, iterations))  # type: ignore[arg-type]
+        student.encoder = get_peft_model(student.encoder, self.config(layers, iterations))
         freeze_batchnorm(student.encoder, affine=True)  # PEFT's AdaLoRA goes round the hooks of the encoder inside
         return RankAllocation(objective) if self.kind == "adalora" else objective
 
     def config(self, layers: list[str], iterations: int) -> PeftConfig:
         """PEFT's settings. AdaLoRA prunes from a tenth of the run on and is done after three quarters of it."""
         if self.kind == "shira":
-            torch.sparse.check_sparse_tensor_invariants.disable()  # PEFT's are sound; torch warns until told yes or no
+            # PEFT's positions are sound, and torch warns until it is told yes or no
+            torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
             return ShiraConfig(r=self.rank, random_seed=MASK_SEED, target_modules=layers)
         if self.kind == "lora":
             return LoraConfig(r=self.rank, lora_alpha=int(LORA_SCALE * self.rank), target_modules=layers)
@@ -164,15 +167,16 @@ class Adapter(Tuning):
     def store(self, student: Student, trainer: ResidualSparseTrainer | None, folder: Path) -> int:
         """Write PEFT's own folder, without the model card, and the head."""
         assert isinstance(student.encoder, PeftModel)
-        student.encoder.save_pretrained(str(folder), save_embedding_layers=False)
+        with warnings.catch_warnings():
+            # AdaLoRA may leave a layer no rank at all, which PEFT takes for a shard of a tensor
+            warnings.filterwarnings("ignore", ".*LoRA tensor.* have invalid shape", PeftWarning)
+            student.encoder.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink()
         return adapter_parameters(folder) + store_head(student, folder)
 
 
 def adapter_parameters(folder: Path) -> int:
     """Floating-point numbers in an adapter's file: SHiRA's positions are integers."""
-    from safetensors.torch import load_file
-
     tensors = load_file(folder / "adapter_model.safetensors")
     return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
@@ -193,6 +197,6 @@ def is_bias(name: str) -> bool:
     return name.endswith("bias")
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> None:
+def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
