@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.utils import flow_to_image
 
-from examples.optical_flow.evaluation import predict
+from examples.optical_flow.evaluation import digest, predict
 from examples.optical_flow.kitti import FlowPair
 from examples.optical_flow.moving_scenes import MovingScenes
 from examples.optical_flow.networks import load_network
@@ -107,6 +109,23 @@ def test_other_rows_run(label, data, tmp_path):
         cell_of(label, tmp_path, gamma=0.8).result()
 
 
+def test_rst_bias_is_bitfit_but_for_the_norm_that_is_clipped(data, tmp_path):
+    errors = {}
+    for clip in (1e9, 1e-6):  # Adam hides a clip to anything far above its epsilon
+        for label in ("BitFit", "RST-bias"):
+            result = run_cell(cell_of(label, tmp_path / str(clip), clip_norm=clip, steps=3), data)
+            errors[label, clip] = result["last"]["epe"]
+    assert errors["BitFit", 1e9] == pytest.approx(errors["RST-bias", 1e9], rel=1e-5)
+    assert errors["BitFit", 1e-6] != pytest.approx(errors["RST-bias", 1e-6], rel=3e-4)
+
+
+def test_the_digest_tells_one_bit():
+    flow = torch.zeros(2, 3, 4)
+    other = flow.clone()
+    other[1, 2, 3] = -0.0
+    assert digest([flow]) == digest([flow.clone()]) != digest([other])
+
+
 def test_odd_sizes_are_padded_below_and_beside():
     network = load_network("raft_tiny", None).eval()
     first, second, flow, valid = MovingScenes(height=43, width=61).scene(0)
@@ -117,8 +136,10 @@ def test_odd_sizes_are_padded_below_and_beside():
     assert torch.equal(predict(network, padded, updates=2)[:, :43, 1:62], found)
 
 
-def test_pictures_show_unknown_flow_in_black(tmp_path):
+def test_pictures_show_flow_by_the_colour_wheel_and_black_where_unknown(tmp_path):
     first, second, flow, valid = MovingScenes(height=16, width=24).scene(0)
+    valid |= flow.norm(dim=0) == flow.norm(dim=0).max()  # so that this one sets the scale
+    wheel = flow_to_image(flow).int()
     draw_prediction(FlowPair(first, second, flow, valid), torch.full_like(flow, 1e4), flow, tmp_path / "picture.png")
     image = Image.open(tmp_path / "picture.png")
     assert image.size == (24, 64)
@@ -126,3 +147,4 @@ def test_pictures_show_unknown_flow_in_black(tmp_path):
     for place in range(16 * 24):
         spot = place % 24, place // 24
         assert truth.getpixel(spot) == (after.getpixel(spot) if valid[spot[1], spot[0]] else (0, 0, 0))
+    assert (pil_to_tensor(after).int() - wheel).abs().max() <= 2
