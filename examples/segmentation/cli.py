@@ -1,9 +1,11 @@
 """The command line: list the tables, count parameters, check data, reproduce a table, report it."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -87,6 +89,7 @@ def reproduce(
     if smoke:
         from examples.segmentation.smoke import smoke_table
 
+        torch.set_num_threads(1)  # the networks are too small to share
         smoke_table(chosen, output / "smoke", console, rows=row)
         return
     planned = cells(chosen, output, rows=row, seeds=seeds)
@@ -150,9 +153,7 @@ def _run(missing: list[Cell], data: Path, loaders: int) -> None:
     with Progress(*columns, console=console) as progress:
         for cell in missing:
             bar = progress.add_task(cell.name, total=cell.settings.iterations)
-            result = run_cell(
-                cell, data, workers=loaders, advance=lambda done, bar=bar: progress.update(bar, completed=done)
-            )
+            result = run_cell(cell, data, workers=loaders, advance=partial(_advance, progress, bar))
             console.print(f"{cell.name}: mIoU {result['last']:.1f} %", highlight=False)
             progress.remove_task(bar)
 

@@ -28,12 +28,12 @@ from examples.segmentation.tables import Table
 from examples.segmentation.training import train
 from rst.cli import main as rst_command
 
-LONG = {"RST-config1": 120, "CMKD+RST": 32}
+LONG = {"RST-config1": 120, "RST-config2": 120, "CMKD+RST": 24}
 """Iterations of the rows that must show learning."""
 
 SHORT = 4
 
-PRETRAINING = 120
+PRETRAINING = 100
 """Iterations of the tiny Mask2Former on generated Cityscapes, labels and all: where App. L starts."""
 
 
@@ -77,14 +77,14 @@ def shrink(settings: Settings, iterations: int, checkpoint: Path) -> Settings:
     """Keep what a row is about; its length, sizes and rates are those of tiny networks, which learn in minutes."""
     if settings.network == "mask2former":
         network = {"weights": str(checkpoint), "encoder_lr": 5e-4, "head_lr": 5e-4, "clip_norm": 1.0}
-        threshold = (1e-5, 2e-3)
+        scale = 20
     else:
         network = {"network": "deeplabv2-tiny", "weights": "none", "encoder_lr": 3e-3, "head_lr": 1e-2}
-        threshold = (1e-3, 3e-2)
+        scale = 1
     return replace(
         settings,
         **network,
-        threshold=threshold,
+        threshold=(scale * settings.threshold[0], scale * settings.threshold[1]),
         project_every=max(1, iterations // 24),
         iterations=iterations,
         evaluate_every=max(1, iterations // 6),
