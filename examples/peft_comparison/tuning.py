@@ -19,8 +19,12 @@ from examples.peft_comparison.rank_allocation import RankAllocation
 from rst import ResidualSparseTrainer
 
 HEAD_FILE = "head.safetensors"
-LORA_SCALE = 4.0
-"""Of the low-rank product in LoRA and AdaLoRA at every rank: alpha = 4 r (PEFT's documentation has r 8, alpha 32)."""
+LORA_SCALE = 4
+"""Of LoRA's product at every rank: alpha = 4 r, as PEFT's documentation has with r 8 and alpha 32."""
+
+ADALORA_SCALE = 32
+"""Of AdaLoRA's. PEFT starts its A and B at 0.02, LoRA's A at 1 / sqrt(3 width), so that its first steps in SGD are
+about as large as LoRA's in layers of 128 to 512 channels. With LoRA's scale it did not leave the linear probe."""
 
 MASK_SEED = 0
 """Of SHiRA's random positions: the same in every run, as if published once."""
@@ -152,12 +156,12 @@ class Adapter(Tuning):
             torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
             return ShiraConfig(r=self.rank, random_seed=MASK_SEED, target_modules=layers)
         if self.kind == "lora":
-            return LoraConfig(r=self.rank, lora_alpha=int(LORA_SCALE * self.rank), target_modules=layers)
+            return LoraConfig(r=self.rank, lora_alpha=LORA_SCALE * self.rank, target_modules=layers)
         first = 2 * self.rank
         return AdaLoraConfig(
             init_r=first,
             target_r=self.rank,
-            lora_alpha=int(LORA_SCALE * first),
+            lora_alpha=ADALORA_SCALE * first,
             tinit=iterations // 10,
             tfinal=iterations // 4,
             total_step=iterations,
