@@ -23,6 +23,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axes, unit in zip(panels, ("parameters", "bytes"), strict=True):
         trained = [row for row in rows if row.parameters]
+        colours = mpl.colormaps["tab20"].colors
         for number, row in enumerate(trained):
             accuracy, spread = _point(row, tasks)
             axes.errorbar(
@@ -30,7 +31,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
                 accuracy,
                 yerr=spread,
                 fmt=MARKERS.get(row.label.split()[0], "*"),
-                color=f"C{number % 10}",
+                color=colours[number],
                 markeredgecolor="black",
                 capsize=3,
                 label=row.label,

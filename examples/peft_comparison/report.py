@@ -35,12 +35,12 @@ class Row:
     bytes: float
     choice: Choice | None
 
-    def average(self) -> tuple[float, float] | None:
-        """Mean over tasks and seeds, and standard deviation over seeds of the mean over tasks; None if incomplete."""
-        if any(len(values) != SEEDS for values in self.accuracy.values()):
-            return None
-        seeds = [mean(values) for values in zip(*self.accuracy.values(), strict=True)]
-        return mean(seeds), stdev(seeds)
+    def average(self) -> str:
+        """Mean over tasks, with the standard deviation over seeds of that mean; "-" if runs are missing."""
+        wanted = 1 if self.label == TEACHER else SEEDS
+        if any(len(values) != wanted for values in self.accuracy.values()):
+            return MISSING
+        return _mean_and_spread([mean(values) for values in zip(*self.accuracy.values(), strict=True)])
 
 
 def collect(plan: Plan, output: Path) -> list[Row]:
@@ -77,12 +77,11 @@ def markdown(plan: Plan, rows: Sequence[Row]) -> str:
     lines += _line(["tuning", *tasks, "mean", "parameters a task", "bytes a task"])
     lines += _line(["---", *["---:"] * (len(tasks) + 3)])
     for row in rows:
-        average = row.average()
         lines += _line(
             [
                 row.label,
                 *(_accuracy(row, task) for task in tasks),
-                MISSING if average is None else f"{average[0]:.1f} ± {average[1]:.1f}",
+                row.average(),
                 f"{row.parameters:,.0f}",
                 f"{row.bytes:,.0f}",
             ]
@@ -139,10 +138,12 @@ def _accuracy(row: Row, task: str) -> str:
         return f"{diverged} diverged"
     if not values:
         return MISSING
-    if row.label == TEACHER:
-        return f"{values[0]:.1f}"
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}" + ("" if len(values) == SEEDS else f" ({len(values)})")
+    missing = row.label != TEACHER and len(values) < SEEDS
+    return _mean_and_spread(values) + (f" ({len(values)})" if missing else "")
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def _score(choice: Choice, rate: float) -> str:

@@ -80,7 +80,7 @@ def test_table(finished):
     page = markdown(PLAN, collect(PLAN, finished))
     assert "| LoRA r=1 | 72.0 ± 2.0 | 81.0 ± 1.7 | 76.5 ± 1.8 | 1,000 | 4,000 |" in page
     assert "| BitFit | 80.0 ± 26.9 (2) | - | - | 1,000 | 4,000 |" in page
-    assert "| Teacher, zero-shot | 40.0 | 40.0 | - | 0 | 0 |" in page
+    assert "| Teacher, zero-shot | 40.0 | 40.0 | 40.0 | 0 | 0 |" in page
     assert "| LoRA r=1 | 0.500 | **1.500** |" in page
     assert "LoRA r=4" not in page
 
