@@ -1,0 +1,122 @@
+"""Deltas as the weight patches that inference engines apply in place, vLLM's sparse weight transfer first of all.
+
+A patch says of one checkpoint tensor which elements get which values. The attributes are those of vLLM's
+`SparseWeightPatch` (`name, indices, values, full_shape`); nothing of vLLM is imported, so that a trainer needs none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rst.base_lookup import check_fits, names_in_base
+from rst.checkpoints import Weights, open_checkpoint
+from rst.delta import SparseDelta
+from rst.errors import NotCarriedError
+from rst.exactness import bits
+from rst.fingerprint import digest
+from rst.parameter_delta import ParameterDelta, check_no_nan, gather
+from rst.validation import validate
+
+MOST_INDEXED = (1 << 31) - 1  # elements of a tensor whose positions int32 is sure to hold
+
+
+@dataclass(frozen=True, eq=False)
+class SparsePatch:
+    """Elements of one checkpoint tensor.
+
+    Attributes:
+        name: the tensor's name in the checkpoint.
+        indices: row-major positions, int32, shape (nnz,), sorted, unique, contiguous.
+        values: the elements' new values, in the checkpoint's floating dtype, shape (nnz,), contiguous, no NaN.
+        full_shape: the tensor's shape.
+    """
+
+    name: str
+    indices: Tensor
+    values: Tensor
+    full_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class DensePatch:
+    """One checkpoint tensor whole, where int32 cannot hold its positions.
+
+    Attributes:
+        name: the tensor's name in the checkpoint.
+        values: all elements, contiguous, in the tensor's shape.
+        full_shape: the tensor's shape.
+    """
+
+    name: str
+    values: Tensor
+    full_shape: tuple[int, ...]
+
+
+Patch = SparsePatch | DensePatch
+
+
+@dataclass(frozen=True, eq=False)
+class EnginePatches:
+    """A delta as patches.
+
+    Attributes:
+        patches: what makes the tuned weights of the base's.
+        reverting: what makes the base's of the tuned again: its values at the same positions, in the same order.
+    """
+
+    patches: Sequence[Patch]
+    reverting: Sequence[Patch]
+
+
+@torch.no_grad()
+def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
+    """Express a delta as patches of absolute values, with those that revert it.
+
+    Args:
+        delta: with any operation, of floating-point parameters.
+        base: the weights it was made from (see `rst.open_checkpoint`); read at the changed positions, whole for tensors
+            of more than 2^31 - 1 elements. Patches lie on its device.
+
+    Raises:
+        NotCarriedError: the delta stores tensors whole or changes integers; a patch has no place for them.
+        ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
+        WrongBaseError: the base's values are not those the delta was made from.
+        NonFiniteError: the base has NaN where the delta changes it.
+        DeltaFormatError: the delta is malformed.
+    """
+    if delta.dense:
+        raise NotCarriedError(f"{min(delta.dense)}: stored whole; send such tensors as dense weights")
+    validate(delta.parameters, "delta")
+    weights = open_checkpoint(base).named_as(delta)
+    patches, reverting = [], []
+    for name, change in delta.items():
+        if not change.dtype.is_floating_point:
+            raise NotCarriedError(f"{name}: patches have floating-point values, the delta has {change.dtype}")
+        for present in names_in_base(name, delta, weights):
+            check_fits(present, change, weights)
+            there, back = _pair(present, weights.original_names[present], change, weights[present].detach())
+            patches.append(there)
+            reverting.append(back)
+    return EnginePatches(patches, reverting)
+
+
+def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[Patch, Patch]:
+    change = change.to(base.device)
+    positions, flat = change.indices.long(), base.reshape(-1)
+    origin = gather(flat, positions)
+    change.check_touched(where, digest(origin))
+    target = change.tuned_values(origin)
+    check_no_nan(where, origin)
+    check_no_nan(where, target)
+    if change.numel > MOST_INDEXED:
+        tuned = flat.clone()
+        bits(tuned)[positions] = bits(target)
+        whole = base.clone(memory_format=torch.contiguous_format)
+        return DensePatch(name, tuned.view(change.shape), change.shape), DensePatch(name, whole, change.shape)
+    indices = change.indices.to(torch.int32).contiguous()
+    return (
+        SparsePatch(name, indices, target.contiguous(), change.shape),
+        SparsePatch(name, indices, origin, change.shape),
+    )

@@ -1,0 +1,52 @@
+"""Exact weight sync: a trainer publishes each step's change, followers apply it in place and hold the same bits.
+
+>>> from rst.sync import Follower, Publisher
+>>> publisher = Publisher(model, "/shared/chain", anchor_every=100)   # in the trainer
+>>> publisher.publish()                                               # after each optimizer step
+>>> follower = Follower(copy_of_the_model, "/shared/chain")           # where the model generates
+>>> follower.update()                                                 # now and then
+"""
+
+from rst.sync.chain import Link, Pointer, link_of, read_pointer
+from rst.sync.errors import (
+    ChainConflictError,
+    ChainDamageError,
+    ChainError,
+    ChainGapError,
+    ChainOrderError,
+    ChainStateError,
+)
+from rst.sync.follower import Follower
+from rst.sync.publisher import Published, Publisher
+from rst.sync.squashing import squash
+from rst.sync.state import fingerprint_state
+from rst.sync.store import FolderStore, FsspecStore, Store, open_store
+from rst.sync.verification import ChainReport, verify
+from rst.sync.version_folder import Version, read_version, write_version
+
+__all__ = [
+    "ChainConflictError",
+    "ChainDamageError",
+    "ChainError",
+    "ChainGapError",
+    "ChainOrderError",
+    "ChainReport",
+    "ChainStateError",
+    "FolderStore",
+    "Follower",
+    "FsspecStore",
+    "Link",
+    "Pointer",
+    "Published",
+    "Publisher",
+    "Store",
+    "Version",
+    "fingerprint_state",
+    "link_of",
+    "open_store",
+    "read_pointer",
+    "read_version",
+    "squash",
+    "verify",
+    "write_version",
+]

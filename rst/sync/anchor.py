@@ -1,0 +1,62 @@
+"""An anchor: all weights of one step, as a safetensors checkpoint that says in its header which state it is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from rst.atomic import atomic_write
+from rst.errors import DeltaFormatError
+from rst.records import to_json
+from rst.safetensors_reader import read_safetensors
+from rst.safetensors_writer import by_width, write_safetensors
+from rst.seal import BLANK, is_intact, seal
+from rst.sync.chain import HEADER_KEY, Link, anchor_name, read_link
+from rst.sync.errors import ChainDamageError
+from rst.sync.state import fingerprint_state
+from rst.sync.store import Store
+
+
+def write_anchor(store: Store, chain: str, step: int, state: str, weights: Mapping[str, Tensor]) -> int:
+    """Write all weights of a step, tensor by tensor; returns the file's bytes.
+
+    Raises:
+        CheckpointError: a dtype that safetensors lacks.
+    """
+    link = Link(chain, step, step, state, state)
+    specs = by_width({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()})
+    metadata = {"format": "pt", HEADER_KEY: to_json(asdict(link)), "digest": BLANK}
+
+    def write(path: Path) -> None:
+        with atomic_write(path) as temporary:
+            write_safetensors(temporary, specs, (weights[name].detach().cpu() for name in specs), metadata)
+            seal(temporary)
+
+    return store.put(anchor_name(step), write)
+
+
+def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
+    """Read all weights of a step into CPU memory, and check the file's digest and the state's fingerprint.
+
+    Raises:
+        ChainGapError: it is not there.
+        ChainDamageError: it is damaged, or not of this step.
+    """
+    name = anchor_name(step)
+    where = f"{store.location}/{name}"
+    with store.fetch(name) as path:
+        try:
+            contents = read_safetensors(str(path))
+        except DeltaFormatError as error:
+            raise ChainDamageError(f"anchor of step {step}: {error}") from error
+    if not is_intact(contents.data, contents.metadata.get("digest", "")):
+        raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
+    try:
+        link = read_link(json.loads(contents.metadata.get(HEADER_KEY, "null")), where)
+    except ValueError as error:
+        raise ChainDamageError(f"{where}: its header cannot be read ({error})") from error
+    if link.step != step or fingerprint_state(contents.arrays) != link.yields:
+        raise ChainDamageError(f"{where}: holds step {link.step} or weights that are not of state {link.yields}")
+    return contents.arrays, link

@@ -1,0 +1,189 @@
+"""How a chain lies in its store: a file for each step, anchors, and a pointer that is written last.
+
+- `delta-0000000007.safetensors`: what turns step 6 into step 7, a delta as `rst.serialization` writes it. Its header
+  (`config`, key "sync") names the chain, both steps, and the fingerprints of the state it applies to and yields.
+- `anchor-0000000100.safetensors`: all weights of step 100, see `rst.sync.anchor`. There is one of step 0.
+- `latest.json`: the pointer. A step is published once this names it; what is there beyond does not count.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rst.atomic import atomic_write
+from rst.delta import SparseDelta
+from rst.errors import DeltaFormatError
+from rst.fingerprint import digest_text
+from rst.records import to_json
+from rst.sync.errors import ChainDamageError
+from rst.sync.store import Store
+
+FORMAT, FORMAT_VERSION = "rst-sync", 1
+POINTER = "latest.json"
+HEADER_KEY = "sync"
+_DIGITS = 10
+_ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a delta's header says of its place in a chain.
+
+    Attributes:
+        chain: the chain's identity.
+        after: the step it applies to.
+        step: the step it yields.
+        applies_to: fingerprint of all weights before.
+        yields: fingerprint of all weights afterwards.
+    """
+
+    chain: str
+    after: int
+    step: int
+    applies_to: str
+    yields: str
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """How far a chain has been published.
+
+    Attributes:
+        chain: the chain's identity.
+        step: the last published step.
+        base: fingerprint of step 0.
+        anchor: the last step that has an anchor.
+        states: fingerprints of the steps from `anchor` to `step`, in order.
+    """
+
+    chain: str
+    step: int
+    base: str
+    anchor: int
+    states: tuple[str, ...] = field(repr=False)
+
+    @property
+    def state(self) -> str:
+        """Fingerprint of the last published step."""
+        return self.states[-1]
+
+    def step_of(self, state: str) -> int | None:
+        """The last step with this fingerprint, as far as the pointer knows them."""
+        known = {self.base: 0} | {found: self.anchor + number for number, found in enumerate(self.states)}
+        return known.get(state)
+
+    def expected(self, step: int) -> str | None:
+        """Fingerprint of a step; None if it lies before the last anchor."""
+        if step >= self.anchor:
+            return self.states[step - self.anchor]
+        return self.base if step == 0 else None
+
+    def advanced(self, state: str, *, anchored: bool) -> "Pointer":
+        """The pointer after one more step."""
+        step = self.step + 1
+        if anchored:
+            return Pointer(self.chain, step, self.base, step, (state,))
+        return Pointer(self.chain, step, self.base, self.anchor, (*self.states, state))
+
+
+def delta_name(step: int) -> str:
+    """File name of the delta that yields a step."""
+    return f"{_DELTA}{step:0{_DIGITS}d}{_SUFFIX}"
+
+
+def anchor_name(step: int) -> str:
+    """File name of a step's anchor."""
+    return f"{_ANCHOR}{step:0{_DIGITS}d}{_SUFFIX}"
+
+
+def step_of_name(name: str) -> int | None:
+    """The step of a delta's or an anchor's file; None for other names."""
+    kind = _ANCHOR if name.startswith(_ANCHOR) else _DELTA
+    digits = name.removeprefix(kind).removesuffix(_SUFFIX)
+    return int(digits) if digits.isdecimal() and name == f"{kind}{digits}{_SUFFIX}" else None
+
+
+def anchor_steps(store: Store, until: int) -> list[int]:
+    """Steps up to `until` that have an anchor, the last one first."""
+    steps = [step_of_name(name) for name in store.names() if name.startswith(_ANCHOR)]
+    return sorted((step for step in steps if step is not None and step <= until), reverse=True)
+
+
+def read_pointer(store: Store) -> Pointer:
+    """Read how far the chain has been published.
+
+    Raises:
+        ChainGapError: there is no chain.
+        ChainDamageError: the pointer is damaged, or of another version.
+    """
+    where = f"{store.location}/{POINTER}"
+    with store.fetch(POINTER) as path:
+        text = path.read_text(errors="replace")
+    try:
+        record = json.loads(text)
+        found, version = record.pop("digest"), record["format_version"]
+        if (record["format"], version) != (FORMAT, FORMAT_VERSION):
+            raise ChainDamageError(f"{where}: format version {version}; this library reads {FORMAT_VERSION}")
+        if found != digest_text(to_json(record)):
+            raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
+        states = tuple(map(str, record["states"]))
+        pointer = Pointer(record["chain"], int(record["step"]), record["base"], int(record["anchor"]), states)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ChainDamageError(f"{where}: not a chain's pointer ({type(error).__name__}: {error})") from error
+    if len(states) != pointer.step - pointer.anchor + 1:
+        raise ChainDamageError(f"{where}: {len(states)} states from step {pointer.anchor} to {pointer.step}")
+    return pointer
+
+
+def write_pointer(store: Store, pointer: Pointer) -> None:
+    """Publish: everything that the pointer names must be in the store."""
+    record: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(pointer)}
+    record["states"] = list(pointer.states)
+    text = to_json(record | {"digest": digest_text(to_json(record))})
+
+    def write(path: Any) -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text + "\n")
+
+    store.put(POINTER, write)
+
+
+def header(link: Link) -> dict[str, Any]:
+    """The configuration of a delta that carries its link."""
+    return {HEADER_KEY: asdict(link)}
+
+
+def link_of(delta: SparseDelta, source: str = "delta") -> Link:
+    """Read a delta's place in its chain. Raises `ChainDamageError`, naming `source`, if it says none."""
+    return read_link(delta.config.get(HEADER_KEY), source)
+
+
+def read_link(record: Any, source: str) -> Link:
+    """Read a link as `header` or an anchor wrote it. Raises `ChainDamageError`."""
+    if not isinstance(record, Mapping):
+        raise ChainDamageError(f"{source}: its header names no chain; was it written by a Publisher?")
+    try:
+        link = Link(**record)
+    except TypeError as error:
+        raise ChainDamageError(f"{source}: its header's link is malformed ({error})") from error
+    if not isinstance(link.after, int) or not isinstance(link.step, int) or not 0 <= link.after <= link.step:
+        raise ChainDamageError(f"{source}: its header's steps, from {link.after} to {link.step}, are malformed")
+    return link
+
+
+def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link]:
+    """Read and check the file of one step.
+
+    Raises:
+        ChainGapError: it is not there.
+        ChainDamageError: it is damaged.
+    """
+    name = delta_name(step)
+    where = f"{store.location}/{name}"
+    with store.fetch(name) as path:
+        try:
+            delta = SparseDelta.load(path)
+        except DeltaFormatError as error:
+            raise ChainDamageError(f"step {step}: {error}") from error
+    return delta, link_of(delta, where)

@@ -1,0 +1,187 @@
+"""The receiving side: a model that is brought, in place and bit for bit, to the last published step."""
+
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from rst.delta import SparseDelta
+from rst.sync.anchor import read_anchor
+from rst.sync.chain import Link, Pointer, anchor_steps, link_of, read_delta, read_pointer
+from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError, ChainStateError
+from rst.sync.live import Model, as_module, check_same_tensors, live_weights
+from rst.sync.state import sum_of_change, sum_of_state, to_text
+from rst.sync.store import Store, open_store
+
+
+class Follower:
+    """Follow a chain with a live model.
+
+    >>> follower = Follower(model, "/shared/chain")
+    >>> follower.update()
+    17
+
+    A step is checked in full before its first weight is written: the file's digest, its place in the chain, and that
+    the weights it meets and those it makes have the fingerprints of the chain. After any exception the model is bit for
+    bit at `step`. A step takes O(changed weights) besides reading the file; an anchor holds the model twice more while
+    it is applied.
+    """
+
+    def __init__(self, model: Model, store: str | os.PathLike[str] | Store) -> None:
+        """Take the model as it is; `update` finds out where in the chain it stands.
+
+        Args:
+            model: a module, on any device and in any memory format, or a state dict whose tensors are changed in place.
+                All parameters and persistent buffers belong to the chain; tied ones count once.
+            store: a folder, a URL for fsspec, or a `Store`.
+        """
+        self.store = open_store(store)
+        self._module = as_module(model)
+        self._sum = sum_of_state(self.weights)
+        self._chain: str | None = None
+        self._step: int | None = None
+
+    @classmethod
+    def from_anchor(cls, store: str | os.PathLike[str] | Store, step: int) -> "Follower":
+        """A follower of weights of its own, in CPU memory, at the step of an anchor. Raises as `read_anchor` does."""
+        weights, link = read_anchor(open_store(store), step)
+        follower = cls(weights, store)
+        follower._chain, follower._step = link.chain, link.step
+        return follower
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are followed, by canonical name, tied ones once."""
+        return live_weights(self._module)[0]
+
+    @property
+    def step(self) -> int | None:
+        """The step of the chain that the model is at; None if that is not known."""
+        return self._step
+
+    @property
+    def state(self) -> str:
+        """Fingerprint of the model, as this follower left it."""
+        return to_text(self._sum)
+
+    def update(self) -> int:
+        """Apply what has been published since, step by step, each all or nothing.
+
+        Where a file is missing or damaged, and for a model at no known step, it goes on from the nearest anchor, the
+        last one before the published step that is intact. Damage it reports with a warning.
+
+        Returns:
+            The step that the model is at now: the last published one.
+
+        Raises:
+            ChainGapError: there is no chain, or a file is missing and no later anchor is there.
+            ChainDamageError: a file is damaged and no later anchor is there.
+            ChainOrderError: a file is of another step or chain and no later anchor is there, or the chain went back.
+            ChainStateError: the model has been changed by somebody else, or the chain contradicts itself.
+            ParameterMismatchError: the model's names, shapes or dtypes are not those of the chain.
+        """
+        pointer = read_pointer(self.store)
+        if pointer.chain != self._chain:
+            self._chain, self._step = pointer.chain, pointer.step_of(self.state)
+        elif self._step is not None and pointer.step < self._step:
+            raise ChainOrderError(f"{self.store.location}: ends at step {pointer.step}, the model is at {self._step}")
+        while self._step is None or self._step < pointer.step:
+            self._step = self._advance(pointer, self._step)
+        if self.state != pointer.state:
+            raise ChainStateError(f"{self._where()} is {self.state}, the chain's is {pointer.state}")
+        return self._step
+
+    def apply(self, delta: SparseDelta) -> int:
+        """Apply one delta of the chain, such as `squash` makes of several, all or nothing; returns the step reached.
+
+        Raises:
+            ChainOrderError: it is of another chain, or does not apply to the step that the model is at.
+            ChainStateError: it applies to another state, or would yield another than it says. Nothing is written.
+            ParameterMismatchError: the model lacks a tensor, or has it in another shape or dtype.
+        """
+        link = link_of(delta)
+        if (link.chain, link.after) != (self._chain, self._step):
+            raise ChainOrderError(
+                f"the delta leads from step {link.after} to {link.step} of chain {link.chain}, "
+                f"{self._where()} of chain {self._chain}"
+            )
+        self._step = self._apply(delta, link)
+        return self._step
+
+    def verify(self) -> None:
+        """Read every weight and compare with the state that the follower should be in, in O(weights).
+
+        Raises:
+            ChainStateError: somebody else has changed the model.
+        """
+        found = to_text(sum_of_state(self.weights))
+        if found != self.state:
+            raise ChainStateError(f"{self._where()} is {found}, it was left as {self.state}")
+
+    def _advance(self, pointer: Pointer, step: int | None) -> int:
+        if step is None:
+            return self._catch_up(pointer, -1)
+        try:
+            delta, link = read_delta(self.store, step + 1)
+            if (link.chain, link.after, link.step) != (pointer.chain, step, step + 1):
+                raise ChainOrderError(
+                    f"{self.store.location}: where step {step + 1} should be there is step {link.step}, after "
+                    f"{link.after}, of chain {link.chain}"
+                )
+            if pointer.expected(link.step) not in (None, link.yields):
+                raise ChainStateError(f"step {link.step} yields {link.yields}, the chain says otherwise")
+            return self._apply(delta, link)
+        except (ChainGapError, ChainDamageError, ChainOrderError) as error:
+            try:
+                reached = self._catch_up(pointer, step)
+            except ChainError:
+                raise error from None
+            if not isinstance(error, ChainGapError):
+                warnings.warn(f"{error}; went on from the anchor of step {reached}", stacklevel=3)
+            return reached
+
+    def _apply(self, delta: SparseDelta, link: Link) -> int:
+        if link.applies_to != self.state:
+            raise ChainStateError(f"step {link.step} applies to {link.applies_to}, {self._where()} is {self.state}")
+        prepared = delta.prepare(self._module)
+        total = self._sum
+        for patch in prepared.patches:
+            change, device = delta[patch.spot.name], patch.spot.tensor.device
+            old, new = (torch.as_tensor(part, device=device) for part in (patch.old, patch.new))
+            total += sum_of_change(patch.spot.name, change.dtype, change.shape, change.indices, old, new)
+        if to_text(total) != link.yields:
+            raise ChainStateError(
+                f"step {link.step} should yield {link.yields} and would yield {to_text(total)}: the model was changed "
+                "where the step changes it; a new Follower starts from an anchor"
+            )
+        prepared.apply()
+        self._sum = total
+        return link.step
+
+    def _catch_up(self, pointer: Pointer, above: int) -> int:
+        """Load the last intact anchor that lies above a step."""
+        first: ChainError | None = None
+        for step in anchor_steps(self.store, pointer.step):
+            if step <= above:
+                break
+            try:
+                weights, link = read_anchor(self.store, step)
+                if link.chain != pointer.chain or pointer.expected(step) not in (None, link.yields):
+                    raise ChainOrderError(f"{self.store.location}: the anchor of step {step} is of another chain")
+            except ChainError as error:
+                first = first or error
+                continue
+            check_same_tensors(self.weights, weights, "the model")
+            SparseDelta({}, dense=weights, tied=live_weights(self._module)[1]).apply(self._module)
+            self._sum = int(link.yields, 16)
+            return step
+        raise first or ChainGapError(
+            f"{self.store.location}: no anchor between steps {above + 1} and {pointer.step}; a follower must start "
+            "from a model at one of the chain's steps"
+        )
+
+    def _where(self) -> str:
+        return (
+            "the model, at no step that the chain knows," if self._step is None else f"the model at step {self._step}"
+        )

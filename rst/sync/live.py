@@ -1,0 +1,43 @@
+"""The weights that take part in sync: all parameters and persistent buffers, tied ones once."""
+
+from collections.abc import Mapping, MutableMapping
+
+from torch import Tensor, nn
+
+from rst.checkpoints import Weights, open_checkpoint
+from rst.errors import ParameterMismatchError
+
+Model = nn.Module | MutableMapping[str, Tensor]
+
+
+def live_weights(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights by canonical name as they are now, sharing memory where `weights` holds tensors; and their ties.
+
+    Returns:
+        `(tensors, tied)`: `tied` maps other names of a tensor to the name it has in `tensors`.
+    """
+    checkpoint = open_checkpoint(weights)
+    own = {name: checkpoint[name].detach() for name in checkpoint if name not in checkpoint.tied}
+    return own, dict(checkpoint.tied)
+
+
+def as_module(model: Model) -> nn.Module:
+    """A module that has these weights: the model itself, or one whose buffers are a state dict's tensors."""
+    if isinstance(model, nn.Module):
+        return model
+    module = nn.Module()
+    module._buffers.update(model)  # register_buffer refuses names with dots
+    return module
+
+
+def check_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    """Raise `ParameterMismatchError` unless both have the same names, shapes and dtypes."""
+    if strangers := sorted(found.keys() ^ wanted.keys()):
+        lacks = "lacks" if strangers[0] in wanted else "has, besides those of the chain,"
+        raise ParameterMismatchError(f"{source}: {lacks} {strangers[0]} ({len(strangers)} such names)")
+    for name, tensor in wanted.items():
+        if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
+            raise ParameterMismatchError(
+                f"{source}: {name} is {found[name].dtype} {tuple(found[name].shape)}, "
+                f"in the chain {tensor.dtype} {tuple(tensor.shape)}"
+            )

@@ -1,0 +1,245 @@
+"""The sending side: after each optimizer step, what has changed since the last published one."""
+
+import os
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rst.base_weights import BaseWeights
+from rst.checkpoints import Weights
+from rst.config import BaseStorage
+from rst.delta import BaseIdentity, Encoding, SparseDelta
+from rst.difference import changed_positions
+from rst.errors import ConfigError, RSTError
+from rst.exactness import bits
+from rst.parameter_delta import Op, ParameterDelta, check_no_nan, check_real, gather
+from rst.sync.anchor import write_anchor
+from rst.sync.chain import Link, Pointer, anchor_steps, delta_name, header, read_pointer, write_pointer
+from rst.sync.errors import ChainConflictError, ChainError, ChainGapError, ChainOrderError
+from rst.sync.follower import Follower
+from rst.sync.live import check_same_tensors, live_weights
+from rst.sync.state import sum_of_change, sum_of_state, to_text
+from rst.sync.store import Store, open_store
+from rst.sync.sweeping import sweep
+
+
+@dataclass(frozen=True)
+class Published:
+    """A step that followers can have now.
+
+    Attributes:
+        step: its number.
+        state: fingerprint of all weights.
+        changed: weights that differ from the step before.
+        weights: weights in all.
+        delta_bytes: size of the delta; 0 where the step is an anchor alone.
+        anchor_bytes: size of the anchor; 0 where there is none.
+    """
+
+    step: int
+    state: str
+    changed: int
+    weights: int
+    delta_bytes: int
+    anchor_bytes: int
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One tensor's changed weights: the change to store, and the values to keep."""
+
+    change: ParameterDelta
+    positions: Tensor
+    target: Tensor
+    gain: int
+
+
+class Publisher:
+    """Publish a model's weights as a chain.
+
+    >>> publisher = Publisher(model, "/shared/chain", anchor_every=100)
+    >>> for batch in batches:
+    ...     train_step(batch)
+    ...     publisher.publish()
+
+    It keeps one copy of the weights as they were last published: beside them, in CPU memory, or in a mapped file that
+    the system may drop from memory. Changes are found tensor by tensor on the weights' own device. A chain has one
+    publisher at a time; one that was killed, at any point, is replaced by a new one on the same store: what was
+    published stays, and the first `publish` brings followers from there to the model as it is then.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        store: str | os.PathLike[str] | Store,
+        *,
+        anchor_every: int = 100,
+        op: Op = "step",
+        encoding: Encoding = "packed",
+        base_storage: BaseStorage = "device",
+    ) -> None:
+        """Start a chain whose step 0 are these weights, or go on with the one that is in the store.
+
+        A chain whose published weights cannot be read any more, or have other names, shapes or dtypes, goes on with an
+        anchor at the next `publish`, with a warning.
+
+        Args:
+            weights: a module, a state dict, or anything `rst.open_checkpoint` takes. Its tensors are read at each
+                `publish`; all parameters and persistent buffers belong to the chain, tied ones once.
+            store: a folder, a URL for fsspec, or a `Store`.
+            anchor_every: all weights are stored at each step that this divides.
+            op: "step" (smallest in 16 bits), "replace" (absolute values) or "add" (residuals). All are exact.
+            encoding: of the deltas, as `SparseDelta.save` takes it.
+            base_storage: where the copy is kept: "device", "cpu" or "mmap".
+
+        Raises:
+            ConfigError: `anchor_every` is below 1.
+            ChainDamageError: the chain's pointer is damaged.
+            ParameterMismatchError: a complex tensor.
+            NonFiniteError: a weight is NaN.
+        """
+        if anchor_every < 1:
+            raise ConfigError(f"anchor_every={anchor_every}: must be at least 1")
+        self.store = open_store(store)
+        self._weights, self._anchor_every, self._op, self._encoding = weights, anchor_every, op, encoding
+        live = self._live()
+        for name, weight in live.items():
+            check_real(name, weight)
+            check_no_nan(name, weight)
+        self._sum = sum_of_state(live)
+        pointer = sweep(self.store)
+        self._mismatched = False
+        if pointer is None:
+            self._pointer = self._start(live)
+        else:
+            self._pointer = pointer
+            live = self._last_published(live)
+        self._shapes = {name: weight.to("meta") for name, weight in live.items()}
+        self._copy = BaseWeights({name: weight.reshape(-1) for name, weight in live.items()}, base_storage)
+
+    @property
+    def step(self) -> int:
+        """The last published step."""
+        return self._pointer.step
+
+    @property
+    def state(self) -> str:
+        """Fingerprint of the last published step."""
+        return self._pointer.state
+
+    def publish(self, step: int | None = None) -> Published:
+        """Publish the weights as they are now; nothing may write to them meanwhile.
+
+        Args:
+            step: the number it must get, to be sure that trainer and chain agree; None takes the next.
+
+        Raises:
+            ChainOrderError: `step` is not the next.
+            ChainConflictError: another publisher has moved the chain.
+            NonFiniteError: a weight is NaN.
+            ParameterMismatchError: names, shapes or dtypes changed since the publisher was made.
+            OSError: the store cannot be written. In all these cases nothing is published.
+        """
+        following = self._pointer.step + 1
+        if step not in (None, following):
+            raise ChainOrderError(f"step {step}: the next step of {self.store.location} is {following}")
+        if read_pointer(self.store) != self._pointer:
+            raise ChainConflictError(
+                f"{self.store.location}: no longer ends at step {self._pointer.step} as this publisher left it; "
+                "a new Publisher goes on from what is there"
+            )
+        live = self._live()
+        check_same_tensors(live, self._shapes, "the weights")
+        return self._publish_anchor(live) if self._mismatched else self._publish_delta(live)
+
+    def _publish_delta(self, live: Mapping[str, Tensor]) -> Published:
+        changes = {name: found for name, weight in live.items() if (found := self._compare(name, weight))}
+        total = self._sum + sum(found.gain for found in changes.values())
+        last, state, count = self._pointer, to_text(total), sum(weight.numel() for weight in live.values())
+        link = Link(last.chain, last.step, last.step + 1, last.state, state)
+        delta = SparseDelta(
+            {name: found.change for name, found in changes.items()},
+            tied={alias: owner for alias, owner in live_weights(self._weights)[1].items() if owner in changes},
+            base=BaseIdentity(weights=count),
+            config=header(link),
+        )
+        delta_bytes = self.store.put(delta_name(link.step), lambda path: delta.save(path, self._encoding))
+        anchored = link.step % self._anchor_every == 0
+        anchor_bytes = write_anchor(self.store, last.chain, link.step, state, live) if anchored else 0
+        self._move(last.advanced(state, anchored=anchored), total)
+        for name, found in changes.items():
+            copy = bits(self._copy[name])
+            copy[found.positions.to(copy.device)] = bits(found.target).to(copy.device)
+        return Published(link.step, state, delta.nnz, count, delta_bytes, anchor_bytes)
+
+    def _publish_anchor(self, live: Mapping[str, Tensor]) -> Published:
+        """Go on with a chain whose last state is not at hand."""
+        for name, weight in live.items():
+            check_no_nan(name, weight)
+        total, last = sum_of_state(live), self._pointer
+        size = write_anchor(self.store, last.chain, last.step + 1, to_text(total), live)
+        self._move(last.advanced(to_text(total), anchored=True), total)
+        for name, weight in live.items():
+            self._copy[name].copy_(weight.reshape(-1))
+        self._mismatched = False
+        count = sum(weight.numel() for weight in live.values())
+        return Published(self.step, self.state, count, count, 0, size)
+
+    def _move(self, pointer: Pointer, total: int) -> None:
+        """Publish; what follows only brings the publisher's own copy up to date."""
+        write_pointer(self.store, pointer)
+        self._pointer, self._sum = pointer, total
+
+    @torch.no_grad()
+    def _compare(self, name: str, weight: Tensor) -> _Change | None:
+        flat = weight.reshape(-1)
+        before = self._copy.bring(name, flat)
+        positions = changed_positions(before, flat)[0]
+        if not positions.numel():
+            return None
+        origin, target = gather(before, positions), gather(flat, positions)
+        check_no_nan(name, target)
+        gain = sum_of_change(name, weight.dtype, tuple(weight.shape), positions, origin, target)
+        change = ParameterDelta.at(positions, origin, target, weight.shape, None, self._op)
+        return _Change(change, positions, target, gain)
+
+    def _live(self) -> dict[str, Tensor]:
+        return live_weights(self._weights)[0]
+
+    def _start(self, live: Mapping[str, Tensor]) -> Pointer:
+        chain, state = uuid.uuid4().hex, to_text(self._sum)
+        write_anchor(self.store, chain, 0, state, live)
+        pointer = Pointer(chain, 0, state, 0, (state,))
+        write_pointer(self.store, pointer)
+        return pointer
+
+    def _last_published(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the chain's last step; the model's own, with a mark, where those are not to be had."""
+        if to_text(self._sum) == self._pointer.state:
+            return live
+        try:
+            published = _replay(self.store, self._pointer)
+            check_same_tensors(live, published, "the weights")
+        except RSTError as error:
+            warnings.warn(f"{error}; the next step of {self.store.location} is an anchor", stacklevel=3)
+            self._mismatched = True
+            return live
+        self._sum = int(self._pointer.state, 16)
+        return {name: weight.to(live[name].device) for name, weight in published.items()}
+
+
+def _replay(store: Store, pointer: Pointer) -> dict[str, Tensor]:
+    """All weights of the last published step, from the last intact anchor and the deltas after it."""
+    damage: RSTError | None = None
+    for step in anchor_steps(store, pointer.step):
+        try:
+            follower = Follower.from_anchor(store, step)
+            follower.update()
+            return follower.weights
+        except ChainError as error:
+            damage = damage or error
+    raise damage or ChainGapError(f"{store.location}: has no anchor")

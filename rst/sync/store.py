@@ -1,0 +1,125 @@
+"""Where a chain lies: a folder, or any store that fsspec knows."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from rst.errors import ConfigError
+from rst.sync.errors import ChainGapError
+
+Writer = Callable[[Path], object]
+
+
+class Store(Protocol):
+    """Files by plain name, each of which is there whole or not at all."""
+
+    location: str
+
+    def names(self) -> list[str]:
+        """Names of the files there, in no order; a store that is not there yet has none."""
+
+    def put(self, name: str, write: Writer) -> int:
+        """Make a file out of what `write(path)` writes atomically, replacing one that is there; returns its bytes."""
+
+    def fetch(self, name: str) -> AbstractContextManager[Path]:
+        """A context: a local path with the file's contents. Raises `ChainGapError` if it is not there."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file; without one nothing happens."""
+
+
+class FolderStore:
+    """A folder, local or mounted: files appear by rename, after fsync."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Use `folder`, which the first file put there creates."""
+        self.folder = Path(folder)
+        self.location = str(folder)
+
+    def names(self) -> list[str]:
+        """Names of the files there."""
+        return [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
+
+    def put(self, name: str, write: Writer) -> int:
+        """Make a file; see `Store.put`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write(self.folder / name)
+        return (self.folder / name).stat().st_size
+
+    @contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """The file itself."""
+        path = self.folder / name
+        if not path.is_file():
+            raise ChainGapError(f"{path}: no such file")
+        yield path
+
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        (self.folder / name).unlink(missing_ok=True)
+
+
+class FsspecStore:
+    """A path of a filesystem of fsspec: files are written locally, then uploaded under their own name.
+
+    An upload may be seen half done where the store does not replace objects at once (S3 and its kin do). The chain's
+    pointer goes last and names no file before it is whole, and its digest tells a torn pointer from a whole one.
+    """
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        """Use `path` of an `fsspec.AbstractFileSystem`."""
+        self.filesystem, self.path = filesystem, path.rstrip("/")
+        self.location = str(filesystem.unstrip_protocol(self.path))
+
+    def names(self) -> list[str]:
+        """Names of the files there, asked for anew."""
+        self.filesystem.invalidate_cache(self.path)
+        try:
+            return [entry.rpartition("/")[2] for entry in self.filesystem.ls(self.path, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def put(self, name: str, write: Writer) -> int:
+        """Upload a file; see `Store.put`."""
+        self.filesystem.makedirs(self.path, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="rst-sync-") as folder:
+            local = Path(folder) / name
+            write(local)
+            self.filesystem.put_file(str(local), f"{self.path}/{name}")
+            return local.stat().st_size
+
+    @contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """Download to a temporary file."""
+        with tempfile.TemporaryDirectory(prefix="rst-sync-") as folder:
+            local = Path(folder) / name
+            try:
+                self.filesystem.get_file(f"{self.path}/{name}", str(local))
+            except FileNotFoundError as error:
+                raise ChainGapError(f"{self.location}/{name}: no such file") from error
+            yield local
+
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        if self.filesystem.exists(f"{self.path}/{name}"):
+            self.filesystem.rm_file(f"{self.path}/{name}")
+
+
+def open_store(location: "str | os.PathLike[str] | Store") -> Store:
+    """Open a store: a folder's path, a URL such as `s3://bucket/chain` (needs fsspec), or a store as it is.
+
+    Raises:
+        ConfigError: a URL, and fsspec or the package for its protocol is not installed.
+    """
+    if not isinstance(location, (str, os.PathLike)):
+        return location
+    if "://" not in os.fspath(location):
+        return FolderStore(location)
+    try:
+        return FsspecStore(*import_module("fsspec.core").url_to_fs(os.fspath(location)))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{location}: a URL needs fsspec with support for its protocol ({error})") from error

@@ -1,0 +1,73 @@
+"""A whole chain read from its first anchor to its last step, every file and every state checked."""
+
+import os
+from dataclasses import dataclass
+
+from rst.sync.chain import anchor_steps, delta_name, read_delta, read_pointer
+from rst.sync.errors import ChainGapError, ChainStateError
+from rst.sync.follower import Follower
+from rst.sync.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class ChainReport:
+    """What was found intact.
+
+    Attributes:
+        chain: the chain's identity.
+        first: the step of the anchor that the check began with; earlier steps are not there any more.
+        step: the last published step.
+        state: its fingerprint.
+        anchors: steps with an anchor, in order.
+        deltas: how many deltas were applied.
+        changed: weights they change, summed.
+        weights: weights of the model.
+    """
+
+    chain: str
+    first: int
+    step: int
+    state: str
+    anchors: tuple[int, ...]
+    deltas: int
+    changed: int
+    weights: int
+
+
+def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
+    """Replay a chain in CPU memory and check all of it: digests, order, and the state after each step.
+
+    Every step must have its delta or its anchor. Where it has both, they must agree bit for bit.
+
+    Raises:
+        ChainGapError: there is no chain, no anchor, or neither delta nor anchor of a step.
+        ChainDamageError: a file is damaged.
+        ChainOrderError: a file is of another step or chain.
+        ChainStateError: a step does not yield the state that it names.
+    """
+    store = open_store(store)
+    pointer = read_pointer(store)
+    anchors = sorted(anchor_steps(store, pointer.step))
+    names = set(store.names())
+    if not anchors:
+        raise ChainGapError(f"{store.location}: has no anchor")
+    replay = Follower.from_anchor(store, anchors[0])
+    deltas = changed = 0
+    for step in range(anchors[0], pointer.step + 1):
+        if step > anchors[0] and delta_name(step) in names:
+            delta, _ = read_delta(store, step)
+            replay.apply(delta)
+            deltas, changed = deltas + 1, changed + delta.nnz
+        elif step not in anchors:
+            raise ChainGapError(f"{store.location}: step {step} has neither a delta nor an anchor")
+        if step in anchors:
+            replay.verify()
+            anchored = Follower.from_anchor(store, step)
+            if delta_name(step) in names and step > anchors[0] and anchored.state != replay.state:
+                raise ChainStateError(f"step {step}: the delta yields {replay.state}, the anchor is {anchored.state}")
+            replay = anchored
+        if pointer.expected(step) not in (None, replay.state):
+            raise ChainStateError(f"step {step} is {replay.state}, the chain's pointer says {pointer.expected(step)}")
+    replay.verify()
+    weights = sum(weight.numel() for weight in replay.weights.values())
+    return ChainReport(pointer.chain, anchors[0], pointer.step, pointer.state, tuple(anchors), deltas, changed, weights)
