@@ -1,4 +1,5 @@
-"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`, `rst combine`.
+"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`, `rst combine`,
+`rst sync`.
 
 Commands import torch inside their bodies, so that `rst --help` answers at once.
 """
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rst.cli import combine, convert, export, inspect, merge, verify
+from rst.cli import combine, convert, export, inspect, merge, sync, verify
 from rst.cli.console import print_error
 from rst.errors import RSTError
 from rst.version import __version__
@@ -25,6 +26,7 @@ app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=verify.EXAMPLE)(verify.verify)
 app.command(epilog=convert.EXAMPLE)(convert.convert)
 app.command(epilog=combine.EXAMPLE, cls=combine.WeightsInARow)(combine.combine)
+app.add_typer(sync.app, name="sync")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

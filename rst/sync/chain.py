@@ -23,6 +23,7 @@ FORMAT, FORMAT_VERSION = "rst-sync", 1
 POINTER = "latest.json"
 HEADER_KEY = "sync"
 _DIGITS = 10
+_STATES_KEPT = 256  # 5 kB, rewritten with each step
 _ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
 
 
@@ -53,14 +54,12 @@ class Pointer:
         chain: the chain's identity.
         step: the last published step.
         base: fingerprint of step 0.
-        anchor: the last step that has an anchor.
-        states: fingerprints of the steps from `anchor` to `step`, in order.
+        states: fingerprints of the last 256 steps up to `step`, or of all if there are fewer.
     """
 
     chain: str
     step: int
     base: str
-    anchor: int
     states: tuple[str, ...] = field(repr=False)
 
     @property
@@ -70,21 +69,22 @@ class Pointer:
 
     def step_of(self, state: str) -> int | None:
         """The last step with this fingerprint, as far as the pointer knows them."""
-        known = {self.base: 0} | {found: self.anchor + number for number, found in enumerate(self.states)}
+        known = {self.base: 0} | {found: self._first + number for number, found in enumerate(self.states)}
         return known.get(state)
 
     def expected(self, step: int) -> str | None:
-        """Fingerprint of a step; None if it lies before the last anchor."""
-        if step >= self.anchor:
-            return self.states[step - self.anchor]
+        """Fingerprint of a step; None if the pointer does not know it any more."""
+        if step >= self._first:
+            return self.states[step - self._first]
         return self.base if step == 0 else None
 
-    def advanced(self, state: str, *, anchored: bool) -> "Pointer":
+    def advanced(self, state: str) -> "Pointer":
         """The pointer after one more step."""
-        step = self.step + 1
-        if anchored:
-            return Pointer(self.chain, step, self.base, step, (state,))
-        return Pointer(self.chain, step, self.base, self.anchor, (*self.states, state))
+        return Pointer(self.chain, self.step + 1, self.base, (*self.states, state)[-_STATES_KEPT:])
+
+    @property
+    def _first(self) -> int:
+        return self.step - len(self.states) + 1
 
 
 def delta_name(step: int) -> str:
@@ -128,11 +128,11 @@ def read_pointer(store: Store) -> Pointer:
         if found != digest_text(to_json(record)):
             raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
         states = tuple(map(str, record["states"]))
-        pointer = Pointer(record["chain"], int(record["step"]), record["base"], int(record["anchor"]), states)
+        pointer = Pointer(record["chain"], int(record["step"]), record["base"], states)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainDamageError(f"{where}: not a chain's pointer ({type(error).__name__}: {error})") from error
-    if len(states) != pointer.step - pointer.anchor + 1:
-        raise ChainDamageError(f"{where}: {len(states)} states from step {pointer.anchor} to {pointer.step}")
+    if not 0 < len(states) <= pointer.step + 1:
+        raise ChainDamageError(f"{where}: {len(states)} states of {pointer.step + 1} steps")
     return pointer
 
 

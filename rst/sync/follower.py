@@ -50,6 +50,17 @@ class Follower:
         follower._chain, follower._step = link.chain, link.step
         return follower
 
+    @classmethod
+    def from_last_anchor(cls, store: str | os.PathLike[str] | Store, until: int) -> "Follower":
+        """As `from_anchor`, at the last intact anchor up to a step. Raises `ChainError` if there is none."""
+        store, damage = open_store(store), None
+        for step in anchor_steps(store, until):
+            try:
+                return cls.from_anchor(store, step)
+            except ChainError as error:
+                damage = damage or error
+        raise damage or ChainGapError(f"{store.location}: has no anchor")
+
     @property
     def weights(self) -> dict[str, Tensor]:
         """The weights that are followed, by canonical name, tied ones once."""

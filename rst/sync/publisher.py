@@ -18,8 +18,8 @@ from rst.errors import ConfigError, RSTError
 from rst.exactness import bits
 from rst.parameter_delta import Op, ParameterDelta, check_no_nan, check_real, gather
 from rst.sync.anchor import write_anchor
-from rst.sync.chain import Link, Pointer, anchor_steps, delta_name, header, read_pointer, write_pointer
-from rst.sync.errors import ChainConflictError, ChainError, ChainGapError, ChainOrderError
+from rst.sync.chain import Link, Pointer, delta_name, header, read_pointer, write_pointer
+from rst.sync.errors import ChainConflictError, ChainOrderError
 from rst.sync.follower import Follower
 from rst.sync.live import check_same_tensors, live_weights
 from rst.sync.state import sum_of_change, sum_of_state, to_text
@@ -170,7 +170,7 @@ class Publisher:
         delta_bytes = self.store.put(delta_name(link.step), lambda path: delta.save(path, self._encoding))
         anchored = link.step % self._anchor_every == 0
         anchor_bytes = write_anchor(self.store, last.chain, link.step, state, live) if anchored else 0
-        self._move(last.advanced(state, anchored=anchored), total)
+        self._move(last.advanced(state), total)
         for name, found in changes.items():
             copy = bits(self._copy[name])
             copy[found.positions.to(copy.device)] = bits(found.target).to(copy.device)
@@ -182,7 +182,7 @@ class Publisher:
             check_no_nan(name, weight)
         total, last = sum_of_state(live), self._pointer
         size = write_anchor(self.store, last.chain, last.step + 1, to_text(total), live)
-        self._move(last.advanced(to_text(total), anchored=True), total)
+        self._move(last.advanced(to_text(total)), total)
         for name, weight in live.items():
             self._copy[name].copy_(weight.reshape(-1))
         self._mismatched = False
@@ -213,7 +213,7 @@ class Publisher:
     def _start(self, live: Mapping[str, Tensor]) -> Pointer:
         chain, state = uuid.uuid4().hex, to_text(self._sum)
         write_anchor(self.store, chain, 0, state, live)
-        pointer = Pointer(chain, 0, state, 0, (state,))
+        pointer = Pointer(chain, 0, state, (state,))
         write_pointer(self.store, pointer)
         return pointer
 
@@ -234,12 +234,6 @@ class Publisher:
 
 def _replay(store: Store, pointer: Pointer) -> dict[str, Tensor]:
     """All weights of the last published step, from the last intact anchor and the deltas after it."""
-    damage: RSTError | None = None
-    for step in anchor_steps(store, pointer.step):
-        try:
-            follower = Follower.from_anchor(store, step)
-            follower.update()
-            return follower.weights
-        except ChainError as error:
-            damage = damage or error
-    raise damage or ChainGapError(f"{store.location}: has no anchor")
+    follower = Follower.from_last_anchor(store, pointer.step)
+    follower.update()
+    return follower.weights

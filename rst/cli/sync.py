@@ -1,0 +1,102 @@
+"""`rst sync`: checkpoints as steps of a chain that others follow."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rst.cli.console import human_size, print_json
+from rst.cli.convert import Operation
+from rst.cli.output_paths import OutputError, check_output
+
+if TYPE_CHECKING:
+    from rst.sync import Publisher
+
+PUBLISH_EXAMPLE = "Example: [bold]rst sync publish /shared/chain checkpoint-300/[/bold]"
+FOLLOW_EXAMPLE = "Example: [bold]rst sync follow /shared/chain --into model.safetensors[/bold]"
+VERIFY_EXAMPLE = "Example: [bold]rst sync verify s3://bucket/chain --json[/bold]"
+
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The chain's folder, or a URL that fsspec knows.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Exact weight sync by a chain of deltas.")
+
+
+@app.command(epilog=PUBLISH_EXAMPLE)
+def publish(
+    store: Store,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Weights: checkpoint, shard index or model folder.")
+    ],
+    anchor_every: Annotated[int, typer.Option(min=1, help="Store all weights at each step that this divides.")] = 100,
+    operation: Annotated[
+        Operation, typer.Option("--op", help="add: residuals; replace: new values; step: integers, smallest in bf16.")
+    ] = Operation.STEP,
+    as_json: AsJson = False,
+) -> None:
+    """Publish CHECKPOINT as the chain's next step, or as its step 0 where STORE is empty."""
+    from rst.sync import Publisher, open_store
+    from rst.sync.chain import POINTER
+
+    place = open_store(store)
+    begun = POINTER in place.names()
+    publisher = Publisher(checkpoint, place, anchor_every=anchor_every, op=operation.value, base_storage="mmap")
+    if begun:
+        _publish_next(publisher, as_json)
+        return
+    record = {"store": store, "step": 0, "state": publisher.state, "changed": 0, "delta_bytes": 0}
+    if as_json:
+        print_json(record | {"anchored": True})
+        return
+    print(f"{store}: a new chain, step 0 is {publisher.state}")
+
+
+def _publish_next(publisher: "Publisher", as_json: bool) -> None:
+    done = publisher.publish()
+    if as_json:
+        record = {"store": publisher.store.location, "step": done.step, "state": done.state, "changed": done.changed}
+        print_json(record | {"delta_bytes": done.delta_bytes, "anchored": done.anchor_bytes > 0})
+        return
+    anchored = f", anchor of {human_size(done.anchor_bytes)}" if done.anchor_bytes else ""
+    print(f"{publisher.store.location}: step {done.step} is {done.state}")
+    print(f"{done.changed:,} of {done.weights:,} weights changed, {human_size(done.delta_bytes)}{anchored}")
+
+
+@app.command(epilog=FOLLOW_EXAMPLE)
+def follow(
+    store: Store,
+    into: Annotated[
+        Path, typer.Option("--into", help="A .safetensors file to bring up to date; written anew if missing.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Bring the file --into to the chain's last step, in one atomic write; its weights are held in memory."""
+    from rst.sync.checkpoint_follower import follow_into
+
+    if into.suffix != ".safetensors":
+        raise OutputError(f"{into}: name a .safetensors file")
+    if not into.exists():
+        check_output(into, [], force=False)
+    came_from, step, state = follow_into(into, store)
+    if as_json:
+        print_json({"store": store, "into": str(into), "from_step": came_from, "step": step, "state": state})
+        return
+    print(f"{into}: step {step} is {state}, from {'an anchor' if came_from is None else f'step {came_from}'}")
+
+
+@app.command(epilog=VERIFY_EXAMPLE)
+def verify(store: Store, as_json: AsJson = False) -> None:
+    """Replay a chain in memory and check every file, its place, and the state after each step."""
+    from dataclasses import asdict
+
+    from rst.sync import verify as verify_chain
+
+    report = verify_chain(store)
+    if as_json:
+        print_json({"ok": True, "store": store, **asdict(report), "anchors": list(report.anchors)})
+        return
+    print(f"{store}: intact from step {report.first} to {report.step}, which is {report.state}")
+    print(
+        f"{report.deltas:,} deltas, {len(report.anchors):,} anchors, "
+        f"{report.changed:,} changes of {report.weights:,} weights"
+    )

@@ -1,0 +1,54 @@
+"""A safetensors file that follows a chain: read, brought up to date in memory, replaced in one atomic write."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from rst.atomic import atomic_write
+from rst.checkpoints import open_checkpoint
+from rst.safetensors_writer import by_width, write_safetensors
+from rst.sync.chain import read_pointer
+from rst.sync.follower import Follower
+from rst.sync.store import Store, open_store
+
+
+def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | Store) -> tuple[int | None, int, str]:
+    """Bring a file to the last published step. A killed process leaves the old file or the new one.
+
+    Args:
+        path: a `.safetensors` file; a missing one is made from the nearest anchor.
+        store: as `Follower` takes it.
+
+    Returns:
+        `(came_from, step, state)`: the step that the file was at (None: not a step that the chain knows, so that it was
+        written anew), the step it is at now, and that step's fingerprint.
+
+    Raises:
+        CheckpointError: the file is unreadable.
+        ChainError: as `Follower.update`; the file is left as it is.
+        ParameterMismatchError: the file has other tensors than the chain.
+    """
+    target, store = Path(path), open_store(store)
+    pointer = read_pointer(store)
+    if not target.exists():
+        follower = Follower.from_last_anchor(store, pointer.step)
+        came_from, step = None, follower.update()
+        _write(target, follower.weights, {})
+        return came_from, step, follower.state
+    checkpoint = open_checkpoint(target)
+    weights = {name: checkpoint[name].clone() for name in checkpoint}
+    follower = Follower(weights, store)
+    came_from = pointer.step_of(follower.state)
+    step = follower.update()
+    if came_from != step:
+        _write(target, weights, checkpoint.original_names)
+    return came_from, step, follower.state
+
+
+def _write(target: Path, weights: Mapping[str, Tensor], original_names: Mapping[str, str]) -> None:
+    specs = by_width({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()})
+    named = {original_names.get(name, name): spec for name, spec in specs.items()}
+    with atomic_write(target) as temporary:
+        write_safetensors(temporary, named, (weights[name] for name in specs))

@@ -1,0 +1,63 @@
+"""`rst sync publish`, `follow` and `verify`: a chain of checkpoints, by command."""
+
+import torch
+from safetensors.torch import load_file, save_file
+
+STEPS = 3
+
+
+def write_steps(folder):
+    torch.manual_seed(0)
+    state = {"module.a": torch.randn(50, 7).bfloat16(), "module.b": torch.randn(9)}
+    for step in range(STEPS + 1):
+        save_file(state, folder / f"{step}.safetensors")
+        state = {name: tensor.clone() for name, tensor in state.items()}
+        state["module.a"][step] *= 1.01
+        state["module.b"][step] += 1
+
+
+def test_checkpoints_become_a_chain_that_a_file_follows(rst, tmp_path):
+    write_steps(tmp_path)
+    begun = rst("sync", "publish", "chain", "0.safetensors", "--json").json
+    assert (begun["step"], begun["anchored"]) == (0, True)
+    (tmp_path / "served.safetensors").write_bytes((tmp_path / "0.safetensors").read_bytes())
+    for step in range(1, STEPS + 1):
+        done = rst("sync", "publish", "chain", f"{step}.safetensors", "--anchor-every", "2", "--json").json
+        assert (done["step"], done["anchored"]) == (step, step % 2 == 0)
+        assert 1 < done["changed"] <= 8
+        followed = rst("sync", "follow", "chain", "--into", "served.safetensors", "--json").json
+        assert (followed["from_step"], followed["step"], followed["state"]) == (step - 1, step, done["state"])
+        served, wanted = load_file(tmp_path / "served.safetensors"), load_file(tmp_path / f"{step}.safetensors")
+        assert served.keys() == wanted.keys()
+        assert all(torch.equal(served[name], wanted[name]) for name in wanted)
+    report = rst("sync", "verify", "chain", "--json").json
+    assert (report["ok"], report["step"], report["deltas"], report["anchors"]) == (True, 3, 3, [0, 2])
+    assert "intact from step 0 to 3" in rst("sync", "verify", "chain").out
+
+
+def test_a_missing_file_comes_from_an_anchor(rst, tmp_path):
+    write_steps(tmp_path)
+    for step in range(3):
+        assert f"step {step} is" in rst("sync", "publish", "chain", f"{step}.safetensors").out
+    assert "step 2 is" in rst("sync", "follow", "chain", "--into", "new.safetensors").out
+    new, wanted = load_file(tmp_path / "new.safetensors"), load_file(tmp_path / "2.safetensors")
+    assert all(torch.equal(new[name.removeprefix("module.")], wanted[name]) for name in wanted)
+
+
+def test_refusals_name_what_is_wrong_and_leave_the_file(rst, tmp_path):
+    write_steps(tmp_path)
+    for step in range(3):
+        rst("sync", "publish", "chain", f"{step}.safetensors")
+    (tmp_path / "served.safetensors").write_bytes((tmp_path / "0.safetensors").read_bytes())
+    delta = tmp_path / "chain" / "delta-0000000002.safetensors"
+    delta.write_bytes(delta.read_bytes()[:-1])
+    for words in (("verify", "chain"), ("follow", "chain", "--into", "served.safetensors")):
+        ran = rst("sync", *words, "--json")
+        assert (ran.code, ran.json["error"]["type"]) == (2, "ChainDamageError")
+        assert "delta-0000000002" in ran.json["error"]["message"]
+    assert (tmp_path / "served.safetensors").read_bytes() == (tmp_path / "0.safetensors").read_bytes()
+    for words in (("verify", "nowhere"), ("follow", "nowhere", "--into", "x.safetensors")):
+        ran = rst("sync", *words)
+        assert ran.code == 2
+        assert "nowhere/latest.json: no such file" in ran.err
+    assert rst("sync", "follow", "chain", "--into", "x.pt").code == 2
