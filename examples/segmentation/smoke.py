@@ -28,12 +28,12 @@ from examples.segmentation.tables import Table
 from examples.segmentation.training import train
 from rst.cli import main as rst_command
 
-LONG = {"RST-config1": 120, "RST-config2": 120, "CMKD+RST": 24}
+LONG = {"RST-config1": 120, "RST-config2": 120, "CMKD+RST": 32}
 """Iterations of the rows that must show learning."""
 
 SHORT = 4
 
-PRETRAINING = 100
+PRETRAINING = 120
 """Iterations of the tiny Mask2Former on generated Cityscapes, labels and all: where App. L starts."""
 
 
