@@ -1,6 +1,6 @@
 """Which changes survive: by threshold (Eq. 17), the top r % (App. M), or biases only (App. M)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,30 @@ from rst.kth_magnitude import Floats, Positions, kth_largest
 from rst.projection import Backend, project_
 from rst.worker_pool import CHUNK
 
+Tie = tuple[Tensor, Tensor, Tensor]
+"""A parameter, row-major positions in it, int64 of shape (n,), and the weights to keep there, of shape (n,)."""
+
+Boundary = tuple[float, list[Tie]]
+"""What top-r % keeps: changes above a threshold, and some of those equal to it."""
+
+FindBoundary = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], Boundary]
+
+
+def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float) -> Boundary:
+    """Find where the top `ratio` of all changes ends.
+
+    Raises:
+        NonFiniteError: a weight is NaN.
+    """
+    total = sum(weight.numel() for weight in tuned.values())
+    budget = round(ratio * total)
+    if not budget:
+        return float("inf"), []
+    wide = wide_dtype_of(tuned)
+    pieces = [piece for name, weight in tuned.items() for piece in pieces_of(name, weight, base)]
+    kth = kth_largest(lambda piece, step: piece.changes(step, wide), pieces, budget, total)
+    return kth.value, _first_ties(pieces, kth.ties, budget - kth.above) if kth.value > 0 else []
+
 
 @torch.no_grad()
 def select_(
@@ -20,6 +44,7 @@ def select_(
     config: RSTConfig,
     progress: float,
     backend: Backend = "eager",
+    find_boundary: FindBoundary = boundary,
 ) -> None:
     """Reset, in place, every weight that the configuration does not keep to its pretrained value, bit for bit.
 
@@ -29,12 +54,13 @@ def select_(
         config: what to keep.
         progress: position in the run, in [0, 1], for schedules.
         backend: how Eq. 17 is computed; the bits are the same.
+        find_boundary: how `select="top"` finds its boundary; another one where the weights are a part of the model.
 
     Raises:
         NonFiniteError: with `select="top"`, a weight is NaN: its change has no rank.
     """
     if config.select == "top":
-        _select_top(tuned, base, config.ratio_at(progress), backend)
+        _select_top(tuned, base, find_boundary(tuned, base, config.ratio_at(progress)), backend)
     elif config.select == "bias":
         _select_bias(tuned, base)
     else:
@@ -53,23 +79,13 @@ def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Non
             weight.copy_(base[name])
 
 
-def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, backend: Backend) -> None:
+def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, backend: Backend) -> None:
     """Keep exactly `round(ratio * N)` of the N weights, fewer only where fewer changed.
 
     Of equal changes at the boundary the first are kept, in the order of the parameters and of their elements, so the
     result does not depend on the machine.
     """
-    total = sum(weight.numel() for weight in tuned.values())
-    budget = round(ratio * total)
-    threshold = float("inf")
-    ties: list[tuple[Tensor, Tensor, Tensor]] = []
-    if budget:
-        wide = torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
-        pieces = [piece for name, weight in tuned.items() for piece in _pieces(name, weight, base)]
-        kth = kth_largest(lambda piece, step: piece.changes(step, wide), pieces, budget, total)
-        threshold = kth.value
-        if threshold > 0:
-            ties = _first_ties(pieces, kth.ties, budget - kth.above)
+    threshold, ties = found
     for dtype in {weight.dtype: None for weight in tuned.values()}:
         pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
         project_(pairs, _at_most(threshold, dtype), backend)
@@ -78,7 +94,7 @@ def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: 
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Some consecutive elements, in row-major order, of one parameter."""
 
     name: str
@@ -101,17 +117,21 @@ class _Piece:
         return array
 
 
-def _pieces(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[_Piece]:
+def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """Divide a parameter beside its w0 into chunks; none where it is empty."""
     if weight.numel() == 0:
         return
     parts = torch.split(weight.reshape(-1), CHUNK), torch.split(base[name].reshape(-1), CHUNK)
     for number, (part, origin) in enumerate(zip(*parts, strict=True)):
-        yield _Piece(name, weight, number * CHUNK, part, origin)
+        yield Piece(name, weight, number * CHUNK, part, origin)
 
 
-def _first_ties(
-    pieces: Sequence[_Piece], ties: Sequence[Positions], wanted: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def wide_dtype_of(tuned: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype in which the changes of all these weights are compared, exactly."""
+    return torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
+
+
+def _first_ties(pieces: Sequence[Piece], ties: Sequence[Positions], wanted: int) -> list[Tie]:
     """The first `wanted` of the equal changes: parameter, positions in it, and the weights to keep there."""
     chosen = []
     for piece, positions in zip(pieces, ties, strict=True):

@@ -5,7 +5,8 @@ at the end store `w_sp = wt - w0`.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,12 @@ from rst.extraction import Extraction
 from rst.naming import unwrap
 from rst.parameter_delta import Op, check_like
 from rst.projection import choose_backend
-from rst.selection import select_
+from rst.selection import boundary, select_
+from rst.shards import find_layout, like, local, locals_of
 from rst.tracking import TrackedTensors, live_tensors, track
+
+if TYPE_CHECKING:
+    from rst.shard_layout import ShardLayout
 
 
 class ResidualSparseTrainer:
@@ -35,6 +40,9 @@ class ResidualSparseTrainer:
 
     The model may be wrapped by `torch.compile` or `DataParallel`, before or after; tied weights count once. Parameters
     that the configuration neither targets nor saves whole are frozen.
+
+    Of a model sharded by `fully_shard` or `parallelize_module` (DTensors) each process keeps and projects its own part;
+    make the trainer after sharding, in every process, and export with `rst.distributed.export_sharded`.
     """
 
     def __init__(self, model: nn.Module, config: RSTConfig | None = None) -> None:
@@ -42,17 +50,18 @@ class ResidualSparseTrainer:
 
         Raises:
             ConfigError: a pattern of the configuration matches nothing, or there is nothing to train.
-            ParameterMismatchError: a parameter is complex or on the meta device.
+            ParameterMismatchError: a parameter is complex, on the meta device, or sharded in a way not supported.
         """
         self.model = unwrap(model)
         self.config = config or RSTConfig()
         self._tracked = track(self.model, self.config)
         live = live_tensors(self.model)
+        self._layout = find_layout(self.model, live)
         for name in self._tracked.frozen:
             live[name].requires_grad_(False)
-        watched = {name: live[name] for name in (*self._tracked.sparse, *self._tracked.buffers)}
+        watched = {name: local(live[name]) for name in (*self._tracked.sparse, *self._tracked.buffers)}
         self._base = BaseWeights(watched, self.config.base_storage)
-        self._backend = choose_backend(list(self._tracked.sparse.values()))
+        self._backend = choose_backend(list(locals_of(self._tracked.sparse).values()))
         self._identity = _identify(self.model)
         self._steps = 0
         self.suspended = False
@@ -60,13 +69,27 @@ class ResidualSparseTrainer:
 
     @property
     def base(self) -> Mapping[str, Tensor]:
-        """w0 of the sparsely trained parameters by name."""
+        """w0 of the sparsely trained parameters by name; of sharded ones this process' part."""
         return {name: self._base[name] for name in self._tracked.sparse}
+
+    def base_beside(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """w0 of all watched tensors, each on the device of its live one (of sharded ones, of its part) when asked."""
+        return self._base.beside(live)
 
     @property
     def tracked(self) -> TrackedTensors:
         """Which tensors are trained sparsely, stored whole, watched and frozen."""
         return self._tracked
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """The base model's name and revision, where known."""
+        return self._identity
+
+    @property
+    def layout(self) -> "ShardLayout | None":
+        """How the model is sharded; None if no tensor is a DTensor."""
+        return self._layout
 
     @property
     def steps(self) -> int:
@@ -125,14 +148,20 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a parameter changed its shape or dtype since the start.
             NonFiniteError: top-r selection met a NaN.
         """
-        tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
-        select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend)
+        tuned = locals_of(self._tracked.sparse)
+        find_boundary = boundary
+        if self._layout:
+            from rst.sharded_selection import sharded_boundary
+
+            find_boundary = partial(sharded_boundary, self._layout)
+        select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend, find_boundary)
 
     def count_changed(self) -> int:
-        """How many of the tracked weights differ from w0 now; reads all of them once more."""
-        tuned = {name: parameter.detach() for name, parameter in self._tracked.sparse.items()}
+        """How many of the tracked weights differ from w0 now, in all processes; reads all of them once more."""
+        tuned = locals_of(self._tracked.sparse)
         base = self._base.beside(tuned)
-        return sum(count_changed(base[name], weight) for name, weight in tuned.items())
+        counts = {name: count_changed(base[name], weight) for name, weight in tuned.items()}
+        return sum((self._layout.add_up(counts) if self._layout else counts).values())
 
     def export(self, op: Op = "add") -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
@@ -143,12 +172,12 @@ class ResidualSparseTrainer:
             op: what to store: residuals, the tuned values ("replace") or steps, as in `ParameterDelta`.
 
         Raises:
-            ConfigError: a frozen parameter has been made trainable, so its change is lost.
+            ConfigError: a frozen parameter has been made trainable, so its change is lost, or the model is sharded.
             NonFiniteError: a weight is NaN; the message names the parameter.
         """
-        live = live_tensors(self.model)
-        self._check_unchanged(live)
-        self.select()
+        if self._layout:
+            raise ConfigError("the model is sharded; every process calls rst.distributed.export_sharded(trainer)")
+        live = self.select_for_export()
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
         return Extraction(
@@ -163,11 +192,24 @@ class ResidualSparseTrainer:
             op=op,
         ).run()
 
+    def select_for_export(self) -> dict[str, Tensor]:
+        """Check the model, select once more, and return its tensors by name, as `export` reads them.
+
+        Raises:
+            ConfigError: as `export`.
+        """
+        live = live_tensors(self.model)
+        self._check_unchanged(live)
+        self.select()
+        return live
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs, w0 included, to be saved beside the model and the optimiser.
 
-        `rst export` finds it under any key of a checkpoint and needs no other base.
+        `rst export` finds it under any key of a checkpoint and needs no other base. Of a sharded model it has DTensors,
+        to be saved, and loaded into in place on any number of processes, by `torch.distributed.checkpoint`.
         """
+        live = live_tensors(self.model) if self._layout else self._base
         tau = self.config.threshold_at(self._progress()) if self.config.select == "threshold" else None
         return {
             "format": TRAINER_RECORD,
@@ -175,8 +217,8 @@ class ResidualSparseTrainer:
             "steps": self._steps,
             "config": self.config.to_dict(),
             "threshold": tau,
-            "base": {name: self._base[name] for name in self._tracked.sparse},
-            "buffers": {name: self._base[name] for name in self._tracked.buffers},
+            "base": {name: like(live[name], self._base[name]) for name in self._tracked.sparse},
+            "buffers": {name: like(live[name], self._base[name]) for name in self._tracked.buffers},
             "saved": list(self._tracked.saved),
             "tied": dict(self._tracked.tied),
             "identity": {"name": self._identity.name, "revision": self._identity.revision},
@@ -192,7 +234,7 @@ class ResidualSparseTrainer:
         if state.get("format") != TRAINER_RECORD or state.get("version") != RECORD_VERSION:
             found = f"{state.get('format')!r} version {state.get('version')!r}"
             raise ConfigError(f"the state is {found}, wanted {TRAINER_RECORD!r} version {RECORD_VERSION}")
-        restored = {**state["base"], **state["buffers"]}
+        restored = locals_of({**state["base"], **state["buffers"]})
         if different := sorted(restored.keys() ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
         for name, origin in self._base.items():

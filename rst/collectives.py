@@ -1,0 +1,81 @@
+"""What the processes of a sharded model tell each other: sums, bytes for the first of them, and failures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rst.errors import RSTError
+
+Result = TypeVar("Result")
+
+
+def is_first() -> bool:
+    """Whether this is the process that gathers."""
+    return dist.get_rank() == 0
+
+
+def add_up(numbers: Tensor, device: torch.device) -> Tensor:
+    """Sum a tensor of integers over all processes; `device` is one that the process group serves. On the CPU."""
+    shared = numbers.to(device, copy=True)
+    dist.all_reduce(shared)
+    return shared.cpu()
+
+
+def tell_all(what: Result) -> list[Result]:
+    """What each process has to tell, in the order of their ranks."""
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, what)
+    return told
+
+
+def together(work: Callable[[], Result], device: torch.device) -> Result:
+    """Do `work`, and where it fails in one process, fail alike in all: none is left waiting for another.
+
+    Raises:
+        RSTError: the failure of the process of lowest rank that had one.
+    """
+    result: Any = None
+    failure: RSTError | None = None
+    try:
+        result = work()
+    except RSTError as error:
+        failure = error
+    if not add_up(torch.tensor([int(failure is not None)]), device).item():
+        return result  # type: ignore[no-any-return]
+    first = next(told for told in tell_all(failure) if told is not None)
+    raise first from failure
+
+
+def gather_bytes(raw: Tensor, device: torch.device) -> list[Tensor] | None:
+    """Bring the bytes of all processes to the first.
+
+    Args:
+        raw: uint8 of shape (n,), n its own in each process.
+        device: one that the process group serves.
+
+    Returns:
+        In the first process one tensor a process, on the CPU; elsewhere None.
+    """
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+    sizes[dist.get_rank()] = raw.numel()
+    lengths: Sequence[int] = add_up(sizes, device).tolist()
+    if not is_first():
+        if raw.numel():
+            dist.send(raw.to(device), 0)
+        return None
+    return [raw.cpu(), *(_receive(sender, length, device) for sender, length in enumerate(lengths) if sender)]
+
+
+def _receive(sender: int, length: int, device: torch.device) -> Tensor:
+    buffer = torch.empty(length, dtype=torch.uint8, device=device)
+    if length:
+        dist.recv(buffer, sender)
+    return buffer.cpu()
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The elements in row-major order as uint8 of shape (bytes,)."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

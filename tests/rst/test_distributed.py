@@ -1,0 +1,129 @@
+"""Sharded training, selection and export in two and four processes, bit for bit against one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rst import RSTConfig, SparseDelta
+from rst.exactness import bit_equal
+from tests.rst import sharded_models
+from tests.rst.process_group import run
+from tests.rst.sharded_models import OF_FOUR, OF_TWO, RESUMED, STEPS, Net
+
+Outcome = dict[str, Any]
+TRAINING = RSTConfig(threshold=1.5e-3, modules_to_save=["head"])
+CONFIGS = {
+    "threshold": (RSTConfig(threshold=0.05, modules_to_save=["head"]), torch.float32),
+    "threshold in bfloat16, replaced weights on the CPU": (
+        RSTConfig(threshold=0.05, base_storage="cpu"),
+        torch.bfloat16,
+    ),
+    "top with ties": (RSTConfig(select="top", ratio=0.2), torch.float32),
+    "top with ties in bfloat16, w0 mapped": (RSTConfig(select="top", ratio=0.5, base_storage="mmap"), torch.bfloat16),
+    "top in float64 of some": (RSTConfig(select="top", ratio=0.01, exclude_modules=["scale"]), torch.float64),
+    "bias": (RSTConfig(select="bias"), torch.float32),
+}
+CASES_OF_TWO = [(sharding, *case) for sharding in OF_TWO for case in CONFIGS.values()]
+OF_FOUR_KINDS = ("threshold", "top with ties in bfloat16, w0 mapped")
+CASES_OF_FOUR = [(sharding, *CONFIGS[kind]) for sharding in OF_FOUR for kind in OF_FOUR_KINDS]
+CASES = [
+    *((2, sharding, kind) for sharding in OF_TWO for kind in CONFIGS),
+    *((4, sharding, kind) for sharding in OF_FOUR for kind in OF_FOUR_KINDS),
+]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What every process of two, and of four, returned."""
+
+    two: list[Outcome]
+    four: list[Outcome]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    two = run(2, sharded_models.everything_of_two, CASES_OF_TWO, TRAINING, folder)
+    return Runs(two, run(4, sharded_models.everything_of_four, CASES_OF_FOUR, folder))
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert bit_equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(("world", "sharding", "kind"), CASES)
+def test_sharded_selection_and_export_equal_one_process(runs: Runs, world: int, sharding: str, kind: str) -> None:
+    outcomes, cases = (runs.two, CASES_OF_TWO) if world == 2 else (runs.four, CASES_OF_FOUR)
+    config, dtype = CONFIGS[kind]
+    place = cases.index((sharding, config, dtype))
+    wanted, weights, changed = sharded_models.plain_steps(config, dtype, STEPS)
+
+    for rank, outcome in enumerate(outcomes):
+        delta, found, counted = outcome["steps"][place]
+        assert_same(found, weights)
+        assert counted == changed
+        assert delta == wanted if rank == 0 else delta is None
+    assert 0 < wanted.nnz < sum(weight.numel() for weight in Net().parameters())
+    first: SparseDelta = outcomes[0]["steps"][place][0]
+    assert list(first) == list(wanted)
+    assert dict(first.config) == dict(wanted.config)
+
+
+def test_equal_changes_meet_the_boundary_in_the_cases_of_top() -> None:
+    config, dtype = CONFIGS["top with ties"]
+    delta, _, _ = sharded_models.plain_steps(config, dtype, STEPS)
+    values = torch.cat([delta[name].values.abs() for name in delta])
+    assert (values == values.min()).sum() > 1
+
+
+def test_training_with_fsdp_equals_one_process_bit_for_bit(runs: Runs) -> None:
+    model = Net()
+    wanted = sharded_models.train(model, TRAINING, (0, 1)).export()
+    weights = dict(model.state_dict())
+    for kind in ("fsdp", "offloaded"):
+        delta, found = runs.two[0][kind]
+        assert {name: delta[name] for name in delta} == {name: wanted[name] for name in wanted}, kind
+        for name in weights.keys() - {"seen"}:  # counted twice a step in one process
+            assert bit_equal(found[name], weights[name]), name
+    assert 0 < wanted.nnz < wanted.base.weights
+
+
+def test_every_process_of_ddp_exports_what_one_process_does(runs: Runs) -> None:
+    wanted = sharded_models.train(Net(), TRAINING, (0, 1)).export()
+    for outcome in runs.two:
+        delta, _ = outcome["ddp"]
+        assert {name: delta[name] for name in delta} == {name: wanted[name] for name in wanted}
+        assert bit_equal(delta.dense["head.weight"], wanted.dense["head.weight"])
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "offloaded", "mixed"])
+def test_base_plus_delta_is_the_sharded_model(runs: Runs, kind: str, tmp_path: Path) -> None:
+    delta, weights = runs.two[0][kind]
+    delta.save(tmp_path / "delta.safetensors")
+    model = Net()
+    SparseDelta.load(tmp_path / "delta.safetensors").apply(model)
+    assert_same(dict(model.state_dict()), weights)
+    assert 0 < delta.nnz < delta.base.weights
+
+
+def test_a_run_resumes_on_twice_as_many_processes(runs: Runs) -> None:
+    wanted, weights, _ = sharded_models.plain_steps(RESUMED, torch.float32, STEPS)
+    delta, found = runs.four[0]["resumed"]
+    assert_same(found, weights)
+    assert delta == wanted
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_not_supported_is_refused_in_every_process(runs: Runs, rank: int) -> None:
+    told = runs.two[rank]["refusals"]
+    assert told["nan"].startswith("NonFiniteError: up.weight: ")
+    assert told["nan top"].startswith("NonFiniteError: up.weight: ")
+    assert told["partial"].startswith("ParameterMismatchError: up.weight: placed as (Partial(sum),)")
+    assert told["export"].startswith("ConfigError: the model is sharded")
+    assert told["plain"].startswith("ConfigError: no parameter of the model is a DTensor")
