@@ -13,7 +13,7 @@ from peft.utils.warning import PeftWarning
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cmkd import Objective, Student, freeze_batchnorm
+from cmkd import Objective, Student
 from examples.peft_comparison.dense_layers import call_dense_layers
 from examples.peft_comparison.rank_allocation import RankAllocation
 from rst import ResidualSparseTrainer
@@ -146,7 +146,6 @@ class Adapter(Tuning):
         """Wrap the encoder in a `PeftModel`."""
         layers = call_dense_layers(student.encoder)
         student.encoder = get_peft_model(student.encoder, self.config(layers, iterations))
-        freeze_batchnorm(student.encoder, affine=True)  # PEFT's AdaLoRA goes round the hooks of the encoder inside
         return RankAllocation(objective) if self.kind == "adalora" else objective
 
     def config(self, layers: list[str], iterations: int) -> PeftConfig:
