@@ -45,31 +45,10 @@ class Block:
         if self.size[1:] == self.shape[1:]:  # whole rows, so one run of memory
             return positions + self.offset[0] * math.prod(self.shape[1:]) if self.shape else positions
         axes = torch.unravel_index(positions, self.size)
-        moved = [axis + start for axis, start in zip(axes, self.offset, strict=True)]
-        return _ravel(moved, self.shape)
-
-    def to_local(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Find what of flat positions in the whole tensor, int64 of shape (n,), lies in the box.
-
-        Returns:
-            `(inside, local)`: a bool mask of shape (n,), and the positions in the box of those inside, in order.
-        """
-        if not self.shape:
-            return torch.ones_like(positions, dtype=torch.bool), positions
-        moved = [
-            axis - start for axis, start in zip(torch.unravel_index(positions, self.shape), self.offset, strict=True)
-        ]
-        inside = torch.ones_like(positions, dtype=torch.bool)
-        for axis, size in zip(moved, self.size, strict=True):
-            inside &= (axis >= 0) & (axis < size)
-        return inside, _ravel([axis[inside] for axis in moved], self.size)
-
-
-def _ravel(axes: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    flat = torch.zeros_like(axes[0])
-    for axis, size in zip(axes, shape, strict=True):
-        flat = flat * size + axis
-    return flat
+        flat = torch.zeros_like(positions)
+        for axis, start, length in zip(axes, self.offset, self.shape, strict=True):
+            flat = flat * length + axis + start
+        return flat
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_LONGEST = 300  # seconds; a process that waits for another for ever is a failure
+_LONGEST = 600  # seconds; a process that waits for another for ever is a failure
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["tests.rst.sharded_models"])  # torch is imported once, for all processes
 

@@ -82,8 +82,6 @@ SHARDINGS: dict[str, Callable[[Net], None]] = {
     function.__name__: function
     for function in (fsdp, fsdp_columns, hybrid, tensor_parallel, fsdp_and_tensor_parallel, data_and_tensor_parallel)
 }
-OF_TWO = ("fsdp", "fsdp_columns", "tensor_parallel")
-OF_FOUR = ("fsdp", "hybrid", "fsdp_and_tensor_parallel", "data_and_tensor_parallel")
 
 
 def gradient(name: str, weight: Tensor, step: int) -> Tensor:
@@ -96,7 +94,9 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> 
     for name, weight in model.named_parameters():
         whole = gradient(name, weight, step)
         sharded = isinstance(weight, DTensor)
-        weight.grad = distribute_tensor(whole, weight.device_mesh, weight.placements) if sharded else whole
+        weight.grad = (
+            distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None) if sharded else whole
+        )
     optimizer.step()
 
 

@@ -12,13 +12,13 @@ from rst import RSTConfig, SparseDelta
 from rst.exactness import bit_equal
 from tests.rst import sharded_models
 from tests.rst.process_group import run
-from tests.rst.sharded_models import OF_FOUR, OF_TWO, RESUMED, STEPS, Net
+from tests.rst.sharded_models import RESUMED, STEPS, Net
 
 Outcome = dict[str, Any]
 TRAINING = RSTConfig(threshold=1.5e-3, modules_to_save=["head"])
 CONFIGS = {
     "threshold": (RSTConfig(threshold=0.05, modules_to_save=["head"]), torch.float32),
-    "threshold in bfloat16, replaced weights on the CPU": (
+    "threshold in bfloat16, w0 in CPU memory": (
         RSTConfig(threshold=0.05, base_storage="cpu"),
         torch.bfloat16,
     ),
@@ -27,12 +27,13 @@ CONFIGS = {
     "top in float64 of some": (RSTConfig(select="top", ratio=0.01, exclude_modules=["scale"]), torch.float64),
     "bias": (RSTConfig(select="bias"), torch.float32),
 }
-CASES_OF_TWO = [(sharding, *case) for sharding in OF_TWO for case in CONFIGS.values()]
-OF_FOUR_KINDS = ("threshold", "top with ties in bfloat16, w0 mapped")
-CASES_OF_FOUR = [(sharding, *CONFIGS[kind]) for sharding in OF_FOUR for kind in OF_FOUR_KINDS]
-CASES = [
-    *((2, sharding, kind) for sharding in OF_TWO for kind in CONFIGS),
-    *((4, sharding, kind) for sharding in OF_FOUR for kind in OF_FOUR_KINDS),
+SHORT = ("threshold in bfloat16, w0 in CPU memory", "top with ties")
+OF_TWO = [("fsdp", kind) for kind in CONFIGS]
+OF_TWO += [(sharding, kind) for sharding in ("fsdp_columns", "tensor_parallel") for kind in SHORT]
+OF_FOUR = [("fsdp", "threshold")]
+OF_FOUR += [
+    (sharding, "top with ties in bfloat16, w0 mapped")
+    for sharding in ("fsdp", "hybrid", "fsdp_and_tensor_parallel", "data_and_tensor_parallel")
 ]
 
 
@@ -47,8 +48,9 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder: Path = tmp_path_factory.mktemp("checkpoint")
-    two = run(2, sharded_models.everything_of_two, CASES_OF_TWO, TRAINING, folder)
-    return Runs(two, run(4, sharded_models.everything_of_four, CASES_OF_FOUR, folder))
+    cases = [[(sharding, *CONFIGS[kind]) for sharding, kind in chosen] for chosen in (OF_TWO, OF_FOUR)]
+    two = run(2, sharded_models.everything_of_two, cases[0], TRAINING, folder)
+    return Runs(two, run(4, sharded_models.everything_of_four, cases[1], folder))
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -57,11 +59,13 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert bit_equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize(("world", "sharding", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("world", "sharding", "kind"), [*((2, *case) for case in OF_TWO), *((4, *case) for case in OF_FOUR)]
+)
 def test_sharded_selection_and_export_equal_one_process(runs: Runs, world: int, sharding: str, kind: str) -> None:
-    outcomes, cases = (runs.two, CASES_OF_TWO) if world == 2 else (runs.four, CASES_OF_FOUR)
+    outcomes, cases = (runs.two, OF_TWO) if world == 2 else (runs.four, OF_FOUR)
     config, dtype = CONFIGS[kind]
-    place = cases.index((sharding, config, dtype))
+    place = cases.index((sharding, kind))
     wanted, weights, changed = sharded_models.plain_steps(config, dtype, STEPS)
 
     for rank, outcome in enumerate(outcomes):

@@ -1,0 +1,1 @@
+"""Residual Sparse Training over several processes."""
