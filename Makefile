@@ -19,8 +19,11 @@ demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a del
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-smoke: $(STAMP)  ## every row of every UDA table, a few iterations on fake data
+smoke: $(STAMP)  ## every row of every table on fake data: do they run, do RST's deltas merge bit for bit?
 	$(BIN)/python -m examples.uda.smoke
+	$(BIN)/python -m examples.segmentation reproduce gta_cityscapes --smoke
+	$(BIN)/python -m examples.segmentation reproduce cityscapes_acdc --smoke
+	$(BIN)/python -m examples.optical_flow.smoke
 
 bench: $(STAMP)  ## about half an hour and 60 GB of disk; rewrites benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
