@@ -86,4 +86,5 @@ def _llama(
         "eos_token_id": None,
         "pad_token_id": 0,
     }
-    return LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**settings))
+    return model.to(torch.bfloat16)
