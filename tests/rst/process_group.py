@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 _LONGEST = 600  # seconds; a process that waits for another for ever is a failure
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["tests.rst.sharded_models"])  # torch is imported once, for all processes
+_FORKED.set_forkserver_preload(["torch._dynamo", "tests.rst.sharded_models"])  # imported once, for all processes
 
 
 def run(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -34,6 +34,9 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, dtype=dtype))
         self.head = nn.Linear(6, 3, dtype=dtype)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight.copy_((weight * 64).round() / 64)  # exact differences, so that many changes are equal
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.seen += 1
