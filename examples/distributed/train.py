@@ -70,7 +70,7 @@ def train(
     """Train as always; returns in rank 0 the delta, and the whole tuned weights to hold it against."""
     model = parallelize(build().to(device), parallelism)
     trainer = ResidualSparseTrainer(model, config)  # after sharding: w0 is sharded as well
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trainer.attach(optimizer)
     for images, labels in batches:
         optimizer.zero_grad()

@@ -384,7 +384,9 @@ class TestCopies:
     @pytest.mark.parametrize("channels_last", [False, True])
     @pytest.mark.parametrize("enabled", [False, True])
     @pytest.mark.parametrize(
-        "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded], ids=str
+        "copied",
+        [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded],
+        ids=["deepcopy", "pickle", "torch.save"],
     )
     def test_a_copy_has_its_own_weights_and_adapters(
         self,
