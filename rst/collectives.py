@@ -74,8 +74,3 @@ def _receive(sender: int, length: int, device: torch.device) -> Tensor:
     if length:
         dist.recv(buffer, sender)
     return buffer.cpu()
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """The elements in row-major order as uint8 of shape (bytes,)."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

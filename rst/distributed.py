@@ -1,4 +1,4 @@
-"""Sparse deltas of models that are sharded over processes: exported without gathering the model, applied to shards.
+"""Sparse deltas of models that are sharded over processes: exported without gathering the model.
 
 A `ResidualSparseTrainer` made after `fully_shard` or `parallelize_module` keeps and projects this process' shard of w0;
 nothing else in the training loop changes. Every process makes the calls here, at the same point of the program:

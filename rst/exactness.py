@@ -18,6 +18,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view(_INTEGER_OF_WIDTH[tensor.element_size()])
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The elements in row-major order as uint8 of shape (bytes,)."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def bit_equal(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit (so NaN equals NaN and -0.0 differs from 0.0)."""
     return left.dtype == right.dtype and left.shape == right.shape and torch.equal(bits(left), bits(right))

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-import torch
 from torch import Tensor
+
+from rst.exactness import as_bytes
 
 # A tensor's digest guards against accidents (the wrong checkpoint, a flipped bit), one tensor at a time: at 64 bits a
 # million wrong tensors have one chance in 2^44 to pass for right. Who can choose the base needs no collision.
@@ -21,8 +22,7 @@ def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
     """Digest consecutive parts of a tensor, so many elements long, each as `digest` would."""
     from blake3 import blake3
 
-    contiguous = tensor.detach().cpu().contiguous().reshape(-1)
-    data, width = contiguous.view(torch.uint8).numpy().data, tensor.element_size()
+    data, width = as_bytes(tensor.cpu()).numpy().data, tensor.element_size()
     edges = pairwise([0, *accumulate(length * width for length in lengths)])
     return [blake3(data[a:b], max_threads=blake3.AUTO).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
 

@@ -74,13 +74,8 @@ class ParameterDelta:
             ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
             NonFiniteError: `tuned` has a NaN.
         """
-        check_like(name, tuned, base)
         check_real(name, tuned)
-        flat_base, flat_tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
-        positions, may_have_nan = changed_positions(flat_base, flat_tuned)
-        if may_have_nan:
-            check_no_nan(name, tuned)
-        origin, target = gather(flat_base, positions), gather(flat_tuned, positions)
+        positions, origin, target = changed_weights(name, base, tuned)
         if threshold is not None and base.dtype in RESIDUAL_DTYPES:
             keep = (target - origin).abs() > threshold
             positions, origin, target = positions[keep], origin[keep], target[keep]
@@ -247,6 +242,24 @@ class ParameterDelta:
                 f'the {self.dtype} values are stored with op "{self.op}", which has no residuals; rst.convert gives '
                 f"them to {', '.join(str(dtype).removeprefix('torch.') for dtype in RESIDUAL_DTYPES)}"
             )
+
+
+def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where two tensors of one device differ in any bit.
+
+    Returns:
+        `(positions, origin, target)`: sorted flat positions, int64, and w0 and wt there; all of shape (nnz,).
+
+    Raises:
+        ParameterMismatchError: shapes or dtypes differ.
+        NonFiniteError: `tuned` has a NaN.
+    """
+    check_like(name, tuned, base)
+    flat_base, flat_tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
+    positions, may_have_nan = changed_positions(flat_base, flat_tuned)
+    if may_have_nan:
+        check_no_nan(name, tuned)
+    return positions, gather(flat_base, positions), gather(flat_tuned, positions)
 
 
 def stored_op(op: Op, dtype: torch.dtype) -> Op:

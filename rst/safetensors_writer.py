@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rst.dtypes import NAME_OF_DTYPE
 from rst.errors import CheckpointError
+from rst.exactness import as_bytes
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 _ALIGNMENT = 8
@@ -44,8 +45,13 @@ def write_safetensors(
         for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
             assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
             last.result()
-            last = writer.submit(file.write, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            last = writer.submit(file.write, as_bytes(tensor).numpy().data)
         last.result()
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """Dtype and shape of each tensor, in the order that readers expect."""
+    return by_width({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
 
 
 def by_width(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:

@@ -18,7 +18,7 @@ from rst.errors import ConfigError, DeltaFormatError
 from rst.parameter_delta import Op, ParameterDelta
 from rst.records import read_records, to_json, write_records
 from rst.safetensors_reader import read_safetensors
-from rst.safetensors_writer import by_width, write_safetensors
+from rst.safetensors_writer import specs_of, write_safetensors
 from rst.seal import BLANK, is_intact, seal
 from rst.validation import validate
 from rst.version import __version__
@@ -56,7 +56,7 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     for name, tensor in delta.dense.items():
         arrays[f"{name}.dense"] = tensor.detach().cpu().contiguous()
     metadata["digest"] = BLANK
-    specs = by_width({name: (array.dtype, tuple(array.shape)) for name, array in arrays.items()})
+    specs = specs_of(arrays)
     with atomic_write(path) as temporary:
         write_safetensors(temporary, specs, (arrays[name] for name in specs), metadata)
         seal(temporary)

@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rst.collectives import add_up, as_bytes, gather_bytes, is_first, tell_all, together
+from rst.collectives import add_up, gather_bytes, is_first, tell_all, together
 from rst.errors import ParameterMismatchError
+from rst.exactness import as_bytes
 from rst.shards import Block, block_of, is_sharded
 
 Blocks = dict[str, Block]

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rst.collectives import as_bytes, gather_bytes
-from rst.difference import changed_positions
-from rst.parameter_delta import check_like, check_no_nan, gather
+from rst.collectives import gather_bytes
+from rst.exactness import as_bytes
+from rst.parameter_delta import changed_weights
 from rst.shard_layout import ShardLayout
 
 Entries = tuple[Tensor, Tensor, Tensor]
@@ -21,14 +21,10 @@ def changed_entries(layout: ShardLayout, name: str, base: Tensor, tuned: Tensor)
         ParameterMismatchError: shapes or dtypes differ.
         NonFiniteError: a weight is NaN.
     """
-    check_like(name, tuned, base)
-    flat_base, flat_tuned = base.reshape(-1), tuned.reshape(-1)
     if not layout.owns(name):
-        return torch.empty(0, dtype=torch.int64), flat_base[:0].cpu(), flat_tuned[:0].cpu()
-    positions, may_have_nan = changed_positions(flat_base, flat_tuned)
-    if may_have_nan:
-        check_no_nan(name, tuned)
-    origin, target = gather(flat_base, positions), gather(flat_tuned, positions)
+        nothing = torch.empty(0, dtype=tuned.dtype)
+        return torch.empty(0, dtype=torch.int64), nothing, nothing
+    positions, origin, target = changed_weights(name, base, tuned)
     return layout.blocks[name].to_global(positions).cpu(), origin.cpu(), target.cpu()
 
 

@@ -11,10 +11,10 @@ from rst.atomic import atomic_write
 from rst.errors import DeltaFormatError
 from rst.records import to_json
 from rst.safetensors_reader import read_safetensors
-from rst.safetensors_writer import by_width, write_safetensors
+from rst.safetensors_writer import specs_of, write_safetensors
 from rst.seal import BLANK, is_intact, seal
-from rst.sync.chain import HEADER_KEY, Link, anchor_name, read_link
-from rst.sync.errors import ChainDamageError
+from rst.sync.chain import HEADER_KEY, Link, Pointer, anchor_name, anchor_steps, read_link
+from rst.sync.errors import ChainDamageError, ChainError, ChainOrderError
 from rst.sync.state import fingerprint_state
 from rst.sync.store import Store
 
@@ -26,7 +26,7 @@ def write_anchor(store: Store, chain: str, step: int, state: str, weights: Mappi
         CheckpointError: a dtype that safetensors lacks.
     """
     link = Link(chain, step, step, state, state)
-    specs = by_width({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()})
+    specs = specs_of(weights)
     metadata = {"format": "pt", HEADER_KEY: to_json(asdict(link)), "digest": BLANK}
 
     def write(path: Path) -> None:
@@ -60,3 +60,25 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
     if link.step != step or fingerprint_state(contents.arrays) != link.yields:
         raise ChainDamageError(f"{where}: holds step {link.step} or weights that are not of state {link.yields}")
     return contents.arrays, link
+
+
+def last_anchor(store: Store, pointer: Pointer, above: int = -1) -> tuple[dict[str, Tensor], Link] | None:
+    """Read the last intact anchor of the chain that lies above a step; None if none lies there.
+
+    Raises:
+        ChainError: there are some, and none of them is intact; what is wrong with the last one.
+    """
+    damage: ChainError | None = None
+    for step in anchor_steps(store, pointer.step):
+        if step <= above:
+            break
+        try:
+            weights, link = read_anchor(store, step)
+            if link.chain != pointer.chain or pointer.expected(step) not in (None, link.yields):
+                raise ChainOrderError(f"{store.location}: the anchor of step {step} is of another chain")
+            return weights, link
+        except ChainError as error:
+            damage = damage or error
+    if damage:
+        raise damage
+    return None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rst.atomic import atomic_write
 from rst.checkpoints import open_checkpoint
-from rst.safetensors_writer import by_width, write_safetensors
+from rst.safetensors_writer import specs_of, write_safetensors
 from rst.sync.chain import read_pointer
 from rst.sync.follower import Follower
 from rst.sync.store import Store, open_store
@@ -33,7 +33,7 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
     target, store = Path(path), open_store(store)
     pointer = read_pointer(store)
     if not target.exists():
-        follower = Follower.from_last_anchor(store, pointer.step)
+        follower = Follower.from_last_anchor(store, pointer)
         came_from, step = None, follower.update()
         _write(target, follower.weights, {})
         return came_from, step, follower.state
@@ -48,7 +48,7 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
 
 
 def _write(target: Path, weights: Mapping[str, Tensor], original_names: Mapping[str, str]) -> None:
-    specs = by_width({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()})
+    specs = specs_of(weights)
     named = {original_names.get(name, name): spec for name, spec in specs.items()}
     with atomic_write(target) as temporary:
         write_safetensors(temporary, named, (weights[name] for name in specs))

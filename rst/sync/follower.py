@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rst.delta import SparseDelta
-from rst.sync.anchor import read_anchor
-from rst.sync.chain import Link, Pointer, anchor_steps, link_of, read_delta, read_pointer
+from rst.sync.anchor import last_anchor, read_anchor
+from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
 from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError, ChainStateError
 from rst.sync.live import Model, as_module, check_same_tensors, live_weights
 from rst.sync.state import sum_of_change, sum_of_state, to_text
@@ -45,21 +45,23 @@ class Follower:
     @classmethod
     def from_anchor(cls, store: str | os.PathLike[str] | Store, step: int) -> "Follower":
         """A follower of weights of its own, in CPU memory, at the step of an anchor. Raises as `read_anchor` does."""
-        weights, link = read_anchor(open_store(store), step)
+        store = open_store(store)
+        return cls._at(store, *read_anchor(store, step))
+
+    @classmethod
+    def from_last_anchor(cls, store: str | os.PathLike[str] | Store, pointer: Pointer) -> "Follower":
+        """As `from_anchor`, at the last intact anchor of a chain. Raises `ChainError` if there is none."""
+        store = open_store(store)
+        found = last_anchor(store, pointer)
+        if found is None:
+            raise ChainGapError(f"{store.location}: has no anchor")
+        return cls._at(store, *found)
+
+    @classmethod
+    def _at(cls, store: Store, weights: dict[str, Tensor], link: Link) -> "Follower":
         follower = cls(weights, store)
         follower._chain, follower._step = link.chain, link.step
         return follower
-
-    @classmethod
-    def from_last_anchor(cls, store: str | os.PathLike[str] | Store, until: int) -> "Follower":
-        """As `from_anchor`, at the last intact anchor up to a step. Raises `ChainError` if there is none."""
-        store, damage = open_store(store), None
-        for step in anchor_steps(store, until):
-            try:
-                return cls.from_anchor(store, step)
-            except ChainError as error:
-                damage = damage or error
-        raise damage or ChainGapError(f"{store.location}: has no anchor")
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -172,25 +174,18 @@ class Follower:
 
     def _catch_up(self, pointer: Pointer, above: int) -> int:
         """Load the last intact anchor that lies above a step."""
-        first: ChainError | None = None
-        for step in anchor_steps(self.store, pointer.step):
-            if step <= above:
-                break
-            try:
-                weights, link = read_anchor(self.store, step)
-                if link.chain != pointer.chain or pointer.expected(step) not in (None, link.yields):
-                    raise ChainOrderError(f"{self.store.location}: the anchor of step {step} is of another chain")
-            except ChainError as error:
-                first = first or error
-                continue
-            check_same_tensors(self.weights, weights, "the model")
-            SparseDelta({}, dense=weights, tied=live_weights(self._module)[1]).apply(self._module)
-            self._sum = int(link.yields, 16)
-            return step
-        raise first or ChainGapError(
-            f"{self.store.location}: no anchor between steps {above + 1} and {pointer.step}; a follower must start "
-            "from a model at one of the chain's steps"
-        )
+        found = last_anchor(self.store, pointer, above)
+        if found is None:
+            raise ChainGapError(
+                f"{self.store.location}: no anchor between steps {above + 1} and {pointer.step}; a follower must start "
+                "from a model at one of the chain's steps"
+            )
+        weights, link = found
+        own, tied = live_weights(self._module)
+        check_same_tensors(own, weights, "the model")
+        SparseDelta({}, dense=weights, tied=tied).apply(self._module)
+        self._sum = int(link.yields, 16)
+        return link.step
 
     def _where(self) -> str:
         return (

@@ -13,10 +13,9 @@ from rst.base_weights import BaseWeights
 from rst.checkpoints import Weights
 from rst.config import BaseStorage
 from rst.delta import BaseIdentity, Encoding, SparseDelta
-from rst.difference import changed_positions
 from rst.errors import ConfigError, RSTError
 from rst.exactness import bits
-from rst.parameter_delta import Op, ParameterDelta, check_no_nan, check_real, gather
+from rst.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import Link, Pointer, delta_name, header, read_pointer, write_pointer
 from rst.sync.errors import ChainConflictError, ChainOrderError
@@ -106,7 +105,7 @@ class Publisher:
             raise ConfigError(f"anchor_every={anchor_every}: must be at least 1")
         self.store = open_store(store)
         self._weights, self._anchor_every, self._op, self._encoding = weights, anchor_every, op, encoding
-        live = self._live()
+        live, _ = live_weights(weights)
         for name, weight in live.items():
             check_real(name, weight)
             check_no_nan(name, weight)
@@ -152,18 +151,18 @@ class Publisher:
                 f"{self.store.location}: no longer ends at step {self._pointer.step} as this publisher left it; "
                 "a new Publisher goes on from what is there"
             )
-        live = self._live()
+        live, tied = live_weights(self._weights)
         check_same_tensors(live, self._shapes, "the weights")
-        return self._publish_anchor(live) if self._mismatched else self._publish_delta(live)
+        return self._publish_anchor(live) if self._mismatched else self._publish_delta(live, tied)
 
-    def _publish_delta(self, live: Mapping[str, Tensor]) -> Published:
+    def _publish_delta(self, live: Mapping[str, Tensor], tied: Mapping[str, str]) -> Published:
         changes = {name: found for name, weight in live.items() if (found := self._compare(name, weight))}
         total = self._sum + sum(found.gain for found in changes.values())
         last, state, count = self._pointer, to_text(total), sum(weight.numel() for weight in live.values())
         link = Link(last.chain, last.step, last.step + 1, last.state, state)
         delta = SparseDelta(
             {name: found.change for name, found in changes.items()},
-            tied={alias: owner for alias, owner in live_weights(self._weights)[1].items() if owner in changes},
+            tied={alias: owner for alias, owner in tied.items() if owner in changes},
             base=BaseIdentity(weights=count),
             config=header(link),
         )
@@ -197,18 +196,12 @@ class Publisher:
     @torch.no_grad()
     def _compare(self, name: str, weight: Tensor) -> _Change | None:
         flat = weight.reshape(-1)
-        before = self._copy.bring(name, flat)
-        positions = changed_positions(before, flat)[0]
+        positions, origin, target = changed_weights(name, self._copy.bring(name, flat), flat)
         if not positions.numel():
             return None
-        origin, target = gather(before, positions), gather(flat, positions)
-        check_no_nan(name, target)
         gain = sum_of_change(name, weight.dtype, tuple(weight.shape), positions, origin, target)
         change = ParameterDelta.at(positions, origin, target, weight.shape, None, self._op)
         return _Change(change, positions, target, gain)
-
-    def _live(self) -> dict[str, Tensor]:
-        return live_weights(self._weights)[0]
 
     def _start(self, live: Mapping[str, Tensor]) -> Pointer:
         chain, state = uuid.uuid4().hex, to_text(self._sum)
@@ -234,6 +227,6 @@ class Publisher:
 
 def _replay(store: Store, pointer: Pointer) -> dict[str, Tensor]:
     """All weights of the last published step, from the last intact anchor and the deltas after it."""
-    follower = Follower.from_last_anchor(store, pointer.step)
+    follower = Follower.from_last_anchor(store, pointer)
     follower.update()
     return follower.weights

@@ -18,10 +18,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from rst.atomic import sync_to_disk
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
 from rst.records import to_json
-from rst.safetensors_writer import by_width, write_safetensors
+from rst.safetensors_writer import specs_of, write_safetensors
 from rst.sync.errors import ChainDamageError, ChainGapError, ChainOrderError
 
 Kind = Literal["full", "delta"]
@@ -89,9 +90,9 @@ def write_version(
         (temporary / _RECORD).write_text(to_json(record) + "\n")
         temporary.chmod(0o755)
         for path in (file, temporary / _RECORD, temporary):
-            _sync(path)
+            sync_to_disk(path)
         temporary.rename(target)
-        _sync(target.parent)
+        sync_to_disk(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return read_version(folder, number)
@@ -130,7 +131,7 @@ def _write_contents(path: Path, contents: SparseDelta | Mapping[str, Tensor]) ->
         return
     if not contents:
         raise CheckpointError(f"{path.name}: no weights to write")
-    specs = by_width({name: (weight.dtype, tuple(weight.shape)) for name, weight in contents.items()})
+    specs = specs_of(contents)
     write_safetensors(path, specs, (contents[name].detach().cpu() for name in specs))
 
 
@@ -142,11 +143,3 @@ def _checksum(path: Path) -> str:
     from blake3 import blake3
 
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
