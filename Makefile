@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test smoke check format bench clean
+.PHONY: install demo test smoke check format bench docs clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[all,dev]"
+	$(BIN)/pip install --quiet -e ".[all,dev,docs]"
 	touch $@
 
 demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a delta, merge it back bit for bit
@@ -33,9 +33,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## the site, into site/; every warning is an error
+	$(BIN)/mkdocs build --strict
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .cache outputs build dist *.egg-info
+	rm -rf $(VENV) .cache outputs build dist site *.egg-info

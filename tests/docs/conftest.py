@@ -1,0 +1,119 @@
+"""What the pages of the docs take as given: a model, an optimiser, checkpoints in the folder, and so on.
+
+A fixture named by a comment in a page returns the names that the block after it uses.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rst import ResidualSparseTrainer, RSTConfig, RSTModel, SparseDelta, export
+
+Names = dict[str, Any]
+
+
+class Classifier(nn.Module):
+    """An encoder and a task head, small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU())
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+def nudged(model: nn.Module, seed: int, names: str = "") -> nn.Module:
+    """A copy of a model in which a tenth of the weights, in parameters with `names` in theirs, is a quarter larger."""
+    draw = torch.Generator().manual_seed(seed)
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if names in name:
+                weight[torch.rand(weight.shape, generator=draw) < 0.1] *= 1.25
+    return tuned
+
+
+@pytest.fixture
+def classifier() -> Names:
+    """A pretrained model, a copy of it, an optimiser and three images."""
+    model = Classifier().eval()
+    return {
+        "model": model,
+        "base": copy.deepcopy(model),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "images": torch.randn(3, 3, 4, 4),
+    }
+
+
+@pytest.fixture
+def adapter_folder(classifier: Names, tmp_path: Path) -> Names:
+    """The folder pr2cl/ of another adapter of the classifier, with the same head."""
+    base = classifier["base"]
+    model = RSTModel(copy.deepcopy(base))
+    model.add_adapter("default", export(base, nudged(base, 1, "encoder"), modules_to_save=["head"]))
+    model.save_pretrained(tmp_path / "pr2cl")
+    return {}
+
+
+@pytest.fixture
+def process_group() -> Iterator[Names]:
+    """One process that is a group, so that collective calls can be made."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield {}
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def sharded_trainer(process_group: Names) -> Names:
+    """The trainer of a model that is sharded, and unsharded models to publish and to serve."""
+    from torch.distributed import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, sharded = Classifier(), Classifier()
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    trainer = ResidualSparseTrainer(sharded, RSTConfig(threshold=1e-6))
+    return {"trainer": trainer, "model": model, "served_model": copy.deepcopy(model)}
+
+
+@pytest.fixture
+def two_domains() -> Names:
+    """An encoder and a head, a labelled source batch, an unlabelled target batch, and four classes' embeddings."""
+    model = Classifier()
+    return {
+        "encoder": model.encoder,
+        "head": model.head,
+        "class_embeddings": torch.randn(4, 32),
+        "source_images": torch.randn(8, 3, 4, 4),
+        "source_labels": torch.arange(8) % 4,
+        "target_images": torch.randn(8, 3, 4, 4),
+        "iteration": 0,
+    }
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Names:
+    """The files that the command line's examples name: a base in several forms, tuned weights, adapters, deltas."""
+    from peft import LoraConfig, get_peft_model
+
+    from tests.rst.interop.conftest import save, tiny_llama
+
+    base = tiny_llama()
+    save(base, tmp_path / "base_folder")
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    torch.save(nudged(base, 1, "proj").state_dict(), tmp_path / "tuned.pt")
+    for seed, name in enumerate(("a", "b"), start=2):
+        export(base, nudged(base, seed, "proj")).save(tmp_path / f"{name}.safetensors")
+    trained = copy.deepcopy(base)
+    record = ResidualSparseTrainer(trained, RSTConfig(threshold=1e-6, target_modules=["q_proj", "v_proj"])).state_dict()
+    torch.save({"state_dict": nudged(base, 5, "q_proj").state_dict(), "rst": record}, tmp_path / "model.ckpt")
+    lora = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    lora.save_pretrained(tmp_path / "lora_folder")
+    return {"base": base}
