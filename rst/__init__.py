@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rst.apply import PreparedDelta
     from rst.checkpoints import open_checkpoint
     from rst.combination import combine
+    from rst.comparison import Comparison, Overlap, compare
     from rst.config import RSTConfig
     from rst.conversion import convert
     from rst.delta import BaseIdentity, SparseDelta
@@ -45,12 +46,14 @@ _MODULE_OF = {
     "BaseDigests": "rst.parameter_delta",
     "BaseIdentity": "rst.delta",
     "CheckpointError": "rst.errors",
+    "Comparison": "rst.comparison",
     "ConfigError": "rst.errors",
     "Constant": "rst.schedule",
     "DeltaFormatError": "rst.errors",
     "Linear": "rst.schedule",
     "NonFiniteError": "rst.errors",
     "NotCarriedError": "rst.errors",
+    "Overlap": "rst.comparison",
     "ParameterDelta": "rst.parameter_delta",
     "ParameterMismatchError": "rst.errors",
     "PreparedDelta": "rst.apply",
@@ -61,6 +64,7 @@ _MODULE_OF = {
     "SparseDelta": "rst.delta",
     "WrongBaseError": "rst.errors",
     "combine": "rst.combination",
+    "compare": "rst.comparison",
     "convert": "rst.conversion",
     "export": "rst.exporting",
     "from_official": "rst.interop.official",
@@ -76,12 +80,14 @@ __all__ = [
     "BaseDigests",
     "BaseIdentity",
     "CheckpointError",
+    "Comparison",
     "ConfigError",
     "Constant",
     "DeltaFormatError",
     "Linear",
     "NonFiniteError",
     "NotCarriedError",
+    "Overlap",
     "ParameterDelta",
     "ParameterMismatchError",
     "PreparedDelta",
@@ -93,6 +99,7 @@ __all__ = [
     "WrongBaseError",
     "__version__",
     "combine",
+    "compare",
     "convert",
     "export",
     "from_official",
