@@ -16,7 +16,7 @@ def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
 
 def check_fits(name: str, change: ParameterDelta, base: Checkpoint) -> None:
     """Raise `ParameterMismatchError` unless the base's tensor `name` has the shape and dtype of `change`."""
-    tensor = base[name]
+    tensor = base.outline(name)
     if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
         found = f"{tensor.dtype} {tuple(tensor.shape)}"
         raise ParameterMismatchError(

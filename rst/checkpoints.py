@@ -41,6 +41,7 @@ class Checkpoint(Mapping[str, Tensor]):
         record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
         container: the whole unpickled object, for writing it back with other weights.
         mapped: whether the tensors are mapped from files that only this object has opened.
+        outlines: by the name in the file tensors on the meta device, where reading the values takes long.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Checkpoint(Mapping[str, Tensor]):
     record: Mapping[str, Any] | None = None
     container: Any = None
     mapped: bool = False
+    outlines: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
@@ -58,6 +60,11 @@ class Checkpoint(Mapping[str, Tensor]):
             return self.read(original)
         except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
+
+    def outline(self, name: str) -> Tensor:
+        """A tensor of the same dtype and shape, whose values must not be read. Raises as reading it does."""
+        found = self.outlines.get(self.original_names[name])
+        return self[name] if found is None else found
 
     def release(self, name: str) -> None:
         """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
@@ -128,9 +135,11 @@ def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
         CheckpointError: nothing there, or the index of shards is not readable.
     """
     file = _resolve(Path(path))
-    if not file.name.endswith(".index.json"):
-        return [file]
-    return [file, *(file.parent / shard for shard in sorted(set(_read_index(file).values())))]
+    record = Path(path) / RECORD_FILE
+    beside = [record] if record.is_file() else []
+    if file.name.endswith(".index.json"):
+        beside += [file.parent / shard for shard in sorted(set(_read_index(file).values()))]
+    return [file, *beside]
 
 
 def _resolve(path: Path) -> Path:

@@ -1,18 +1,21 @@
 """Export of a delta from two sets of weights, or from one training checkpoint that remembers its base."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from rst.checkpoints import RECORD_FILE, RECORD_VERSION, Checkpoint, Weights, open_checkpoint
+from rst.checkpoints import RECORD_FILE, RECORD_VERSION, Checkpoint, Weights, checkpoint_files, open_checkpoint
 from rst.config import Patterns, RSTConfig
-from rst.delta import BaseIdentity, SparseDelta
+from rst.delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
 from rst.extraction import Extraction, Progress
+from rst.input_identity import job_digest
 from rst.naming import check_patterns, matches
 from rst.parameter_delta import Op
+from rst.resumable_export import export_in_parts
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
@@ -27,10 +30,13 @@ def export(
     exclude_modules: Patterns = None,
     op: Op = "add",
     on_progress: Progress | None = None,
+    output: str | os.PathLike[str] | None = None,
+    encoding: Encoding = "coo",
 ) -> SparseDelta:
     """Extract what turns `base` into `tuned`, reading one pair of tensors at a time.
 
     >>> export("base.safetensors", "tuned.safetensors", threshold=1e-6).save("delta.safetensors")
+    >>> export("base/", "tuned/", output="delta.safetensors")  # of huge ones; if it is killed, the same call goes on
 
     Args:
         base: file, folder, state dict or module (see `open_checkpoint`). None takes the base that a
@@ -43,6 +49,9 @@ def export(
         exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
         op: what to store: residuals ("add"), the tuned values ("replace") or steps, as in `ParameterDelta`.
         on_progress: called after each tensor with bytes done and bytes in all.
+        output: where to save the delta as well. From files, what is compared is kept in `output.partial` every few
+            gigabytes until the delta is saved, and used again unless an input, a setting or this library has changed.
+        encoding: of the saved delta, as in `SparseDelta.save`.
 
     Raises:
         ConfigError: a threshold that is negative or not finite, a pattern that matches nothing or needs a base.
@@ -52,32 +61,50 @@ def export(
     """
     if threshold is not None:
         RSTConfig(threshold=threshold)  # refuses what is no threshold
-    tuned_weights = open_checkpoint(tuned)
     if base is None:
         if modules_to_save or exclude_modules:
             raise ConfigError("modules_to_save and exclude_modules need a base; without one the trainer's own hold")
-        return _from_record(tuned_weights, threshold, op).run(on_progress)
-    base_weights = open_checkpoint(base)
-    every_name = [*tuned_weights, *base_weights]
-    check_patterns("modules_to_save", modules_to_save, every_name)
-    check_patterns("exclude_modules", exclude_modules, every_name)
-    tied = _common_ties(base_weights, tuned_weights)
-    _check_complete(base_weights, tuned_weights, tied, exclude_modules)
-    names = [name for name in tuned_weights if name not in tied and not matches(name, exclude_modules)]
-    settings = {"threshold": threshold, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
+        extraction = _from_record(open_checkpoint(tuned), threshold, op)
+    else:
+        settings = {"threshold": threshold, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
+        extraction = _from_two(open_checkpoint(base), open_checkpoint(tuned), settings, op)
+    if output is None:
+        return extraction.run(on_progress)
+    inputs = [tuned] if base is None else [tuned, base]
+    paths = [weights for weights in inputs if isinstance(weights, str | os.PathLike)]
+    if len(paths) == len(inputs):
+        job = job_digest(["export", dict(extraction.config), extraction.threshold, op], _files(paths))
+        return export_in_parts(extraction, job, Path(output), encoding, on_progress)
+    delta = extraction.run(on_progress)
+    delta.save(output, encoding)
+    return delta
+
+
+def _files(weights: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    return [file for path in weights for file in checkpoint_files(path)]
+
+
+def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], op: Op) -> Extraction:
+    """Plan the export of two sets of weights."""
+    whole, exclude = settings["modules_to_save"], settings["exclude_modules"]
+    check_patterns("modules_to_save", whole, [*tuned, *base])
+    check_patterns("exclude_modules", exclude, [*tuned, *base])
+    tied = _common_ties(base, tuned)
+    _check_complete(base, tuned, tied, exclude)
+    names = [name for name in tuned if name not in tied and not matches(name, exclude)]
     return Extraction(
-        base=base_weights,
-        tuned=tuned_weights,
+        base=base,
+        tuned=tuned,
         names=names,
-        whole={name for name in names if name not in base_weights or matches(name, modules_to_save)},
+        whole={name for name in names if name not in base or matches(name, whole)},
         buffers={name for name in names if name.rpartition(".")[2] in BATCHNORM_BUFFERS},
         tied=tied,
-        threshold=threshold,
-        identity=BaseIdentity(name=Path(base_weights.source).name),
+        threshold=settings["threshold"],
+        identity=BaseIdentity(name=Path(base.source).name),
         config={name: value for name, value in settings.items() if value is not None},
         op=op,
-        source=tuned_weights.source,
-    ).run(on_progress)
+        source=tuned.source,
+    )
 
 
 def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extraction:

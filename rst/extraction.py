@@ -14,6 +14,11 @@ from rst.parameter_delta import Op, ParameterDelta, check_like, check_no_nan, ch
 Progress = Callable[[int, int], None]
 
 
+def shifted(on_progress: Progress | None, start: int, total: int) -> Progress | None:
+    """Progress of a part, begun after `start` bytes, as progress of the whole of `total` bytes."""
+    return on_progress and (lambda done, _: on_progress(start + done, total))
+
+
 @dataclass(frozen=True)
 class Extraction:
     """What to compare with what.
@@ -49,7 +54,7 @@ class Extraction:
         parameters: dict[str, ParameterDelta] = {}
         dense: dict[str, Tensor] = {}
         weights = done = 0
-        total = sum(self.tuned[name].nbytes for name in self.names)
+        total = sum(map(self.nbytes, self.names))
         for name in self.names:
             tuned = self.tuned[name].detach()
             where = f"{self.source}: {name}" if self.source else name
@@ -73,6 +78,11 @@ class Extraction:
             base=BaseIdentity(self.identity.name, self.identity.revision, weights),
             config=dict(self.config),
         )
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tuned tensor."""
+        tuned = self.tuned
+        return (tuned.outline(name) if isinstance(tuned, Checkpoint) else tuned[name]).nbytes
 
     def _is_stored_whole(self, name: str, where: str, tuned: Tensor) -> bool:
         """Check a tensor that is stored whole or not at all; a buffer only if it changed."""

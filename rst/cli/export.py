@@ -51,7 +51,10 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Store what turns the base weights into TUNED, bit for bit, in one small file."""
+    """Store what turns the base weights into TUNED, bit for bit, in one small file.
+
+    Of huge checkpoints, a killed export leaves OUTPUT.partial and is continued by the same command.
+    """
     from rst.checkpoints import checkpoint_files
     from rst.exporting import export as extract
 
@@ -70,12 +73,16 @@ def export(
             modules_to_save=modules_to_save,
             exclude_modules=exclude,
             on_progress=on_progress,
+            output=None if dry_run else target,
+            encoding=encoding.value,
         )
     if dry_run:
         with TemporaryDirectory() as folder:
-            size = _save(delta, Path(folder) / target.name, encoding)
+            rehearsed = Path(folder) / target.name
+            delta.save(rehearsed, encoding.value)
+            size = rehearsed.stat().st_size
     else:
-        size = _save(delta, target, encoding)
+        size = target.stat().st_size
     record = _record(delta) | {
         "output": str(target),
         "written": not dry_run,
@@ -88,11 +95,6 @@ def export(
         print_json(record)
     else:
         _print(record)
-
-
-def _save(delta: "SparseDelta", path: Path, encoding: Encoding) -> int:
-    delta.save(path, encoding.value)
-    return path.stat().st_size
 
 
 def _record(delta: "SparseDelta") -> dict[str, Any]:

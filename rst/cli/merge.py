@@ -18,27 +18,37 @@ def merge(
     ],
     delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A delta.safetensors made from this base.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write. Default: beside BASE, .merged.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write, or a new folder for shards. Default: a file beside BASE, .merged."
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Largest shard of an output folder, such as 500MB. Default: 5GB.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Add DELTA to BASE: the tuned weights again, bit for bit, in the base's own kind of file."""
+    """Add DELTA to BASE: the tuned weights again, bit for bit, in the base's own kind of file or in shards.
+
+    Killed while it writes a folder, it leaves OUTPUT.partial and is continued by the same command.
+    """
     from rst.checkpoints import checkpoint_files
     from rst.delta import SparseDelta
+    from rst.merging import is_folder, rehearse
     from rst.merging import merge as merge_files
-    from rst.merging import rehearse
 
     target = output or merged_beside(base)
-    check_output(target, [*checkpoint_files(base), delta], force)
+    if not is_folder(target, max_shard_size):
+        check_output(target, [*checkpoint_files(base), delta], force)
     change = SparseDelta.load(delta)
     with byte_progress("merging") as on_progress:
         if dry_run:
-            size = rehearse(base, change, target, on_progress=on_progress)
+            size = rehearse(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)
         else:
-            merge_files(base, change, target, on_progress=on_progress)
-            size = target.stat().st_size
+            merge_files(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)
+            size = sum(file.stat().st_size for file in (target.iterdir() if target.is_dir() else [target]))
     if as_json:
         print_json(
             {

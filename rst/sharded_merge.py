@@ -1,0 +1,47 @@
+"""A merged model as a folder of shards, which appears whole or not at all, and which a killed merge continues."""
+
+from pathlib import Path
+
+from rst.checkpoints import checkpoint_files
+from rst.errors import CheckpointError
+from rst.extraction import Progress, shifted
+from rst.input_identity import delta_digest, job_digest
+from rst.merged_tensors import MergedTensors
+from rst.partial_folder import PartialFolder
+from rst.safetensors_writer import by_width, write_safetensors
+from rst.shard_plan import INDEX, bytes_of, index_text, plan_shards
+
+
+def check_folder(output: Path) -> None:
+    """Raise `CheckpointError` unless `output` is missing or an empty folder; what is in one is never touched."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output}: exists; a folder of shards is written to a new or empty folder")
+
+
+def merge_into_folder(
+    merged: MergedTensors, base: Path, output: Path, largest: int, on_progress: Progress | None
+) -> None:
+    """Write `model.safetensors`, or shards of at most `largest` bytes of tensors and their index.
+
+    Shards that an earlier process finished from the same base and delta are kept; see `PartialFolder`.
+    """
+    specs = merged.specs()
+    total, done = bytes_of(specs.values()), 0
+    plan = plan_shards(specs, largest)
+    shards = {file: [merged.original(name) for name in names] for file, names in plan.items()}
+    job = job_digest(["merge", delta_digest(merged.delta), shards], checkpoint_files(base))
+    with PartialFolder(output, job, [*plan, INDEX]) as partial:
+        for file, names in plan.items():
+            part = by_width({name: specs[name] for name in names})
+            after = done + bytes_of(part.values())
+            if not partial.has(file):
+                named = {merged.original(name): spec for name, spec in part.items()}
+                write_safetensors(partial.path / file, named, merged.stream(part, shifted(on_progress, done, total)))
+                partial.finish(file)
+            elif on_progress:
+                on_progress(after, total)
+            done = after
+        if len(plan) > 1:
+            (partial.path / INDEX).write_text(index_text(shards, total))
+            partial.finish(INDEX)
+        partial.publish()
