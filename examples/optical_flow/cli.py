@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from examples.experiment.settings import SettingsError
 from examples.optical_flow.kitti import DOWNLOAD, LAYOUT, KittiError
 from examples.optical_flow.kitti import check as check_kitti
 from examples.optical_flow.tables import TABLE, FlowCell, Variant, cells, load_variant, variant_names
 from examples.uda.cells import ChangedCellError
-from examples.uda.settings import SettingsError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)

@@ -12,7 +12,7 @@ from torchvision.models.optical_flow.raft import (
     UpdateBlock,
 )
 
-from examples.uda.settings import SettingsError
+from examples.experiment.settings import SettingsError
 
 ARCHITECTURES = ("raft_large", "raft_tiny")
 DECODER = ("update_block", "mask_predictor")

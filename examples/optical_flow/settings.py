@@ -1,18 +1,15 @@
 """What decides the numbers of a cell, apart from its seed: one frozen dataclass, checked when made."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal
 
-from examples.uda.settings import SettingsError
+from examples.experiment.settings import ExperimentSettings, SettingsError
 
 Method = Literal["fine_tuning", "linear_probe", "bitfit", "lora", "rst", "rst_bias"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ExperimentSettings):
     """How one cell is trained. Defaults are MMFlow's KITTI-2015 profile of RAFT, which App. M starts from.
 
     Attributes:
@@ -59,48 +56,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse a value of the wrong type or out of range. Raises `SettingsError` naming the key."""
-        for entry in fields(self):
-            _check_type(entry.name, getattr(self, entry.name), entry.type)
-        for name in ("steps", "batch_size", "updates", "test_updates", "lora_rank", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.refuse_below_one("steps", "batch_size", "updates", "test_updates", "lora_rank", "evaluate_every")
         for name in ("crop_height", "crop_width"):
             if getattr(self, name) < 8 or getattr(self, name) % 8:
                 raise SettingsError(f"{name} must be a positive multiple of 8, got {getattr(self, name)}")
         for name in ("lr", "clip_norm", "gamma"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise SettingsError(f"weight_decay must not be negative, got {self.weight_decay}")
+        self.refuse_negative("weight_decay")
         for name in ("warm_up", "final_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise SettingsError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Build from YAML or JSON types. Raises `SettingsError` naming the key that is unknown, missing or wrong."""
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise SettingsError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        if "method" not in values:
-            raise SettingsError("missing key 'method'")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON types."""
-        return asdict(self)
-
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any setting."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _check_type(name: str, value: Any, wanted: Any) -> None:
-    if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise SettingsError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
-        return
-    allowed = int | float if wanted is float else wanted
-    if not isinstance(value, allowed) or isinstance(value, bool):
-        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if wanted is float and isinstance(value, str) else ""
-        raise SettingsError(f"{name} must be {getattr(wanted, '__name__', wanted)}, got {value!r}{hint}")

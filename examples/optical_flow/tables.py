@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from examples.experiment.settings import SettingsError
 from examples.optical_flow.settings import Settings
 from examples.uda.cells import Cell
-from examples.uda.settings import SettingsError
 
 CONFIGS = Path(__file__).parent / "configs"
 TABLE = "appendix10"

@@ -8,10 +8,10 @@ import torch
 import typer
 from rich.console import Console
 
+from examples.experiment.settings import SettingsError
 from examples.peft_comparison.plan import PLANS, SEEDS, Plan
 from examples.uda.benchmarks import DatasetError, get_benchmark
 from examples.uda.cells import Cell, ChangedCellError
-from examples.uda.settings import SettingsError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)

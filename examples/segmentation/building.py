@@ -6,6 +6,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from cmkd.segmentation import DenseStudent
+from examples.experiment.settings import SettingsError
 from examples.segmentation.classes import CLASSES
 from examples.segmentation.deeplab import DeepLabV2, DilatedHead, build_deeplab
 from examples.segmentation.distillation import Distillation
@@ -15,7 +16,6 @@ from examples.segmentation.scene_objective import SceneObjective, SourceOnly
 from examples.segmentation.self_training import SelfTraining
 from examples.segmentation.settings import Settings
 from examples.segmentation.tuning import prepare
-from examples.uda.settings import SettingsError
 
 
 def build_student(settings: Settings) -> DenseStudent:

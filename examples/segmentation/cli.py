@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as Columns
 
+from examples.experiment.settings import SettingsError
 from examples.segmentation.cells import Cell, cells
 from examples.segmentation.domains import get_domain
 from examples.segmentation.report import write_report
@@ -19,7 +20,6 @@ from examples.segmentation.settings import Settings
 from examples.segmentation.tables import Table, load_table, table_names
 from examples.uda.benchmarks import DatasetError
 from examples.uda.cells import ChangedCellError
-from examples.uda.settings import SettingsError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)

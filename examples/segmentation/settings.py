@@ -1,21 +1,18 @@
 """What decides the numbers of a cell, apart from its seed: one frozen dataclass, checked when made."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal
 
+from examples.experiment.settings import ExperimentSettings, SettingsError
 from examples.segmentation.domains import get_domain
 from examples.segmentation.tuning import Tuning
-from examples.uda.settings import SettingsError
 
 BETAS = (0.9, 0.999)
 """Of AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ExperimentSettings):
     """How one cell is trained. Defaults are DAFormer's, which App. J follows.
 
     Attributes:
@@ -90,14 +87,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run. Raises `SettingsError` naming the key."""
-        for entry in fields(self):
-            _check_type(entry.name, getattr(self, entry.name), entry.type)
-        for name in ("iterations", "batch_size", "crop", "evaluate_every", "ramp_iterations", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("encoder_lr", "head_lr", "weight_decay", "warm_up", "clip_norm", "rare_class_temperature"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+        super().__post_init__()
+        self.refuse_below_one("iterations", "batch_size", "crop", "evaluate_every", "ramp_iterations", "lora_rank")
+        self.refuse_negative("encoder_lr", "head_lr", "weight_decay", "warm_up", "clip_norm", "rare_class_temperature")
         for name in ("source", "target"):
             try:
                 get_domain(getattr(self, name))
@@ -121,26 +113,6 @@ class Settings:
                 "puts every weight back"
             )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Build from YAML or JSON types. Raises `SettingsError` naming the key that is unknown, missing or wrong."""
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise SettingsError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-        except TypeError as error:  # the dataclass names what is missing
-            raise SettingsError(str(error).partition(") ")[2] or str(error)) from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON types."""
-        values = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any setting."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
 
 def largest_step(learning_rate: float) -> float:
     """The farthest that one step of Adam moves a weight: `lr * max(1, (1 - beta1) / sqrt(1 - beta2))`.
@@ -149,21 +121,3 @@ def largest_step(learning_rate: float) -> float:
     and is smaller by orders of magnitude.
     """
     return learning_rate * max(1.0, (1 - BETAS[0]) / (1 - BETAS[1]) ** 0.5)
-
-
-def _check_type(name: str, value: Any, wanted: Any) -> None:
-    if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise SettingsError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
-        return
-    if get_origin(wanted) is tuple:
-        kinds = get_args(wanted)
-        if not isinstance(value, tuple) or len(value) != len(kinds):
-            raise SettingsError(f"{name} must be {len(kinds)} numbers, got {value!r}")
-        for number, kind in zip(value, kinds, strict=True):
-            _check_type(name, number, kind)
-        return
-    fits = isinstance(value, int | float if wanted is float else wanted)
-    if not fits or (isinstance(value, bool) and wanted is not bool):
-        hint = " (YAML reads 3e-6 as text: write 3.0e-6)" if isinstance(value, str) else ""
-        raise SettingsError(f"{name} must be {wanted.__name__}, got {value!r}{hint}")

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from examples.experiment.settings import SettingsError
 from examples.segmentation.settings import Settings
-from examples.uda.settings import SettingsError
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from cmkd import TextTeacher, load_open_clip, prompt_order
+from examples.experiment.settings import SettingsError
 from examples.small_clip import tokenize
 from examples.uda.mobilenet import FEATURES, MEAN, STD, load_mobilenet
-from examples.uda.settings import Settings, SettingsError
+from examples.uda.settings import Settings
 from examples.uda.small_clip_digits import DigitPretraining, pretrained_digit_clip
 from examples.uda.text_embedding_teacher import text_embedding_teacher
 

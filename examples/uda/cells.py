@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.methods import parse_method
-from examples.uda.settings import Settings, SettingsError
+from examples.uda.settings import Settings
 from examples.uda.tables import FIRST_SEED, Variant
 
 Task = tuple[str, str]

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import DatasetError, get_benchmark
 from examples.uda.cells import Cell, ChangedCellError, cells, parse_tasks
 from examples.uda.report import collect, markdown
 from examples.uda.scheduling import run_all
-from examples.uda.settings import SettingsError
 from examples.uda.tables import Variant, table_names, variants, with_method
 from examples.uda.tensorboard_log import require_tensorboard
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from cmkd import CMKD, CMKDLoss, FixMatch, Objective, PartialSet, SourceOnly
 from cmkd.baselines import BASELINES
-from examples.uda.settings import Settings, SettingsError
+from examples.experiment.settings import SettingsError
+from examples.uda.settings import Settings
 
 OWN = ("clip", "baseline", "linear_probe", "cmkd")
 WITH_TEACHER = ("clip", "linear_probe", "cmkd")

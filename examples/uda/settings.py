@@ -1,23 +1,17 @@
 """What decides the numbers of a cell, apart from its task and its seed: one frozen dataclass, checked when made."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from cmkd import PRESETS, Preset
+from examples.experiment.settings import ExperimentSettings, SettingsError
 
 TERMS = ("task", "distill", "regularization")
 
 
-class SettingsError(ValueError):
-    """A configuration that cannot be run; the message names the file and the key."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ExperimentSettings):
     """How one cell is trained. Defaults are the paper's (Sec. IV.A).
 
     Attributes:
@@ -78,33 +72,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse a value of the wrong type or out of range. Raises `SettingsError` naming the key."""
-        for entry in fields(self):
-            _check_type(entry.name, getattr(self, entry.name), entry.type)
-        for name in ("iterations", "batch_size", "evaluate_every", "ramp_iterations"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.refuse_below_one("iterations", "batch_size", "evaluate_every", "ramp_iterations")
         if unknown := sorted(set(self.terms) - set(TERMS)):
             raise SettingsError(f"terms must be among {', '.join(TERMS)}, got {unknown[0]!r}")
         self.resolved_preset()
-        for name in ("encoder_lr", "head_lr", "momentum", "weight_decay", "threshold"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Build from YAML or JSON types. Raises `SettingsError` naming the key that is unknown, missing or wrong."""
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise SettingsError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        terms = {"terms": tuple(values["terms"])} if isinstance(values.get("terms"), list) else {}
-        try:
-            return cls(**{**values, **terms})
-        except TypeError as error:  # the dataclass names what is missing
-            raise SettingsError(str(error).partition(") ")[2] or str(error)) from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in JSON types."""
-        return {**asdict(self), "terms": list(self.terms)}
+        self.refuse_negative("encoder_lr", "head_lr", "momentum", "weight_decay", "threshold")
 
     def resolved_preset(self) -> Preset:
         """The preset with its changes. Raises `SettingsError` naming a field that presets lack."""
@@ -112,26 +85,3 @@ class Settings:
         if unknown := sorted(self.preset_changes.keys() - set(known)):
             raise SettingsError(f"preset_changes has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
         return replace(PRESETS[self.preset], **self.preset_changes)
-
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any setting."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _check_type(name: str, value: Any, wanted: Any) -> None:
-    if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise SettingsError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
-        return
-    if wanted is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        hint = " (YAML reads 3e-6 as text: write 3.0e-6)" if isinstance(value, str) else ""
-    elif get_origin(wanted) is tuple:
-        fits, hint = isinstance(value, tuple) and all(isinstance(item, str) for item in value), ""
-    else:
-        # `str | None` is a type that isinstance takes, `Mapping[str, Any]` is not
-        allowed = wanted if isinstance(wanted, UnionType) else get_origin(wanted) or wanted
-        fits, hint = isinstance(value, allowed) and not (isinstance(value, bool) and wanted is int), ""
-    if not fits:
-        kind = getattr(wanted, "__name__", str(wanted))
-        raise SettingsError(f"{name} must be {kind}, got {value!r}{hint}")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import yaml
 
+from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.methods import parse_method
-from examples.uda.settings import Settings, SettingsError
+from examples.uda.settings import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
 FIRST_SEED = 42

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from examples.uda.settings import SettingsError
+from examples.experiment.settings import SettingsError
 
 
 def require_tensorboard() -> None:

@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
+from examples.experiment.settings import SettingsError
 from examples.optical_flow import cli
 from examples.optical_flow.kept_share import Geometric, kept_share
 from examples.optical_flow.plots import draw_curves, draw_kept_share
 from examples.optical_flow.report import collect, markdown
 from examples.optical_flow.settings import Settings
 from examples.optical_flow.tables import load_variant, variant_names
-from examples.uda.settings import SettingsError
 
 
 def run(monkeypatch, *words):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from examples.experiment.settings import SettingsError
 from examples.optical_flow.methods import prepare
 from examples.optical_flow.networks import freeze_statistics, load_network
 from examples.optical_flow.settings import Settings
 from examples.optical_flow.storage import count_from_architecture, store, trained
-from examples.uda.settings import SettingsError
 
 
 def tiny(**changes):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from examples.experiment.settings import SettingsError
 from examples.segmentation.settings import Settings, largest_step
 from examples.segmentation.tables import load_table, table_names
-from examples.uda.settings import SettingsError
 from rst import Linear, ResidualSparseTrainer, RSTConfig
 
 ROW = load_table("gta_cityscapes").rows["RST-config1"]

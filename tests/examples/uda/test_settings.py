@@ -2,7 +2,8 @@
 
 import pytest
 
-from examples.uda.settings import Settings, SettingsError
+from examples.experiment.settings import SettingsError
+from examples.uda.settings import Settings
 from examples.uda.tables import load_variant
 
 GOOD = {

@@ -3,10 +3,10 @@
 import pytest
 from torch import nn
 
+from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.methods import build_objective, parse_method
 from examples.uda.report import PAPER, published
-from examples.uda.settings import SettingsError
 from examples.uda.tables import CONFIGS, table_names, variants, with_method
 
 VARIANTS = [variant for table in table_names() for variant in variants(table)]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from examples.experiment.settings import SettingsError
 from examples.uda import tensorboard_log
-from examples.uda.settings import SettingsError
 from examples.uda.tensorboard_log import TensorBoardLog, require_tensorboard
 from tests.examples.uda.smoke_runs import run, tiny_cell, write_data
 from tests.examples.uda.test_resume import Killed, kill_at

@@ -1,0 +1,1 @@
+"""What the experiments share: settings, cells, stopping and going on, command lines."""
