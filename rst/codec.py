@@ -55,13 +55,15 @@ def decompress(where: str, stream: Tensor, dtype: torch.dtype) -> Tensor:
     count, body = int.from_bytes(raw[:_COUNT_BYTES], "little"), raw[_COUNT_BYTES:]
     if count > _MOST_PER_BYTE * len(body):
         raise DeltaFormatError(f"{where}: {count} entries in {len(body)} bytes, at most {_MOST_PER_BYTE} a byte can be")
-    numbers = np.empty(count, _as_numpy(torch.empty(0, dtype=dtype)).dtype)
     try:
+        numbers = np.empty(count, _as_numpy(torch.empty(0, dtype=dtype)).dtype)
         progress = standalone.simple_decompress_into(body, numbers)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DeltaFormatError(f"{where}: not a pcodec stream of {numbers.dtype} ({error})") from error
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise DeltaFormatError(f"{where}: not a pcodec stream of {dtype} ({error})") from error
     if progress.n_processed != count or not progress.finished:
         raise DeltaFormatError(f"{where}: {progress.n_processed} entries or more, the stream announces {count}")
+    if dtype == torch.bool and numbers.view(np.uint8).max(initial=0) > 1:
+        raise DeltaFormatError(f"{where}: a bool is 0 or 1")  # torch counts on it
     return torch.from_numpy(numbers).view(dtype)
 
 

@@ -28,6 +28,10 @@ from rst.records import Record
 
 Positions = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 _MOST_RECORD_BYTES = 1 << 27  # a million parameters
+# Names and shapes that hardly differ pack 30 to 1. A reader refuses more than this: a megabyte of zlib can unfold to
+# a gigabyte of JSON, and that to thirty of objects. What packs better is stored as it is.
+_MOST_UNFOLDED = 64
+_FREE_RECORD_BYTES = 1 << 16
 
 
 def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
@@ -69,20 +73,28 @@ def from_arrays(source: str, records: Mapping[str, Record], arrays: dict[str, Te
 
 
 def pack_records(text: str) -> Tensor:
-    """Compress the JSON of `rst.records`."""
-    return torch.frombuffer(bytearray(zlib.compress(text.encode(), 9)), dtype=torch.uint8)
+    """Compress the JSON of `rst.records`, no further than a reader unfolds it."""
+    plain = text.encode()
+    packed = zlib.compress(plain, 9)
+    if len(plain) > _most_unfolded(len(packed)):
+        packed = zlib.compress(plain, 0)
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
 def unpack_records(source: str, stream: Tensor) -> str:
-    """Invert `pack_records`, within 128 MiB. Raises `DeltaFormatError`."""
-    inflater = zlib.decompressobj()
+    """Invert `pack_records`, within 64 KiB + 64 bytes for each byte, at most 128 MiB. Raises `DeltaFormatError`."""
+    inflater, most = zlib.decompressobj(), _most_unfolded(stream.numel())
     try:
-        text = inflater.decompress(stream.numpy().tobytes(), _MOST_RECORD_BYTES)
+        text = inflater.decompress(stream.numpy().tobytes(), most)
         if not inflater.eof:
-            raise DeltaFormatError(f"{source}: records is cut, or longer than {_MOST_RECORD_BYTES} bytes")
+            raise DeltaFormatError(f"{source}: records is cut, or longer than {most} bytes")
         return text.decode()
     except (zlib.error, UnicodeDecodeError) as error:
         raise DeltaFormatError(f"{source}: records cannot be read ({error})") from error
+
+
+def _most_unfolded(packed: int) -> int:
+    return min(_MOST_RECORD_BYTES, _FREE_RECORD_BYTES + _MOST_UNFOLDED * packed)
 
 
 def _pack_positions(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor | None:

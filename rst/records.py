@@ -11,6 +11,7 @@ import torch
 from rst.dtypes import DTYPE_OF_NAME, NAME_OF_DTYPE
 from rst.errors import DeltaFormatError
 from rst.parameter_delta import BaseDigests, Op, ParameterDelta, stored_op
+from rst.strict_json import parse_json, typed
 
 _MOST_DIMENSIONS = 64
 
@@ -51,12 +52,12 @@ def _describe(name: str, change: ParameterDelta) -> dict[str, Any]:
 
 def read_records(text: str, op: Op) -> dict[str, Record]:
     """Invert `write_records` for a file with operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
-    return {name: _parse(record, op) for name, record in json.loads(text).items()}
+    return {name: _parse(record, op) for name, record in parse_json(text).items()}
 
 
 def _parse(record: Mapping[str, Any], op: Op) -> Record:
-    shape, dtype = record["shape"], DTYPE_OF_NAME[record["dtype"]]
-    if len(shape) > _MOST_DIMENSIONS or not all(isinstance(size, int) and 0 <= size < 1 << 63 for size in shape):
+    shape, dtype = typed(record, "shape", list), DTYPE_OF_NAME[record["dtype"]]
+    if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         raise ValueError(f"{str(shape)[:99]} is no shape")
-    base = BaseDigests(str(record["base"]), str(record["touched"])) if "base" in record else None
+    base = BaseDigests(typed(record, "base", str), typed(record, "touched", str)) if "base" in record else None
     return Record(tuple(shape), dtype, base, stored_op(op, dtype))

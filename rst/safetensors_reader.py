@@ -1,6 +1,5 @@
 """A safetensors file read at once: for small files, ten times faster than asking for one tensor after another."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from rst.dtypes import DTYPE_OF_NAME
 from rst.errors import CheckpointError, DeltaFormatError
+from rst.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,19 @@ def read_safetensors(source: str) -> Contents:
         with safe_open(source, framework="np"):  # judges the header, which may be hostile
             data = np.fromfile(source, dtype=np.uint8)
         end = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:end].tobytes())
+        header = parse_json(data[8:end].tobytes())
         metadata = header.pop("__metadata__", None) or {}
         arrays = {name: _tensor(data, end, entry) for name, entry in header.items()}
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ArithmeticError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        MemoryError,
+    ) as error:
         raise DeltaFormatError(f"{source}: not a readable safetensors file ({error})") from error
     return Contents(metadata, arrays, data.data)
 
@@ -49,5 +58,7 @@ def _tensor(data: np.ndarray[Any, Any], start: int, entry: dict[str, Any]) -> Te
     first, last = entry["data_offsets"]
     if first == last:
         return torch.empty(shape, dtype=dtype)
+    if dtype == torch.bool and data[start + first : start + last].max() > 1:
+        raise ValueError("a bool is 0 or 1")  # torch counts on it
     flat = torch.frombuffer(data, dtype=dtype, count=(last - first) // dtype.itemsize, offset=start + first)
     return flat if len(shape) == 1 else flat.reshape(shape)

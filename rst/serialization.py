@@ -4,10 +4,9 @@ The arrays of the parameters are laid out by `rst.coo` (readable by anyone) or `
 tensor stored whole, in both.
 """
 
-import json
 import os
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -20,12 +19,13 @@ from rst.records import read_records, to_json, write_records
 from rst.safetensors_reader import read_safetensors
 from rst.safetensors_writer import specs_of, write_safetensors
 from rst.seal import BLANK, is_intact, seal
+from rst.strict_json import check_depth, parse_json, strings, typed
 from rst.validation import validate
 from rst.version import __version__
 
 FORMAT = "rst"
 FORMAT_VERSION = 1
-_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, MemoryError)
 
 
 def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
@@ -45,6 +45,7 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     if encoding not in get_args(Encoding):
         raise ConfigError(f"encoding={encoding!r}: choose one of {list(get_args(Encoding))}")
     validate(delta.parameters, "delta")
+    _check_names("delta", delta)
     parameters = {name: change.to("cpu") for name, change in delta.parameters.items()}
     metadata = _metadata(delta, encoding)
     records = write_records(parameters)
@@ -115,19 +116,50 @@ def _check_version(source: str, metadata: Mapping[str, str]) -> None:
 def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> SparseDelta:
     parameters = _read_parameters(source, metadata, arrays)
     validate(parameters, source)
-    whole = json.loads(metadata["dense"])
-    dense = {name: arrays.pop(f"{name}.dense") for name in whole["names"]}
+    whole = parse_json(metadata["dense"])
+    dense = {name: arrays.pop(f"{name}.dense") for name in strings(whole["names"], "dense")}
     if arrays:
         raise DeltaFormatError(f"{source}: {len(arrays)} arrays that the metadata lacks, first {min(arrays)!r}")
-    base = json.loads(metadata["base"])
-    return SparseDelta(
+    delta = SparseDelta(
         parameters=parameters,
         dense=dense,
-        buffers=frozenset(whole["buffers"]),
-        tied=dict(json.loads(metadata["tied"])),
-        base=BaseIdentity(base["name"], base["revision"], int(base["weights"])),
-        config=dict(json.loads(metadata["config"])),
+        buffers=frozenset(strings(whole["buffers"], "buffers")),
+        tied=_read_ties(metadata["tied"]),
+        base=_read_base(metadata["base"]),
+        config=check_depth(_mapping(metadata["config"])),
     )
+    _check_names(source, delta)
+    return delta
+
+
+def _read_base(text: str) -> BaseIdentity:
+    base, name_or_none = _mapping(text), (str, type(None))
+    weights = typed(base, "weights", int)
+    if not 0 <= weights < 1 << 64:
+        raise ValueError(f"{weights} compared weights")
+    return BaseIdentity(typed(base, "name", *name_or_none), typed(base, "revision", *name_or_none), weights)
+
+
+def _read_ties(text: str) -> dict[str, str]:
+    tied = _mapping(text)
+    strings(list(tied.values()), "tied")
+    return tied
+
+
+def _check_names(source: str, delta: SparseDelta) -> None:
+    """Raise `DeltaFormatError` if one name means two tensors."""
+    for what, names in (("changed", delta.parameters), ("stored whole", delta.dense)):
+        if alias := min(delta.tied.keys() & names.keys(), default=None):
+            raise DeltaFormatError(f"{source}: {alias} is tied to {delta.tied[alias]} and {what} itself")
+    if name := min(delta.parameters.keys() & delta.dense.keys(), default=None):
+        raise DeltaFormatError(f"{source}: {name} is changed and stored whole")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise TypeError(f"{text[:99]} is no mapping")
+    return found
 
 
 def _read_parameters(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> dict[str, ParameterDelta]:

@@ -84,7 +84,7 @@ def test_what_is_no_stream_is_refused(stream: torch.Tensor) -> None:
 
 
 def test_another_dtype_is_refused() -> None:
-    with pytest.raises(DeltaFormatError, match="here: not a pcodec stream of float32"):
+    with pytest.raises(DeltaFormatError, match="here: not a pcodec stream of torch.float32"):
         decompress("here", compress(torch.arange(100), [100]), torch.float32)
 
 

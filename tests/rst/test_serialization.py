@@ -268,7 +268,7 @@ def test_a_loaded_delta_does_not_hang_on_its_file(tmp_path: Path) -> None:
 # --- Files by a stranger, with a right digest -----------------------------------------------------------------------
 
 
-Forge = Callable[[dict[str, str], dict[str, Tensor]], None]
+Forge = Callable[[dict[str, str], dict[str, Tensor]], object]
 
 
 def forge(path: Path, change: Forge) -> None:
@@ -330,6 +330,24 @@ FORGERIES: dict[str, Forge] = {
     "base no mapping": tell("base", "[]"),
     "no JSON": tell("dense", "{"),
     "deep JSON": tell("tied", "[" * 100_000),
+    "deep settings": tell("config", '{"a":' * 70 + "1" + "}" * 70),
+    "a key twice": tell("tied", '{"a": "w", "a": "h"}'),
+    "half a surrogate pair": tell("tied", '{"a\\ud800": "w"}'),
+    "not a number": tell("config", '{"threshold": NaN}'),
+    "infinity": tell("config", '{"threshold": 1e999}'),
+    "a number as text": tell("base", '{"name": null, "revision": null, "weights": "42"}'),
+    "negative weights": tell("base", '{"name": null, "revision": null, "weights": -1}'),
+    "base named by a list": tell("base", '{"name": ["x"], "revision": null, "weights": 42}'),
+    "tied to a number": tell("tied", '{"a": 1}'),
+    "tied and stored": tell("tied", '{"head": "w"}'),
+    "changed and stored whole": lambda metadata, arrays: (
+        metadata.update(dense='{"names": ["head", "w"], "buffers": []}'),
+        arrays.update({"w.dense": torch.ones(30)}),
+    ),
+    "names as text": tell("dense", '{"names": "head", "buffers": []}'),
+    "buffers as text": tell("dense", '{"names": ["head"], "buffers": "head"}'),
+    "shape of truths": with_records(lambda records: records["w"].update(shape=[30, True])),
+    "digest of a number": with_records(lambda records: records["w"].update(base=1)),
 }
 PLAIN_FORGERIES: dict[str, Forge] = {
     "descending": put("w.indices", torch.tensor([28, 21, 14, 7, 0], dtype=torch.int32)),
@@ -392,8 +410,17 @@ def test_gaps_cannot_lead_back_or_outside(tmp_path: Path, second: int) -> None:
 
 
 def test_records_unfold_within_bounds() -> None:
-    with pytest.raises(DeltaFormatError, match="here: records is cut, or longer than 134217728 bytes"):
-        unpack_records("here", pack_records("{" + " " * (1 << 27)))
+    bomb = torch.frombuffer(bytearray(zlib.compress(b"{" + b" " * (1 << 24))), dtype=torch.uint8)
+    with pytest.raises(DeltaFormatError, match=f"here: records is cut, or longer than {65536 + 64 * len(bomb)} bytes"):
+        unpack_records("here", bomb)
+    with pytest.raises(DeltaFormatError, match="longer than 134217728 bytes"):
+        unpack_records("here", torch.frombuffer(bytearray(zlib.compress(bytes(1 << 27 | 1), 0)), dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("length", [1, 1000, 1_000_000])
+def test_records_however_regular_can_be_read_again(length: int) -> None:
+    text = " " * length
+    assert unpack_records("here", pack_records(text)) == text
 
 
 def test_unknown_versions_name_both(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""JSON by a stranger: read where it can mean one thing only, refused by `ValueError` where not."""
+
+import json
+import math
+from typing import Any
+
+_DEEPEST = 64  # levels; what is loaded is saved again, by functions that call themselves
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON in UTF-8.
+
+    Raises:
+        ValueError: no JSON; a key twice in one object; NaN or a float that is none; half a surrogate pair, which is no
+            text; so many levels that Python cannot follow.
+    """
+    plain = text.decode() if isinstance(text, bytes) else text
+    try:
+        value = json.loads(plain, object_pairs_hook=_object, parse_float=_float, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if "\\u" in plain:
+        _check_text(value)
+    return value
+
+
+def check_depth(value: Any, levels: int = _DEEPEST) -> Any:
+    """Return a parsed value that has few levels. Raises `ValueError` for one that has more than 64."""
+    if levels < 0:
+        raise ValueError(f"more than {_DEEPEST} levels")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_depth(item, levels - 1)
+    return value
+
+
+def typed(record: Any, key: str, *kinds: type) -> Any:
+    """Return `record[key]`, of one of `kinds`; a bool is no number. Raises `KeyError` or `TypeError`."""
+    value = record[key]
+    if type(value) not in kinds:
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{key} is {str(value)[:99]!r}, not {wanted}")
+    return value
+
+
+def strings(values: Any, what: str) -> list[str]:
+    """Return a list of text. Raises `TypeError`."""
+    if type(values) is not list or not all(type(value) is str for value in values):
+        raise TypeError(f"{what} is {str(values)[:99]!r}, not a list of names")
+    return values
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _check_text(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise ValueError("half a surrogate pair, or nested too deeply") from error
