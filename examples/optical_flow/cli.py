@@ -1,15 +1,13 @@
 """The command line: list the variants of Table X, check data, reproduce, report."""
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from examples.experiment.command_line import bar, bars, run_command_line
 from examples.experiment.settings import SettingsError
 from examples.optical_flow.kitti import DOWNLOAD, LAYOUT, KittiError
 from examples.optical_flow.kitti import check as check_kitti
@@ -18,7 +16,6 @@ from examples.uda.cells import ChangedCellError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
-MISUSE = 2
 OUTPUT = Path("outputs/optical_flow")
 
 Output = Annotated[Path, typer.Option(help="Folder of all results.")]
@@ -26,13 +23,8 @@ Name = Annotated[str, typer.Argument(metavar="VARIANT", help="As `list` names it
 
 
 def main() -> None:
-    """Run the command line; what a user can put right ends in one message and exit code 2."""
-    try:
-        app()
-    except (SettingsError, KittiError, ChangedCellError) as error:
-        console.print(f"[red]Error[/red] {type(error).__name__}:", highlight=False)
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(MISUSE)
+    """Run the command line."""
+    run_command_line(app, console, (SettingsError, KittiError, ChangedCellError))
 
 
 @app.command("list")
@@ -116,15 +108,9 @@ def _run_all(missing: list[FlowCell], data: Path, loaders: int) -> None:
     """One cell after another, with a bar of steps."""
     from examples.optical_flow.running import run_cell
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with bars(console) as progress:
         for cell in missing:
-            bar = progress.add_task(cell.name, total=cell.settings.steps)
-            result = run_cell(cell, data, workers=loaders, advance=partial(_advance, progress, bar))
+            with bar(progress, cell.name, cell.settings.steps) as advance:
+                result = run_cell(cell, data, workers=loaders, advance=advance)
             start, last = result["start"]["epe"], result["last"]["epe"]
-            progress.console.print(f"{cell.name}: EPE {start:.2f} -> {last:.2f}", highlight=False)
-            progress.remove_task(bar)
-
-
-def _advance(progress: Progress, bar: TaskID, done: int) -> None:
-    progress.update(bar, completed=done)
+            console.print(f"{cell.name}: EPE {start:.2f} -> {last:.2f}", highlight=False)

@@ -1,6 +1,5 @@
 """The command line: count what tasks store, run the comparison, report it."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import torch
 import typer
 from rich.console import Console
 
+from examples.experiment.command_line import run_command_line
 from examples.experiment.settings import SettingsError
 from examples.peft_comparison.plan import PLANS, SEEDS, Plan
 from examples.uda.benchmarks import DatasetError, get_benchmark
@@ -15,7 +15,6 @@ from examples.uda.cells import Cell, ChangedCellError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
-MISUSE = 2
 
 Output = Annotated[Path, typer.Option(help="Folder of all results.")]
 OUTPUT = Path("outputs")
@@ -23,13 +22,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Run the command line; what a user can put right ends in one message and exit code 2."""
-    try:
-        app()
-    except (SettingsError, DatasetError, ChangedCellError, FileNotFoundError) as error:
-        console.print(f"[red]Error[/red] {type(error).__name__}:", highlight=False)
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(MISUSE)
+    """Run the command line."""
+    run_command_line(app, console, (SettingsError, DatasetError, ChangedCellError, FileNotFoundError))
 
 
 @app.command()

@@ -1,7 +1,5 @@
 """The command line: list the tables, count parameters, check data, reproduce a table, report it."""
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +7,9 @@ import torch
 import typer
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as Columns
 
+from examples.experiment.command_line import bar, bars, run_command_line
 from examples.experiment.settings import SettingsError
 from examples.segmentation.cells import Cell, cells
 from examples.segmentation.domains import get_domain
@@ -23,7 +21,6 @@ from examples.uda.cells import ChangedCellError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
-MISUSE = 2
 OUTPUT = Path("outputs/segmentation")
 
 Output = Annotated[Path, typer.Option(help="Folder of all results.")]
@@ -35,13 +32,8 @@ Smoke = Annotated[bool, typer.Option(help="Tiny networks on generated scenes: do
 
 
 def main() -> None:
-    """Run the command line; what a user can put right ends in one message and exit code 2."""
-    try:
-        app()
-    except (SettingsError, DatasetError, ChangedCellError, FileNotFoundError) as error:
-        console.print(f"[red]Error[/red] {type(error).__name__}:", highlight=False)
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(MISUSE)
+    """Run the command line."""
+    run_command_line(app, console, (SettingsError, DatasetError, ChangedCellError, FileNotFoundError))
 
 
 @app.command("list")
@@ -149,14 +141,8 @@ def _choose(name: str, rows: list[str] | None) -> Table:
 def _run(missing: list[Cell], data: Path, loaders: int) -> None:
     from examples.segmentation.running import run_cell
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with bars(console) as progress:
         for cell in missing:
-            bar = progress.add_task(cell.name, total=cell.settings.iterations)
-            result = run_cell(cell, data, workers=loaders, advance=partial(_advance, progress, bar))
+            with bar(progress, cell.name, cell.settings.iterations) as advance:
+                result = run_cell(cell, data, workers=loaders, advance=advance)
             console.print(f"{cell.name}: mIoU {result['last']:.1f} %", highlight=False)
-            progress.remove_task(bar)
-
-
-def _advance(progress: Progress, bar: TaskID, done: int) -> None:
-    progress.update(bar, completed=done)

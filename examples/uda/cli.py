@@ -1,7 +1,6 @@
 """The command line: list the tables, check data, reproduce a table, report it."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from examples.experiment.command_line import run_command_line
 from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import DatasetError, get_benchmark
 from examples.uda.cells import Cell, ChangedCellError, cells, parse_tasks
@@ -19,7 +19,6 @@ from examples.uda.tensorboard_log import require_tensorboard
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")  # one of several processes speaks
-MISUSE = 2
 
 Data = Annotated[Path, typer.Option(help="Folder of the benchmark's data.", show_default=False)]
 Output = Annotated[Path, typer.Option(help="Folder of all results.")]
@@ -27,13 +26,8 @@ OUTPUT = Path("outputs/uda")
 
 
 def main() -> None:
-    """Run the command line; what a user can put right ends in one message and exit code 2."""
-    try:
-        app()
-    except (SettingsError, DatasetError, ChangedCellError, FileNotFoundError) as error:
-        console.print(f"[red]Error[/red] {type(error).__name__}:", highlight=False)
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(MISUSE)
+    """Run the command line."""
+    run_command_line(app, console, (SettingsError, DatasetError, ChangedCellError, FileNotFoundError))
 
 
 @app.command("list")

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from examples.experiment.command_line import bar, bars
 from examples.uda.backbones import load_backbone
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.cells import Cell
@@ -36,9 +37,8 @@ def run_all(
     Returns:
         The cells that failed; their errors are printed, and the others go on.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     run = partial(run_cell, root=root, workers=loaders, tensorboard=tensorboard)
-    with Progress(*columns, console=console) as progress:
+    with bars(console) as progress:
         if workers > 1:
             _load_backbones(cells, root)
             return _side_by_side(cells, run, workers, progress)
@@ -48,15 +48,12 @@ def run_all(
 def _one_by_one(cells: Sequence[Cell], run: RunCell, progress: Progress) -> list[Cell]:
     failed = []
     for cell in cells:
-        bar = progress.add_task(cell.name, total=cell.settings.iterations)
-        advance = partial(_advance, progress, bar)
-        try:
-            result = run(cell, advance=advance)
-            _announce(cell, result, progress.console)
-        except Exception:
-            failed.append(cell)
-            _complain(cell, traceback.format_exc(), progress.console)
-        progress.remove_task(bar)
+        with bar(progress, cell.name, cell.settings.iterations) as advance:
+            try:
+                _announce(cell, run(cell, advance=advance), progress.console)
+            except Exception:
+                failed.append(cell)
+                _complain(cell, traceback.format_exc(), progress.console)
     return failed
 
 
@@ -68,7 +65,7 @@ def _load_backbones(cells: Sequence[Cell], root: Path) -> None:
 
 def _side_by_side(cells: Sequence[Cell], run: RunCell, workers: int, progress: Progress) -> list[Cell]:
     failed = []
-    bar = progress.add_task("cells", total=len(cells))
+    overall = progress.add_task("cells", total=len(cells))
     # spawned, because a forked copy of a process with CUDA or running threads is broken
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -80,12 +77,8 @@ def _side_by_side(cells: Sequence[Cell], run: RunCell, workers: int, progress: P
             else:
                 failed.append(cell)
                 _complain(cell, "".join(traceback.format_exception(error)), progress.console)
-            progress.advance(bar)
+            progress.advance(overall)
     return failed
-
-
-def _advance(progress: Progress, bar: TaskID, done: int) -> None:
-    progress.update(bar, completed=done)
 
 
 def _announce(cell: Cell, result: dict[str, object], console: Console) -> None:
