@@ -18,8 +18,7 @@ from examples.uda.cells import Cell, Task
 from examples.uda.divergence import DivergedError
 from examples.uda.domains import TaskData
 from examples.uda.methods import build_objective
-from examples.uda.prototypes import SOURCE_IMAGES, prototype_teacher
-from examples.uda.running import LIBRARIES, build_student, summarise
+from examples.uda.running import LIBRARIES, build_student, build_teacher, summarise
 from examples.uda.settings import Settings
 from examples.uda.training import train
 
@@ -86,15 +85,9 @@ class Runner:
         if task not in self._pretrained:
             backbone = self.load(self.settings, self.benchmark.class_names(), self.root)
             backbone.encoder.eval().to(self.accelerator.device)
-            self._pretrained[task] = backbone, backbone.teacher or self._prototypes(backbone, task)
+            data = TaskData(self.benchmark, self.root, task, backbone, self.accelerator)
+            self._pretrained[task] = backbone, build_teacher(backbone, data, workers=0)
         return self._pretrained[task]
-
-    def _prototypes(self, backbone: Backbone, task: Task) -> nn.Module:
-        assert backbone.classifier is not None
-        data = TaskData(self.benchmark, self.root, task, backbone, self.accelerator)
-        source = data.training_pass("source", workers=0, at_most=SOURCE_IMAGES)
-        classifier = backbone.classifier.to(self.accelerator.device)
-        return prototype_teacher(backbone.encoder, classifier, source, len(self.benchmark.classes))
 
     def _store(self, cell: Cell, tuning: Tuning, outcome: dict[str, Any]) -> dict[str, Any]:
         result = {

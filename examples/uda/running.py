@@ -61,7 +61,7 @@ def run_cell(
     backbone.encoder.eval().to(accelerator.device)
     resize = settings.resolved_preset().strong_resize
     data = TaskData(benchmark, root, cell.task, backbone, accelerator, strong_resize=resize)
-    teacher = _teacher(backbone, settings, data, workers) if method.needs_teacher else None
+    teacher = build_teacher(backbone, data, workers=workers) if method.needs_teacher else None
 
     if method.trains:
         student = build_student(backbone, settings, len(benchmark.classes), trains_encoder=method.trains_encoder)
@@ -124,6 +124,16 @@ def build_student(backbone: Backbone, settings: Settings, classes: int, *, train
     return Student(backbone.encoder, head)
 
 
+def build_teacher(backbone: Backbone, data: TaskData, *, workers: int) -> nn.Module:
+    """The backbone's own teacher, such as CLIP's text; without one App. E's prototypes, learned on the source."""
+    if backbone.teacher is not None:
+        return backbone.teacher
+    assert backbone.classifier is not None
+    source = data.training_pass("source", workers=workers, at_most=SOURCE_IMAGES)
+    classifier = backbone.classifier.to(data.accelerator.device)
+    return prototype_teacher(backbone.encoder, classifier, source, len(data.benchmark.classes))
+
+
 def summarise(progress: Progress) -> dict[str, Any]:
     """Accuracy at the end, at its best by the target's labels (an oracle), and where each label-free score is best."""
     curve = progress.curve
@@ -164,15 +174,6 @@ def _store(cell: Cell, outcome: dict[str, Any], accelerator: Accelerator) -> dic
         cell.checkpoint_path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return result
-
-
-def _teacher(backbone: Backbone, settings: Settings, data: TaskData, workers: int) -> nn.Module:
-    if backbone.teacher is not None:
-        return backbone.teacher
-    assert backbone.classifier is not None
-    source = data.training_pass("source", workers=workers, at_most=SOURCE_IMAGES)
-    classifier = backbone.classifier.to(data.accelerator.device)
-    return prototype_teacher(backbone.encoder, classifier, source, len(data.benchmark.classes))
 
 
 def _zero_shot(encoder: nn.Module, teacher: nn.Module, data: TaskData, workers: int) -> Progress:
