@@ -1,31 +1,31 @@
 """Checkpoints as lazy mappings from canonical names to CPU tensors, whatever file, folder or object they come from."""
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rst.errors import CheckpointError
 from rst.mapped_memory import release
 from rst.naming import canonical_names, own_prefix, unwrap
+from rst.nested_state import NESTED_UNDER, find_record, find_state
+from rst.strict_json import parse_json, strings
+from rst.unpickling import check_tensors, unpickle
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
-_NESTED_UNDER = ("state_dict", "model", "model_state_dict", "module")
+_DCP_FILE = ".metadata"
 _FOLDER_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    _DCP_FILE,
 )
-TRAINER_RECORD = "rst-trainer"
 RECORD_FILE = "rst_trainer.pt"
-RECORD_VERSION = 1
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
@@ -58,7 +58,7 @@ class Checkpoint(Mapping[str, Tensor]):
         original = self.original_names[name]
         try:
             return self.read(original)
-        except (SafetensorError, OSError, KeyError) as error:
+        except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
 
     def outline(self, name: str) -> Tensor:
@@ -100,8 +100,8 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
     Args:
         weights: a `.safetensors` file, a `.safetensors.index.json` or `.bin.index.json` of shards, a pickled
             checkpoint (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`; plain, or nested under `state_dict` or `model`), a
-            model folder (also a `checkpoint-N` of transformers), a state dict, or a module. Pickles are read with
-            `weights_only=True`.
+            model folder (also a `checkpoint-N` of transformers), a folder of torch.distributed.checkpoint, a state
+            dict, or a module. Pickles are read with `weights_only=True`.
 
     Raises:
         CheckpointError: nothing there, not readable, or without weights.
@@ -114,10 +114,12 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
         return _from_mapping(weights, "state dict")
     opened = _open_file(_resolve(Path(weights)))
     beside = Path(weights) / RECORD_FILE
-    return replace(opened, record=_find_record(unpickle(beside))) if beside.is_file() else opened
+    return replace(opened, record=_read_record(beside)) if beside.is_file() else opened
 
 
 def _open_file(path: Path) -> Checkpoint:
+    if path.name == _DCP_FILE:
+        return _from_dcp(path.parent)
     if path.name.endswith(".index.json"):
         return _from_shards(path)
     if path.suffix == ".safetensors":
@@ -137,6 +139,8 @@ def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
     file = _resolve(Path(path))
     record = Path(path) / RECORD_FILE
     beside = [record] if record.is_file() else []
+    if file.name == _DCP_FILE:
+        beside += sorted(file.parent.glob("*.distcp"))
     if file.name.endswith(".index.json"):
         beside += [file.parent / shard for shard in sorted(set(_read_index(file).values()))]
     return [file, *beside]
@@ -191,70 +195,55 @@ def _from_safetensors(path: Path) -> Checkpoint:
 
 def _from_shards(path: Path) -> Checkpoint:
     weight_map = _read_index(path)
-    shards = {file_name: open_checkpoint(path.parent / file_name) for file_name in sorted(set(weight_map.values()))}
+    if not weight_map:
+        raise CheckpointError(f"{path}: holds no tensors")
+    shards = {file_name: _open_file(_resolve(path.parent / file_name)) for file_name in sorted({*weight_map.values()})}
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
     return Checkpoint(str(path), _original_names(weight_map), lambda name: readers[name](name), mapped=True)
 
 
+def _from_dcp(folder: Path) -> Checkpoint:
+    from rst.dcp import open_dcp  # torch.distributed.checkpoint takes a second to import
+
+    weights = open_dcp(folder)
+    names = _original_names(weights)
+    return Checkpoint(str(folder), names, weights.__getitem__, record=weights.record, outlines=weights.outlines)
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        weight_map = dict(json.loads(path.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        weight_map: dict[str, str] = parse_json(path.read_bytes())["weight_map"]
+        shards = set(strings(list(weight_map.values()), "weight_map"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
-    for file_name in weight_map.values():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
-            raise CheckpointError(f"{path}: shard {file_name!r} is not a plain file name in the same folder")
+    for name in shards:
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", *PICKLED_SUFFIXES) or "\0" in name:
+            raise CheckpointError(f"{path}: shard {name[:99]!r} is not a plain file name in the same folder")
     return weight_map
 
 
 def _from_pickle(path: Path) -> Checkpoint:
     container = unpickle(path)
-    state = _find_state(container)
+    try:
+        state = find_state(container)
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: holds itself") from error
     if state is None:
-        raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(_NESTED_UNDER)}")
+        raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(NESTED_UNDER)}")
+    check_tensors(str(path), state, path.stat().st_size)
     found = _from_mapping(state, str(path))
-    return replace(found, record=_find_record(container), container=container, mapped=True)
+    return replace(found, record=_record_in(path, container), container=container, mapped=True)
 
 
-def unpickle(path: Path) -> Any:
-    """Read a pickle with `weights_only=True`, mapped where its format allows. Raises `CheckpointError`."""
-    try:
-        return _load_mapped(path)
-    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+def _read_record(path: Path) -> Mapping[str, Any] | None:
+    return _record_in(path, unpickle(path))
 
 
-def _load_mapped(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-    # The format before torch 1.6 cannot be mapped.
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _find_state(container: Any) -> Mapping[str, Tensor] | None:
-    if not isinstance(container, Mapping):
-        return None
-    for key in _NESTED_UNDER:
-        if isinstance(container.get(key), Mapping) and (nested := _find_state(container[key])) is not None:
-            return nested
-    tensors = {name: value for name, value in container.items() if isinstance(value, Tensor)}
-    return tensors or None
-
-
-def replace_state(container: Any, state: Mapping[str, Tensor]) -> Any:
-    """Copy an unpickled checkpoint with other weights in place of its own, everything else as it was."""
-    for key in _NESTED_UNDER:
-        if isinstance(container.get(key), Mapping) and _find_state(container[key]) is not None:
-            return {**container, key: replace_state(container[key], state)}
-    return {**container, **state}
-
-
-def _find_record(container: Any) -> Mapping[str, Any] | None:
-    for value in container.values() if isinstance(container, Mapping) else ():
-        if isinstance(value, Mapping) and value.get("format") == TRAINER_RECORD:
-            return value
-    return None
+def _record_in(path: Path, container: Any) -> Mapping[str, Any] | None:
+    """The trainer's record in what was unpickled from `path`, if there is one."""
+    record = find_record(container)
+    tensors = [record.get("base"), record.get("buffers")] if record else []
+    for part in tensors:
+        if isinstance(part, Mapping):
+            check_tensors(str(path), part, path.stat().st_size)
+    return record

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from rst.checkpoints import RECORD_FILE, RECORD_VERSION, Checkpoint, Weights, checkpoint_files, open_checkpoint
+from rst.checkpoints import RECORD_FILE, Checkpoint, Weights, checkpoint_files, open_checkpoint
 from rst.config import Patterns, RSTConfig
 from rst.delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
@@ -16,6 +14,7 @@ from rst.input_identity import job_digest
 from rst.naming import check_patterns, matches
 from rst.parameter_delta import Op
 from rst.resumable_export import export_in_parts
+from rst.trainer_record import TrainerRecord, read_trainer_record
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
@@ -115,37 +114,30 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
             f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it or in {RECORD_FILE} beside it "
             "would bring one); name the base weights with --base or the argument base"
         )
-    if record.get("version") != RECORD_VERSION:
-        found = record.get("version")
-        raise CheckpointError(
-            f"{tuned.source}: the trainer's record has version {found}; this library reads {RECORD_VERSION}"
-        )
     try:
-        return _planned(tuned, record, threshold, op)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{tuned.source}: the trainer's record in it is malformed ({reason})") from error
+        read = read_trainer_record(record, f"{tuned.source}: the trainer's record in it")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return _planned(tuned, read, threshold, op)
 
 
-def _planned(tuned: Checkpoint, record: Mapping[str, Any], threshold: float | None, op: Op) -> Extraction:
-    tau = record["threshold"] if threshold is None else threshold
-    base: dict[str, Tensor] = {**record["base"], **record["buffers"]}
-    names = [*base, *record["saved"]]
+def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, op: Op) -> Extraction:
+    base = {**record.base, **record.buffers}
+    names = [*base, *record.saved]
     tuned = tuned.named_as(names)
     missing = [name for name in names if name not in tuned]
     if missing:
         raise ParameterMismatchError(f"{tuned.source}: lacks {_shown(missing)}, which the trainer's record names")
-    identity: Mapping[str, Any] = record["identity"]
     return Extraction(
         base=base,
         tuned=tuned,
         names=names,
-        whole=set(record["saved"]),
-        buffers=set(record["buffers"]),
-        tied=record["tied"],
-        threshold=None if tau is None else float(tau),
-        identity=BaseIdentity(identity["name"], identity["revision"]),
-        config=record["config"],
+        whole=set(record.saved),
+        buffers=set(record.buffers),
+        tied=record.tied,
+        threshold=record.threshold if threshold is None else threshold,
+        identity=BaseIdentity(record.name, record.revision),
+        config=record.config,
         op=op,
         source=tuned.source,
     )

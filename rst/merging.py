@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from rst.atomic import atomic_write
-from rst.checkpoints import PICKLED_SUFFIXES, open_checkpoint, replace_state
+from rst.checkpoints import PICKLED_SUFFIXES, open_checkpoint
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError
 from rst.extraction import Progress
 from rst.merged_tensors import MergedTensors
+from rst.nested_state import replace_state
 from rst.safetensors_writer import by_width, write_safetensors
 from rst.shard_plan import LARGEST_SHARD, parse_size
 from rst.sharded_merge import check_folder, merge_into_folder

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rst.base_weights import BaseWeights
-from rst.checkpoints import RECORD_VERSION, TRAINER_RECORD
 from rst.config import RSTConfig
 from rst.delta import BaseIdentity, SparseDelta
 from rst.difference import count_changed
 from rst.errors import ConfigError
 from rst.extraction import Extraction
 from rst.naming import unwrap
+from rst.nested_state import RECORD_VERSION, TRAINER_RECORD
 from rst.parameter_delta import Op, check_like
 from rst.projection import choose_backend
 from rst.selection import boundary, select_
 from rst.shards import find_layout, like, local, locals_of
 from rst.tracking import TrackedTensors, live_tensors, track
+from rst.trainer_record import read_trainer_record
 
 if TYPE_CHECKING:
     from rst.shard_layout import ShardLayout
@@ -231,17 +232,15 @@ class ResidualSparseTrainer:
             ConfigError: not a trainer's state, or one of other tracked parameters.
             ParameterMismatchError: a parameter has another shape or dtype.
         """
-        if state.get("format") != TRAINER_RECORD or state.get("version") != RECORD_VERSION:
-            found = f"{state.get('format')!r} version {state.get('version')!r}"
-            raise ConfigError(f"the state is {found}, wanted {TRAINER_RECORD!r} version {RECORD_VERSION}")
-        restored = locals_of({**state["base"], **state["buffers"]})
+        record = read_trainer_record(state)
+        restored = locals_of({**record.base, **record.buffers})
         if different := sorted(restored.keys() ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
         for name, origin in self._base.items():
             check_like(name, restored[name], origin)
         for name, origin in self._base.items():
             origin.copy_(restored[name])
-        self._steps = int(state["steps"])
+        self._steps = record.steps
 
     def _progress(self) -> float:
         return min(self._steps / self.config.total_steps, 1.0) if self.config.total_steps else 1.0

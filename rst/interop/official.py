@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rst.checkpoints import Checkpoint, Weights, open_checkpoint, unpickle
+from rst.checkpoints import Checkpoint, Weights, open_checkpoint
 from rst.delta import BaseIdentity, SparseDelta
 from rst.errors import CheckpointError, ParameterMismatchError
 from rst.exactness import bits
 from rst.exporting import BATCHNORM_BUFFERS
 from rst.fingerprint import digest
 from rst.parameter_delta import BaseDigests, ParameterDelta, check_like, check_no_nan, check_real, gather
+from rst.unpickling import check_tensors, unpickle
 
 _BACKBONE, _HEAD = "backbone_state_dict", "head_state_dict"
 
@@ -82,11 +83,13 @@ def _read(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     for key in (_BACKBONE, _HEAD):
         if not isinstance(container, Mapping) or not _is_state_dict(container.get(key)):
             raise CheckpointError(f"{source}: not a released checkpoint: {key} is no dict of tensors")
+    check_tensors(source, container[_HEAD], Path(source).stat().st_size)
     return container[_BACKBONE], container[_HEAD]
 
 
 def _is_state_dict(part: Any) -> bool:
-    return isinstance(part, Mapping) and all(isinstance(tensor, Tensor) for tensor in part.values())
+    named = isinstance(part, Mapping) and all(isinstance(name, str) for name in part)
+    return named and all(isinstance(tensor, Tensor) for tensor in part.values())
 
 
 def _base_tensor(where: str, name: str, residual: Tensor, weights: Checkpoint) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,25 @@ def _index(content: Any) -> Any:
     return _write("model.safetensors.index.json", json.dumps(content).encode())
 
 
+def _pickle(content: Any) -> Any:
+    def write(folder: Path) -> Path:
+        torch.save(content, folder / "a.pt")
+        return folder / "a.pt"
+
+    return write
+
+
+def _tar(folder: Path) -> Path:
+    with tarfile.open(folder / "a.pt", "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    return folder / "a.pt"
+
+
+def _endless() -> dict[str, Any]:
+    content: dict[str, Any] = {"w": torch.ones(1)}
+    return content | {"state_dict": content.setdefault("state_dict", content)}
+
+
 class Hostile:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("owned"),))
@@ -97,6 +117,22 @@ class Hostile:
         (_index({}), "not a shard index"),
         (_index({"weight_map": {"w": "../elsewhere.safetensors"}}), "not a plain file name"),
         (_index({"weight_map": {"w": "missing.safetensors"}}), "missing.safetensors: no such file"),
+        (_index({"weight_map": {"w": ".."}}), "not a plain file name"),
+        (_index({"weight_map": {"w": ""}}), "not a plain file name"),
+        (_index({"weight_map": {"w": "model.safetensors.index.json"}}), "not a plain file name"),
+        (_index({"weight_map": {"w": "folder"}}), "not a plain file name"),
+        (_index({"weight_map": {"w": "a\0.safetensors"}}), "not a plain file name"),
+        (_index({"weight_map": [["w", "a.safetensors"]]}), "not a shard index"),
+        (_index({"weight_map": {"w": 3}}), "not a shard index"),
+        (_index({"weight_map": {}}), "holds no tensors"),
+        (_write("model.safetensors.index.json", b'{"weight_map": ' + b"[" * 100_000), "not a shard index"),
+        (_write("model.safetensors.index.json", b'{"weight_map": {"w": "a", "w": "b"}}'), "'w' stands twice"),
+        (_pickle({"w": torch.ones(1).expand(1 << 40)}), "a.pt: w: 4398046511104 bytes in a file of"),
+        (_pickle({"w": torch.empty(3, device="meta")}), "a.pt: w: sparse, nested, quantised or without values"),
+        (_pickle({"w": torch.eye(3).to_sparse()}), "a.pt: w: sparse, nested, quantised or without values"),
+        (_pickle({1: torch.ones(3)}), "a.pt: no weights found"),
+        (_pickle(_endless()), "a.pt: holds itself"),
+        (_tar, "a.pt: not a readable checkpoint .a tar file of torch"),
     ],
 )
 def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, message: str, monkeypatch: Any) -> None:

@@ -1,0 +1,56 @@
+"""Pickled checkpoints of strangers: nothing in them runs, and no tensor is more than its file holds."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rst.errors import CheckpointError
+
+_ZIP = b"PK\x03\x04"
+
+
+def unpickle(path: Path) -> Any:
+    """Read a pickle with `weights_only=True`, mapped where its format allows. Raises `CheckpointError`."""
+    try:
+        return _load(path)
+    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+def check_tensors(source: str, tensors: Any, file_bytes: int) -> None:
+    """Raise `CheckpointError` unless a mapping's values, as far as they are tensors, are plain ones with memory.
+
+    A pickle may hold sparse, nested, quantised and meta tensors, and a few bytes spread over any shape by a stride of
+    0: to read such a tensor takes the memory of its shape.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        where = f"{source}: {str(name)[:99]}"
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{where}: sparse, nested, quantised or without values, not plain weights")
+        if tensor.nbytes > file_bytes:
+            raise CheckpointError(f"{where}: {tensor.nbytes} bytes in a file of {file_bytes}")
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(len(_ZIP)) == _ZIP
+    # The format of torch before 0.1.10. Until torch 2.6 its reader ran what is in it, weights_only or not
+    # (CVE-2025-32434).
+    if not zipped and _is_tar(path):
+        raise ValueError("a tar file of torch before 0.1.10, which cannot be read safely")
+    # The format before torch 1.6 cannot be mapped.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with tarfile.open(path, "r:"):
+            return True
+    except tarfile.TarError:
+        return False
