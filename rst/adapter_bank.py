@@ -70,10 +70,10 @@ class AdapterBank(Mapping[str, Adapter]):
 
     def replace(self, name: str, delta: SparseDelta) -> None:
         """Put another delta under a loaded name, and into the weights if the old one is there."""
-        self[name]
-        new = self._checked(delta)
+        old, new = self[name], self._checked(delta)
         with self.disabled():
             self._adapters[name] = new
+            self._end(old)
 
     def delete(self, name: str) -> None:
         """Forget an adapter; if it is active, the base's weights are back and none is active."""
@@ -178,5 +178,7 @@ class AdapterBank(Mapping[str, Adapter]):
             raise ConfigError(
                 f"adapter {name!r} is loaded already; hotswap_adapter replaces it, delete_adapter drops it"
             )
+        if not name:
+            raise ConfigError("an adapter needs a name")
         if name == BASE:
             raise ConfigError(f"{BASE!r} means the base model; choose another name")

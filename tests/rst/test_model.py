@@ -332,6 +332,26 @@ class TestFolders:
         with pytest.raises(ConfigError, match="sketch"):
             model.hotswap_adapter(tmp_path / "photo", adapter_name="sketch")
 
+    def test_hotswap_ends_the_training_of_the_one_it_replaces(
+        self, model: RSTModel, base: Network, domains: dict[str, nn.Module], tmp_path: Path
+    ) -> None:
+        model.save_pretrained(tmp_path)
+        model.add_adapter("new", RSTConfig(threshold=1e-6, target_modules=["body"]))
+        optimizer = torch.optim.SGD(base.parameters(), lr=0.1)
+        assert model.trainer is not None
+        model.trainer.attach(optimizer)
+        model.hotswap_adapter(tmp_path / "photo", adapter_name="new")
+        assert model.trainer is None
+        assert all(parameter.requires_grad for parameter in base.parameters())
+        base(torch.randn(2, 3, 5, 5)).sum().backward()
+        optimizer.step()  # the trainer's hook would put w0 back
+        assert not torch.equal(base.body.weight, domains["photo"].body.weight)
+
+    def test_an_adapter_has_a_name(self, model: RSTModel) -> None:
+        with pytest.raises(ConfigError, match="name"):
+            model.add_adapter("", RSTConfig(threshold=1e-6))
+        assert model.adapter_names == ["art", "photo"]
+
     def test_subfolder(self, model: RSTModel, base: Network, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         model.load_adapter(tmp_path, "again", subfolder="photo")
