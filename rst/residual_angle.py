@@ -47,8 +47,8 @@ def joint_cosine(angles: Sequence[Angle]) -> float | None:
     first, second = math.hypot(*(angle.first for angle in angles)), math.hypot(*(angle.second for angle in angles))
     if not (first and second and math.isfinite(first) and math.isfinite(second)):
         return None
-    known = [angle for angle in angles if angle.cosine]
-    return _clamp(math.fsum(angle.cosine * (angle.first / first) * (angle.second / second) for angle in known))
+    parts = ((angle.cosine or 0.0) * (angle.first / first) * (angle.second / second) for angle in angles)
+    return _clamp(math.fsum(parts))
 
 
 def length(vector: Tensor | None) -> float:

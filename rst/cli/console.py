@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from rst.printable import printable
+
 _UNBOUNDED = 10_000
 
 
@@ -39,11 +41,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else _UNBOUNDED).print(table)
-
-
-def printable(text: str) -> str:
-    """Escape what could steer a terminal; names in a delta may come from a stranger."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def human_size(nbytes: int) -> str:

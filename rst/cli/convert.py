@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rst.cli.console import human_size, print_json, printable
+from rst.cli.console import human_size, print_json
 from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
 from rst.cli.output_paths import OutputError, check_output, check_output_folder
 from rst.errors import ConfigError
+from rst.printable import printable
 
 if TYPE_CHECKING:
     from rst.delta import SparseDelta

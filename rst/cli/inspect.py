@@ -1,16 +1,23 @@
 """`rst inspect`: what a delta is, what it was made from, and where its weights lie."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rst.cli.console import human_size, print_json, print_table, printable
+from rst.cli.console import human_size, print_json, print_table
+from rst.cli.output_paths import check_output
+from rst.errors import ConfigError
+from rst.printable import printable
 
 if TYPE_CHECKING:
     from rst.delta import SparseDelta
 
-EXAMPLE = "Example: [bold]rst inspect model.delta.safetensors --limit 5[/bold]"
+EXAMPLE = (
+    "Example: [bold]rst inspect model.delta.safetensors --limit 5[/bold], or "
+    "[bold]rst inspect model.delta.safetensors --html report.html[/bold]"
+)
 _FILE_FIELDS = ("format_version", "encoding", "op", "library_version")
 
 
@@ -18,25 +25,51 @@ def inspect(
     delta: Annotated[Path, typer.Argument(metavar="DELTA", help="The delta to look into.")],
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show the biggest N tensors.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Show all tensors.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with charts, one file that needs no network.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            "-b",
+            help="With --html: weights DELTA was made from, to show residuals of any op and what it spares.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page (never an input).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
     """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes (unpacked)."""
     from rst.delta import SparseDelta
 
-    record = _record(delta, SparseDelta.load(delta))
+    if html:
+        _write_page(html, delta, base, force)
+    elif base or force:
+        raise ConfigError("--base and --force are for the page; name it with --html report.html")
+    record = _record(delta, SparseDelta.load(delta)) | ({"html": str(html)} if html else {})
     if as_json:
         print_json(record)
-        return
-    for label, text in _heading(record):
-        print(f"{label:<12}{printable(text)}")
-    tensors = record["tensors"]
-    shown = tensors if show_all else tensors[:limit]
-    print_table(("tensor", "shape", "dtype", "DSP", "of", "density", "bytes"), [_row(tensor) for tensor in shown])
-    if hidden := len(tensors) - len(shown):
-        print(f"and {hidden:,} smaller tensors (--all shows them)")
+    elif html:
+        print(f"wrote {html} ({human_size(html.stat().st_size)}); open it in a browser")
+    else:
+        _print(record, len(record["tensors"]) if show_all else limit)
+
+
+def _write_page(page: Path, delta: Path, base: Path | None, force: bool) -> None:
+    from rst.atomic import atomic_write
+    from rst.checkpoints import checkpoint_files
+    from rst.report.page import render
+
+    check_output(page, [delta, *(checkpoint_files(base) if base else ())], force)
+    text = render(delta, base)
+    with atomic_write(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _record(path: Path, delta: "SparseDelta") -> dict[str, Any]:
+    from rst.report.tensors import tensor_records
+
+    tensors = sorted(tensor_records(delta), key=lambda tensor: (-tensor.bytes, tensor.name))
     return {
         "delta": str(path),
         "file_bytes": path.stat().st_size,
@@ -53,7 +86,7 @@ def _record(path: Path, delta: "SparseDelta") -> dict[str, Any]:
         "dsp": delta.dsp(),
         "bytes": delta.nbytes,
         "tied": dict(delta.tied),
-        "tensors": sorted(_tensors(delta), key=lambda tensor: (-tensor["bytes"], tensor["name"])),
+        "tensors": [asdict(tensor) for tensor in tensors],
     }
 
 
@@ -65,40 +98,15 @@ def _file_fields(path: Path) -> dict[str, str]:
     return {field: metadata[field] for field in _FILE_FIELDS}
 
 
-def _tensors(delta: "SparseDelta") -> list[dict[str, Any]]:
-    sparse = [
-        {
-            "name": name,
-            "kind": "sparse",
-            "shape": list(change.shape),
-            "dtype": _dtype_name(change.dtype),
-            "dsp": change.nnz,
-            "of": change.numel,
-            "density": change.density,
-            "overlay": change.exact_indices.numel(),
-            "bytes": change.nbytes,
-        }
-        for name, change in delta.items()
-    ]
-    whole = [
-        {
-            "name": name,
-            "kind": "buffer" if name in delta.buffers else "whole",
-            "shape": list(tensor.shape),
-            "dtype": _dtype_name(tensor.dtype),
-            "dsp": 0 if name in delta.buffers else tensor.numel(),
-            "of": tensor.numel(),
-            "density": 1.0,
-            "overlay": 0,
-            "bytes": tensor.nbytes,
-        }
-        for name, tensor in delta.dense.items()
-    ]
-    return sparse + whole
-
-
-def _dtype_name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
+def _print(record: dict[str, Any], limit: int) -> None:
+    for label, text in _heading(record):
+        print(f"{label:<12}{printable(text)}")
+    tensors = record["tensors"]
+    print_table(
+        ("tensor", "shape", "dtype", "DSP", "of", "density", "bytes"), [_row(tensor) for tensor in tensors[:limit]]
+    )
+    if len(tensors) > limit:
+        print(f"and {len(tensors) - limit:,} smaller tensors (--all shows them)")
 
 
 def _heading(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,107 @@
+"""The page itself: gathers what the sections show and fills the template."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+from safetensors import safe_open
+
+from rst.checkpoints import Checkpoint, open_checkpoint
+from rst.conversion import convert
+from rst.delta import SparseDelta
+from rst.merging import rehearse
+from rst.printable import printable
+from rst.report.chart import percent
+from rst.report.density_by_depth import depth_chart, stacks
+from rst.report.density_by_layer import bar_share, layer_chart, lowest_decade
+from rst.report.provenance import provenance
+from rst.report.residual_histogram import histogram_chart, is_drawn, residual_histogram, rows
+from rst.report.sizes import sizes
+from rst.report.tensors import tensor_records
+from rst.report.threshold import threshold_of
+
+
+def render(path: Path, base: Path | None = None) -> str:
+    """Describe a delta file as one HTML page that needs no network and runs no script.
+
+    Args:
+        path: the delta.
+        base: the weights it was made from, a file or folder (see `open_checkpoint`). With them the page also shows
+            parameters that the delta leaves alone, and residuals of deltas whose op is not "add".
+
+    Raises:
+        CheckpointError: a missing file, or an unreadable base.
+        DeltaFormatError: the delta is damaged.
+        ParameterMismatchError: the base does not fit.
+        WrongBaseError: the base is not the delta's.
+    """
+    delta = SparseDelta.load(path)
+    weights = _checked(delta, base)
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata()
+    return _template().render(**_contents(path, metadata, delta, weights))
+
+
+def _checked(delta: SparseDelta, base: Path | None) -> Checkpoint | None:
+    if base is None:
+        return None
+    rehearse(base, delta)
+    return open_checkpoint(base).named_as([*delta, *delta.dense])
+
+
+def _contents(path: Path, metadata: dict[str, str], delta: SparseDelta, base: Checkpoint | None) -> dict[str, Any]:
+    tensors = tensor_records(delta, base)
+    towers = stacks(tensors)
+    densest = max((block.density for stack in towers for block in stack.blocks), default=0.0)
+    threshold = threshold_of(delta.config)
+    residuals = delta if base is None else convert(delta, op="add", base=base)
+    histogram = residual_histogram(residuals, threshold.tau)
+    return {
+        "name": path.name,
+        "delta": delta,
+        "file_bytes": path.stat().st_size,
+        "dsp": delta.dsp(),
+        "has_base": base is not None,
+        "tensors": tensors,
+        "lowest": lowest_decade(tensors),
+        "layers": layer_chart(tensors) if tensors else None,
+        "stacks": [(stack, depth_chart(stack, densest)) for stack in towers],
+        "threshold": threshold,
+        "histogram": histogram,
+        "histogram_chart": histogram_chart(histogram, threshold.tau) if histogram.counts else None,
+        "histogram_rows": rows(histogram),
+        "tau_is_drawn": is_drawn(histogram, threshold.tau),
+        "sizes": sizes(delta, path.stat().st_size, metadata["encoding"], base),
+        "provenance": provenance(path, metadata, delta),
+    }
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("rst.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters.update(
+        percent=percent,
+        count=lambda number: f"{number:,}",
+        size=_human_size,
+        share=bar_share,
+        place=lambda x: f"{x:.2f}",
+    )
+    return environment.get_template("page.html")
+
+
+def _shown(value: Any) -> Any:
+    """Names come from a stranger's file: jinja escapes HTML, this what steers the reading of a line."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _human_size(nbytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(nbytes)
