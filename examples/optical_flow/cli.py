@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from examples.experiment.cell import ChangedCellError
 from examples.experiment.command_line import bar, bars, run_command_line
 from examples.experiment.settings import SettingsError
 from examples.optical_flow.kitti import DOWNLOAD, LAYOUT, KittiError
 from examples.optical_flow.kitti import check as check_kitti
 from examples.optical_flow.tables import TABLE, FlowCell, Variant, cells, load_variant, variant_names
-from examples.uda.cells import ChangedCellError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)

@@ -1,8 +1,6 @@
 """From a cell to its result: load, train, save what the task must store, write the JSON file and the pictures."""
 
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +69,7 @@ def run_cell(
     for position, pair in shown.items():
         draw_prediction(pair, before[position], after[position], cell.path.with_suffix(f".pair{position:03}.png"))
 
-    result = {
-        "table": cell.table,
-        "variant": cell.variant,
-        "row": cell.row,
-        "seed": cell.seed,
+    outcome = {
         "start": progress.curve[0],
         "last": progress.curve[-1],
         "dsp": stored.dsp,
@@ -84,14 +78,10 @@ def run_cell(
         "file": file.name,
         "flow_digest": digest(after.values()),
         "hours": progress.seconds / 3600,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "settings": settings.to_dict(),
-        "fingerprint": settings.fingerprint(),
         "curve": progress.curve,
     }
+    result = cell.record(outcome, device, LIBRARIES)
     cell.store(result)
-    cell.checkpoint_path.unlink(missing_ok=True)
     return result
 
 

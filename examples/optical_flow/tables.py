@@ -6,21 +6,17 @@ from pathlib import Path
 
 import yaml
 
+from examples.experiment.cell import ExperimentCell
 from examples.experiment.settings import SettingsError
 from examples.optical_flow.settings import Settings
-from examples.uda.cells import Cell
 
 CONFIGS = Path(__file__).parent / "configs"
 TABLE = "appendix10"
 SEED = 42
 
 
-@dataclass(frozen=True)
-class FlowCell(Cell):
-    """A cell of this table; what a cell is and where its files lie is the classification tables' business."""
-
-    settings: Settings  # type: ignore[assignment]  # the cell only asks for its dictionary and its fingerprint
-    task: tuple[str]  # type: ignore[assignment]  # one data set instead of two domains
+FlowCell = ExperimentCell[Settings, tuple[str]]
+"""Its task is one data set instead of two domains."""
 
 
 @dataclass(frozen=True)

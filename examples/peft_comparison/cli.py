@@ -7,11 +7,12 @@ import torch
 import typer
 from rich.console import Console
 
+from examples.experiment.cell import ChangedCellError
 from examples.experiment.command_line import run_command_line
 from examples.experiment.settings import SettingsError
 from examples.peft_comparison.plan import PLANS, SEEDS, Plan
 from examples.uda.benchmarks import DatasetError, get_benchmark
-from examples.uda.cells import Cell, ChangedCellError
+from examples.uda.cells import Cell
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +89,7 @@ class Runner:
         return self._pretrained[task]
 
     def _store(self, cell: Cell, tuning: Tuning, outcome: dict[str, Any]) -> dict[str, Any]:
-        result = {
-            "tuning": tuning.label,
-            "rate": getattr(cell.settings, tuning.rate),
-            "task": list(cell.task),
-            "seed": cell.seed,
-            **outcome,
-            "versions": {name: version(name) for name in (*LIBRARIES, "peft")},
-            "settings": cell.settings.to_dict(),
-            "fingerprint": cell.settings.fingerprint(),
-        }
+        tuned = {"tuning": tuning.label, "rate": getattr(cell.settings, tuning.rate)}
+        result = cell.record({**tuned, **outcome}, self.accelerator.device, (*LIBRARIES, "peft"))
         cell.store(result)
-        cell.checkpoint_path.unlink(missing_ok=True)
         return result

@@ -1,20 +1,14 @@
-"""A cell of a table: one row's settings with one seed, and its result as one JSON file."""
+"""The cells of a table: a row with a seed each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from examples.experiment.cell import ExperimentCell
 from examples.segmentation.settings import Settings
 from examples.segmentation.tables import Table
-from examples.uda.cells import Cell as ClassificationCell
 from examples.uda.tables import FIRST_SEED
 
-
-@dataclass(frozen=True)
-class Cell(ClassificationCell):
-    """As in `examples.uda`, with this example's settings: path, checkpoint, result, refusal of changed settings."""
-
-    settings: Settings  # type: ignore[assignment]
+Cell = ExperimentCell[Settings, tuple[str, str]]
 
 
 def cells(table: Table, output: Path, *, rows: Sequence[str] | None = None, seeds: int | None = None) -> list[Cell]:

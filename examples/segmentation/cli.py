@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from rich.table import Table as Columns
 
+from examples.experiment.cell import ChangedCellError
 from examples.experiment.command_line import bar, bars, run_command_line
 from examples.experiment.settings import SettingsError
 from examples.segmentation.cells import Cell, cells
@@ -17,7 +18,6 @@ from examples.segmentation.report import write_report
 from examples.segmentation.settings import Settings
 from examples.segmentation.tables import Table, load_table, table_names
 from examples.uda.benchmarks import DatasetError
-from examples.uda.cells import ChangedCellError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)

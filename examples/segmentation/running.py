@@ -1,12 +1,9 @@
 """From a cell to its result: build, train, save what must be stored, draw pictures, write the JSON file."""
 
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -66,11 +63,7 @@ def run_cell(
     after = predict_all(student, shown, settings.target_size, accelerator.device)
     draw(target, shown, before, after, settings.target_size, cell.path.with_suffix(".png"))
     last = progress.curve[-1]
-    result = {
-        "table": cell.table,
-        "row": cell.row,
-        "task": list(cell.task),
-        "seed": cell.seed,
+    outcome = {
         "last": last["miou"],
         "best": max(point["miou"] for point in progress.curve),
         "per_class": last["per_class"],
@@ -79,14 +72,10 @@ def run_cell(
         "file": stored.path.name if stored else None,
         "digest": digest_views(student, shown, settings.target_size, accelerator.device),
         "hours": progress.seconds / 3600,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "settings": settings.to_dict(),
-        "fingerprint": settings.fingerprint(),
         "curve": progress.curve,
     }
+    result = cell.record(outcome, accelerator.device, LIBRARIES)
     cell.store(result)
-    cell.checkpoint_path.unlink(missing_ok=True)
     return result
 
 

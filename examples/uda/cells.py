@@ -1,12 +1,9 @@
-"""A cell of a table: one row's settings on one task with one seed, and its result as one JSON file."""
+"""The cells of a table: a row on a task with a seed each."""
 
-import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from examples.experiment.cell import ExperimentCell
 from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.methods import parse_method
@@ -14,64 +11,9 @@ from examples.uda.settings import Settings
 from examples.uda.tables import FIRST_SEED, Variant
 
 Task = tuple[str, str]
+"""Source and target domain."""
 
-
-class ChangedCellError(Exception):
-    """A finished cell was run with other settings than those it would have now."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: everything that decides its result, and where that result lies."""
-
-    table: str
-    variant: str
-    row: str
-    settings: Settings
-    task: Task
-    seed: int
-    output: Path
-
-    @property
-    def name(self) -> str:
-        """For people: table, backbone, row, task and seed."""
-        return f"{self.table} {self.variant} {self.row} {'-'.join(self.task)} seed {self.seed}"
-
-    @property
-    def path(self) -> Path:
-        """The JSON file; what the run saves lies beside it with other suffixes."""
-        row = "-".join(re.findall(r"[a-z0-9.+]+", self.row.lower()))
-        file = f"{'-'.join(self.task)}-seed{self.seed}.json"
-        return self.output / self.table / self.variant / row / file
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """State of a run in progress; belongs to these settings alone."""
-        return self.path.with_suffix(f".{self.settings.fingerprint()}.checkpoint")
-
-    def result(self) -> dict[str, Any] | None:
-        """What was stored, None if the cell is not done.
-
-        Raises:
-            ChangedCellError: if the stored result has other settings, naming them.
-        """
-        if not self.path.exists():
-            return None
-        result: dict[str, Any] = json.loads(self.path.read_text())
-        if result["fingerprint"] != self.settings.fingerprint():
-            now, then = self.settings.to_dict(), result["settings"]
-            keys = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-            changes = ", ".join(f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in keys)
-            raise ChangedCellError(
-                f"{self.path} was run with other settings ({changes}); move it away, or choose another --output"
-            )
-        return result
-
-    def store(self, result: dict[str, Any]) -> None:
-        """Write the JSON file whole or not at all."""
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(result, indent=1))
-        unfinished.replace(self.path)
+Cell = ExperimentCell[Settings, Task]
 
 
 def cells(

@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from examples.experiment.cell import ChangedCellError
 from examples.experiment.command_line import run_command_line
 from examples.experiment.settings import SettingsError
 from examples.uda.benchmarks import DatasetError, get_benchmark
-from examples.uda.cells import Cell, ChangedCellError, cells, parse_tasks
+from examples.uda.cells import Cell, cells, parse_tasks
 from examples.uda.report import collect, markdown
 from examples.uda.scheduling import run_all
 from examples.uda.tables import Variant, table_names, variants, with_method

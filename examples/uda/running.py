@@ -1,13 +1,10 @@
 """From a cell to its result: load, train, save what the task must store, write the JSON file."""
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
@@ -155,23 +152,9 @@ def _ignore(point: dict[str, Any]) -> None:
 
 
 def _store(cell: Cell, outcome: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
-    """Add what identifies the cell and how it was run, and write it: the cell is done."""
-    result = {
-        "table": cell.table,
-        "variant": cell.variant,
-        "row": cell.row,
-        "task": list(cell.task),
-        "seed": cell.seed,
-        **outcome,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
-        "processes": accelerator.num_processes,
-        "versions": {name: version(name) for name in LIBRARIES},
-        "settings": cell.settings.to_dict(),
-        "fingerprint": cell.settings.fingerprint(),
-    }
+    result = cell.record({**outcome, "processes": accelerator.num_processes}, accelerator.device, LIBRARIES)
     if accelerator.is_main_process:
         cell.store(result)
-        cell.checkpoint_path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return result
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import flow_to_image
 
+from examples.experiment.cell import ChangedCellError
 from examples.optical_flow.evaluation import digest, predict
 from examples.optical_flow.kitti import FlowPair
 from examples.optical_flow.moving_scenes import MovingScenes
@@ -18,7 +19,6 @@ from examples.optical_flow.pictures import draw_prediction
 from examples.optical_flow.running import run_cell, start_path
 from examples.optical_flow.smoke import LEARNER, check_learnt, check_merge, shorten
 from examples.optical_flow.tables import cells, load_variant
-from examples.uda.cells import ChangedCellError
 
 
 class Killed(Exception):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from examples.experiment.cell import ChangedCellError
 from examples.segmentation.building import build_student
 from examples.segmentation.cells import cells
 from examples.segmentation.classes import CLASSES, IGNORED
@@ -16,7 +17,6 @@ from examples.segmentation.running import run_cell
 from examples.segmentation.smoke import shrink
 from examples.segmentation.tables import load_table
 from examples.segmentation.training import build_optimizer, set_learning_rates, sparse_config
-from examples.uda.cells import ChangedCellError
 
 TABLE = load_table("gta_cityscapes")
 

@@ -6,8 +6,9 @@ import pytest
 from safetensors.torch import load_file
 
 from cmkd import VALIDATORS
+from examples.experiment.cell import ChangedCellError
 from examples.experiment.settings import SettingsError
-from examples.uda.cells import ChangedCellError, cells, parse_tasks
+from examples.uda.cells import cells, parse_tasks
 from examples.uda.tables import variants
 from rst import SparseDelta
 from tests.examples.uda.smoke_runs import run, tiny_cell, write_data
