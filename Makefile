@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test smoke check format bench docs clean
+.PHONY: install demo test smoke check format bench docs figures clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ check: $(STAMP)
 
 docs: $(STAMP)  ## the site, into site/; every warning is an error
 	$(BIN)/mkdocs build --strict
+
+figures: $(STAMP)  ## the figures and tables of the docs, and the notebook's outputs, measured anew in two minutes
+	$(BIN)/python -m docs.figures
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False docs/tutorial.ipynb
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rst import ResidualSparseTrainer, RSTConfig, RSTModel, SparseDelta, export
+from rst import ResidualSparseTrainer, RSTConfig, RSTModel, export
 
 Names = dict[str, Any]
 
@@ -117,3 +117,59 @@ def checkpoints(tmp_path: Path) -> Names:
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
     lora.save_pretrained(tmp_path / "lora_folder")
     return {"base": base}
+
+
+@pytest.fixture
+def text_classifier() -> Iterator[Names]:
+    """A small BERT with its pretrained weights, a second copy of it, and eight labelled texts."""
+    from transformers.utils import logging
+
+    from tests.rst.interop.conftest import tiny_bert
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    model = tiny_bert()
+    dataset = [{"input_ids": torch.randint(32, (6,)), "labels": torch.randint(3, ())} for _ in range(8)]
+    yield {"model": model, "another_base": copy.deepcopy(model), "dataset": dataset}
+    logging.set_verbosity(verbosity)
+
+
+@pytest.fixture
+def lightning_module() -> Names:
+    """The classifier as a Lightning module, and a loader of random images."""
+    from lightning.pytorch import LightningModule
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = (part for _, part in Classifier().named_children())
+
+        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.head(self.encoder(batch[0])), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = TensorDataset(torch.randn(16, 3, 4, 4), torch.arange(16) % 4)
+    return {"module": Module(), "loader": DataLoader(data, batch_size=4)}
+
+
+@pytest.fixture
+def image_folders(tmp_path: Path) -> Names:
+    """Folders of noise as images, a labelled and two target domains; a tiny CLIP with random weights, and a short run."""
+    import numpy as np
+    import open_clip
+    from PIL import Image
+
+    from examples.uda.tiny_backbones import CONFIGS
+
+    draw = np.random.default_rng(0)
+    for folder in ("photos/dog", "photos/horse", "sketches/unlabelled", "drawings/dog", "drawings/horse"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.jpg")
+    if CONFIGS["vit"].stem not in open_clip.list_models():
+        open_clip.add_model_config(CONFIGS["vit"])
+    return {"MODEL": CONFIGS["vit"].stem, "WEIGHTS": None, "ITERATIONS": 2, "BATCH": 4}

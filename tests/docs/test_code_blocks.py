@@ -25,7 +25,10 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's, in from_peft
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # torch's, on a machine without a GPU
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")  # Lightning's
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")  # Lightning's
 @pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)], ids=name_of)
 def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
