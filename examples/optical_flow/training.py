@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 from torchvision.models.optical_flow import RAFT
 
+from examples.experiment.checkpoint import Checkpoint
 from examples.optical_flow.augmentation import to_input
 from examples.optical_flow.batches import FlowBatches
-from examples.optical_flow.checkpoint import Checkpoint, Progress
 from examples.optical_flow.flow_metrics import FlowScores
 from examples.optical_flow.networks import freeze_statistics
+from examples.optical_flow.progress import Progress
 from examples.optical_flow.sequence_loss import sequence_loss
 from examples.optical_flow.settings import Settings
 from rst import ResidualSparseTrainer
@@ -54,7 +56,7 @@ def train(
         trainer.attach(optimizer)
 
     checkpoint = Checkpoint(checkpoint_path, network=network, optimizer=optimizer, schedule=schedule, trainer=trainer)
-    progress = checkpoint.load()
+    progress = Progress(**checkpoint.load())
     began = time.monotonic() - progress.seconds
     if not progress.curve:
         progress.add_point(0, score(), kept=kept(trainer), seconds=time.monotonic() - began)
@@ -74,7 +76,7 @@ def train(
         done = step + 1
         if done % settings.evaluate_every == 0 or done == settings.steps:
             progress.add_point(done, score(), kept=kept(trainer), seconds=time.monotonic() - began)
-            checkpoint.save(progress)
+            checkpoint.save(asdict(progress))
         advance(done)
     network.eval()
     return progress

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from examples.experiment.progress import Progress
 from examples.segmentation.artefact import store
 from examples.segmentation.building import build_objective, build_student
 from examples.segmentation.cells import Cell
@@ -16,7 +17,6 @@ from examples.segmentation.rare_classes import RareClassSampler, count_pixels
 from examples.segmentation.scene_batches import SceneBatches
 from examples.segmentation.settings import Settings
 from examples.segmentation.training import evaluate, train
-from examples.uda.checkpoint import Progress
 
 LIBRARIES = ("torch", "torchvision", "transformers", "peft", "torchmetrics", "accelerate", "residual-sparse-training")
 

@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from cmkd.segmentation import DenseStudent
+from examples.experiment.checkpoint import Checkpoint, RandomState
+from examples.experiment.progress import Progress
 from examples.segmentation.building import published
 from examples.segmentation.domains import get_domain
 from examples.segmentation.evaluation import Scores, score
 from examples.segmentation.scene_batches import SceneBatches
 from examples.segmentation.scene_objective import SceneObjective
 from examples.segmentation.settings import BETAS, Settings
-from examples.uda.checkpoint import Checkpoint, Progress
 from rst import Linear, ResidualSparseTrainer, RSTConfig
 
 
@@ -54,8 +56,16 @@ def train(
         trainer = ResidualSparseTrainer(published(student), sparse_config(settings))
         trainer.attach(optimizer)
 
-    checkpoint = Checkpoint(checkpoint_path, student, objective, optimizer, trainer, accelerator)  # type: ignore[arg-type]
-    progress = checkpoint.load()
+    checkpoint = Checkpoint(
+        checkpoint_path,
+        student=student,
+        objective=objective,
+        optimizer=optimizer,
+        trainer=trainer,
+        scaler=accelerator.scaler,
+        random=RandomState(),
+    )
+    progress = Progress(**checkpoint.load())
     if progress.iteration == 0:
         progress.add_scores(0, evaluate(student, root, settings, trainer, accelerator), seconds=0.0)
     began = time.monotonic() - progress.seconds
@@ -82,7 +92,7 @@ def train(
         if done % settings.evaluate_every == 0 or done == settings.iterations:
             scores = evaluate(student, root, settings, trainer, accelerator)
             progress.add_scores(done, scores, seconds=time.monotonic() - began)
-            checkpoint.save(progress)
+            checkpoint.save(asdict(progress))
         advance(done)
     student.eval()
     return progress, trainer

@@ -10,11 +10,11 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from cmkd import VALIDATORS, Student, TaskHead, freeze_batchnorm
+from examples.experiment.progress import Progress
 from examples.uda.artefact import store
 from examples.uda.backbones import Backbone, load_backbone
 from examples.uda.benchmarks import get_benchmark
 from examples.uda.cells import Cell
-from examples.uda.checkpoint import Progress
 from examples.uda.divergence import DivergedError
 from examples.uda.domains import TaskData
 from examples.uda.evaluation import evaluate

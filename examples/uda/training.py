@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from cmkd import DomainBatch, Objective, Phase, Student
-from examples.uda.checkpoint import Checkpoint, Progress
+from examples.experiment.checkpoint import Checkpoint, RandomState
+from examples.experiment.progress import Progress
 from examples.uda.divergence import check_loss, check_weights
 from examples.uda.evaluation import evaluate
 from examples.uda.image_pass import ImagePass
@@ -84,8 +85,16 @@ def train(
         trainer = ResidualSparseTrainer(student, RSTConfig(threshold=settings.threshold, modules_to_save=["head"]))
         trainer.attach(optimizer)
 
-    checkpoint = Checkpoint(checkpoint_path, student, objective, optimizer, trainer, accelerator)
-    progress = checkpoint.load()
+    checkpoint = Checkpoint(
+        checkpoint_path,
+        student=student,
+        objective=objective,
+        optimizer=optimizer,
+        trainer=trainer,
+        scaler=accelerator.scaler,
+        random=RandomState(),
+    )
+    progress = Progress(**checkpoint.load())
     began = time.monotonic() - progress.seconds
     parts = {"encoder": student.encoder, "head": student.head, "objective": objective}
     epoch = -(-len(domains.batches.target) // settings.batch_size)
@@ -119,7 +128,9 @@ def train(
             scores = evaluate(student, domains.test, accelerator, mean_per_class=domains.mean_per_class)
             progress.add_scores(done, scores, seconds=time.monotonic() - began)
             observe(progress.curve[-1])
-            checkpoint.save(progress)
+            if accelerator.is_main_process:
+                checkpoint.save(asdict(progress))
+            accelerator.wait_for_everyone()
         advance(done)
     student.eval()
     return progress, trainer
