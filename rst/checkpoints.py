@@ -61,6 +61,10 @@ class Checkpoint(Mapping[str, Tensor]):
         except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor, without reading it."""
+        return name in self.original_names
+
     def outline(self, name: str) -> Tensor:
         """A tensor of the same dtype and shape, whose values must not be read. Raises as reading it does."""
         found = self.outlines.get(self.original_names[name])

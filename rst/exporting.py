@@ -1,9 +1,12 @@
 """Export of a delta from two sets of weights, or from one training checkpoint that remembers its base."""
 
 import os
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from rst.checkpoints import RECORD_FILE, Checkpoint, Weights, checkpoint_files, open_checkpoint
 from rst.config import Patterns, RSTConfig
@@ -122,8 +125,8 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
 
 
 def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, op: Op) -> Extraction:
-    base = {**record.base, **record.buffers}
-    names = [*base, *record.saved]
+    base: Mapping[str, Tensor] = ChainMap(record.base, record.buffers)  # type: ignore[arg-type]  # only read, when asked
+    names = [*record.base, *record.buffers, *record.saved]
     tuned = tuned.named_as(names)
     missing = [name for name in names if name not in tuned]
     if missing:

@@ -1,0 +1,97 @@
+"""The `.metadata` file of torch.distributed.checkpoint, read without running what a stranger may have put into it.
+
+It is a pickle. Here it may name nothing but the classes that describe such a checkpoint, torch.Size and dtypes.
+"""
+
+import math
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from rst.errors import CheckpointError
+
+METADATA_FILE = ".metadata"
+_CLASSES = {
+    metadata.__name__: {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+    },
+    filesystem.__name__: {"_StorageInfo", "_StoragePrefix"},
+}
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read a `.metadata` file and check that its chunks fill every tensor and lie in files of its own folder.
+
+    Raises:
+        CheckpointError: not readable, not complete, or it names anything but metadata.
+    """
+    try:
+        with path.open("rb") as file:
+            found = _Unpickler(file).load()
+        return _checked(found)
+    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not readable metadata of torch.distributed.checkpoint ({reason})") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Only what metadata consists of, and nothing that a pickle could alter for the rest of the process."""
+        if name in _CLASSES.get(module, ()):
+            found: type = getattr(filesystem if module == filesystem.__name__ else metadata, name)
+            return type(name, (found,), {})
+        if module == metadata.__name__ and name == "_MEM_FORMAT_ENCODING":
+            return lambda value: metadata._MEM_FORMAT_ENCODING(value)
+        if (module, name) == ("torch.serialization", "_get_layout"):
+            return lambda _: torch.strided
+        if module.partition(".")[0] == "pathlib":
+            return lambda *_: None  # where it was saved, which is of no use
+        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _checked(found: Any) -> Metadata:
+    """The same with torch's own index, as lookups compare classes. Raises anything where anything is not as it is."""
+    entries = dict(found.state_dict_metadata)
+    storage = {MetadataIndex(at.fqn, at.offset, at.index): place for at, place in found.storage_data.items()}
+    for place in storage.values():
+        if Path(place.relative_path).name != place.relative_path:
+            raise ValueError(f"{place.relative_path!r} is not a plain file name")
+    for key, entry in entries.items():
+        if isinstance(entry, TensorStorageMetadata):
+            _check_tensor(key, entry)
+        elif not isinstance(entry, BytesStorageMetadata):
+            raise ValueError(f"{key} is a {type(entry).__name__}")
+    return Metadata(entries, planner_data=found.planner_data, storage_data=storage)
+
+
+def _check_tensor(key: str, entry: TensorStorageMetadata) -> None:
+    if not isinstance(entry.properties.dtype, torch.dtype):
+        raise ValueError(f"{key} has dtype {entry.properties.dtype!r}")
+    inside = all(_lies_in(entry.size, chunk) for chunk in entry.chunks)
+    stored = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+    if not inside or stored != math.prod(entry.size):
+        raise ValueError(f"{key} has {math.prod(entry.size)} elements, its {len(entry.chunks)} chunks {stored}")
+
+
+def _lies_in(size: Sequence[int], chunk: ChunkStorageMetadata) -> bool:
+    corners = zip(chunk.offsets, chunk.sizes, size, strict=True)
+    return all(offset >= 0 and length >= 0 and offset + length <= whole for offset, length, whole in corners)
