@@ -12,6 +12,7 @@ from rst.atomic import atomic_write
 from rst.delta import Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, DeltaFormatError
 from rst.model_card import model_card
+from rst.strict_json import parse_json
 from rst.version import __version__
 
 DELTA_FILE: Final = "delta.safetensors"
@@ -28,8 +29,10 @@ def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
     """
     if adapter_name == "default":
         return folder
-    if adapter_name in ("", ".", "..") or Path(adapter_name).name != adapter_name or "\\" in adapter_name:
+    if adapter_name in ("", ".", "..") or Path(adapter_name).name != adapter_name or {"\\", "\0"} & {*adapter_name}:
         raise ConfigError(f"adapter {adapter_name!r}: not the name of a folder")
+    if not (folder / adapter_name).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"adapter {adapter_name!r}: {folder / adapter_name} is a link that leads out of {folder}")
     return folder / adapter_name
 
 
@@ -76,9 +79,10 @@ def _check_config(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a folder written by save_pretrained has one")
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
         kind, version = content["format"], content["format_version"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise DeltaFormatError(f"{path}: malformed ({type(error).__name__}: {error})") from error
     if kind != "rst" or version != FORMAT_VERSION:
-        raise DeltaFormatError(f"{path}: format {kind!r} version {version}; this library reads rst {FORMAT_VERSION}")
+        found = f"{str(kind)[:99]!r} version {str(version)[:99]}"
+        raise DeltaFormatError(f"{path}: format {found}; this library reads rst {FORMAT_VERSION}")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -92,10 +92,13 @@ class RSTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RSTConfig":
-        """Invert `to_dict`. Raises `ConfigError` for an unknown setting."""
+        """Invert `to_dict`. Raises `ConfigError` for an unknown setting, or one of the wrong kind."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ConfigError(f"unknown settings {unknown}; known are {[field.name for field in fields(cls)]}")
+        for name, fits in _KINDS.items():
+            if name in values and not fits(values[name]):
+                raise ConfigError(f"{name}={str(values[name])[:99]!r}: not what this setting can be")
         scheduled: dict[str, Any] = {name: schedule_from_json(values[name]) for name in _SCHEDULED if name in values}
         return cls(**{**values, **scheduled})
 
@@ -106,7 +109,27 @@ class RSTConfig:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name}={value!r}: choose one of {list(choices)}")
+        raise ConfigError(f"{name}={str(value)[:99]!r}: choose one of {list(choices)}")
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+
+
+def _is_patterns(value: Any) -> bool:
+    return isinstance(value, str) or _is_names(value)
+
+
+# JSON says nothing of kinds; a stranger's settings are read before they are used.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "select": lambda value: isinstance(value, str),
+    "target_modules": _is_patterns,
+    "exclude_modules": _is_patterns,
+    "modules_to_save": _is_names,
+    "every": lambda value: type(value) is int,
+    "total_steps": lambda value: type(value) is int,
+    "base_storage": lambda value: isinstance(value, str),
+}
 
 
 def _plain(value: Any) -> Any:

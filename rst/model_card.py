@@ -24,7 +24,7 @@ def _text(delta: SparseDelta, file_bytes: int) -> list[str]:
     base = delta.base.name or "the base model"
     revision = f" at revision `{delta.base.revision}`" if delta.base.revision else ""
     threshold = delta.config.get("threshold")
-    kept = f"changes larger than {threshold:g}" if isinstance(threshold, (int, float)) else "the selected changes"
+    kept = f"changes larger than {threshold:g}" if isinstance(threshold, float) else "the selected changes"
     whole = f", and {len(delta.dense)} tensors stored whole" if delta.dense else ""
     return [
         "# Sparse residual adapter",

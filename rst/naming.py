@@ -66,6 +66,11 @@ def matches(name: str, patterns: Patterns) -> bool:
 
 def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> None:
     """Raise `ConfigError`, with names that come near, if one of `patterns` matches none of `names`."""
+    if isinstance(patterns, str):
+        try:
+            re.compile(patterns)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{setting}: {patterns[:99]!r} is no regular expression ({error})") from error
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         single: Patterns = pattern if isinstance(patterns, str) else [pattern]
         if not any(matches(name, single) for name in names):

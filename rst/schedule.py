@@ -59,12 +59,18 @@ def schedule_to_json(value: float | Schedule) -> Any:
 
 def schedule_from_json(value: Any) -> float | Schedule:
     """Invert `schedule_to_json`. Raises `ConfigError` for a custom callable, which JSON cannot hold."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, dict) and value.get("schedule") in _NAMED:
-        fields = {key: float(number) for key, number in value.items() if key != "schedule"}
-        try:
-            return _NAMED[value["schedule"]](**fields)
-        except TypeError as error:
-            raise ConfigError(f"schedule {value!r}: {error}") from None
-    raise ConfigError(f"cannot rebuild the schedule {value!r}; named schedules are {sorted(_NAMED)}")
+    kind = value.get("schedule") if isinstance(value, dict) else "constant"
+    if not isinstance(kind, str) or kind not in _NAMED:
+        raise ConfigError(f"cannot rebuild the schedule {str(value)[:300]}; named schedules are {sorted(_NAMED)}")
+    try:
+        if not isinstance(value, dict):
+            return _number(value)
+        return _NAMED[kind](**{key: _number(number) for key, number in value.items() if key != "schedule"})
+    except (TypeError, OverflowError) as error:
+        raise ConfigError(f"schedule {str(value)[:99]}: {error}") from None
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{str(value)[:99]!r} is no number")
+    return float(value)

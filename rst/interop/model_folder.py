@@ -43,11 +43,12 @@ def _architecture(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     with _errors_naming(folder):
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(folder)
-        name = (config.architectures or [""])[0]
-        if not hasattr(transformers, name):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        name = str((config.architectures or [""])[0])
+        architecture = getattr(transformers, name, None)
+        if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
             raise ValueError(f"config.json names the architecture {name!r}, which transformers does not have")
-        return getattr(transformers, name), config
+        return architecture, config
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def _errors_naming(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ImportError as error:
         raise CheckpointError(f"{folder}: to read a model folder, pip install transformers ({error})") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # what a malformed folder makes transformers raise has no common class
         raise CheckpointError(f"{folder}: transformers cannot load it ({error})") from error
 
 

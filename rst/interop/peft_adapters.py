@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rst.checkpoints import Checkpoint, open_checkpoint
 from rst.delta import SparseDelta
-from rst.errors import CheckpointError, ParameterMismatchError
+from rst.errors import CheckpointError, NonFiniteError, ParameterMismatchError
 from rst.exporting import export
+from rst.interop.adapter_config import check_adapter_config
 from rst.interop.model_folder import load_model
 from rst.naming import unwrap
 
@@ -53,13 +53,15 @@ def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float
     merged = _merge(adapter, adapted)
     origin = open_checkpoint(base)
     tuned = _weights_of_base(origin, merged.state_dict(), whole)
-    delta = export(base, tuned, threshold=threshold, modules_to_save=whole or None)
+    try:
+        delta = export(base, tuned, threshold=threshold, modules_to_save=whole or None)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{adapter}: merged, {error}") from error
     return replace(delta, config={**delta.config, "converted_from": {"peft_type": kind}})
 
 
 def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise CheckpointError(f"{adapter}: no folder of a PEFT adapter, which has an adapter_config.json")
+    check_adapter_config(Path(adapter))
     try:
         from peft import PeftModel
         from peft.utils import load_peft_weights
@@ -68,7 +70,7 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
         stored = load_peft_weights(os.fspath(adapter), device="cpu")
     except ImportError as error:
         raise CheckpointError(f"{adapter}: to read a PEFT adapter, pip install peft ({error})") from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what a malformed configuration makes PEFT raise has no common class
         raise CheckpointError(f"{adapter}: PEFT cannot load it ({error})") from error
     if not hasattr(adapted, "merge_and_unload"):
         raise CheckpointError(
@@ -83,7 +85,7 @@ def _merge(adapter: PathLike, adapted: "PeftModel") -> nn.Module:
         # SHiRA's positions may come from a stranger; torch writes outside the tensor unless told to look
         with torch.sparse.check_sparse_tensor_invariants(True):  # type: ignore[no-untyped-call]
             merged: nn.Module = adapted.merge_and_unload()
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # as above
         raise CheckpointError(f"{adapter}: PEFT cannot merge it ({error})") from error
     return merged
 

@@ -19,6 +19,8 @@ from rst.model import RSTModel
 from rst.naming import unwrap
 from rst.tracking import live_tensors
 from rst.trainer import ResidualSparseTrainer
+from rst.trainer_record import read_trainer_record
+from rst.unpickling import unpickle
 
 
 class RSTCallback(TrainerCallback):
@@ -165,10 +167,10 @@ def _write_record(folder: Path, trainer: ResidualSparseTrainer) -> None:
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD_FILE
     try:
-        record: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        record["weights"], record["trainer"]
-    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
-        raise CheckpointError(f"{path}: not the record of RSTCallback ({type(error).__name__}: {error})") from error
+        record = {"weights": None, "trainer": None, **unpickle(path)}
+        read_trainer_record(record["trainer"], f"{path}: the trainer's state in it")
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not the record of RSTCallback ({error})") from error
     return record
 
 

@@ -1,6 +1,5 @@
 """An anchor: all weights of one step, as a safetensors checkpoint that says in its header which state it is."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,13 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from rst.atomic import atomic_write
-from rst.errors import DeltaFormatError
+from rst.errors import CheckpointError, DeltaFormatError
 from rst.records import to_json
 from rst.safetensors_reader import read_safetensors
 from rst.safetensors_writer import specs_of, write_safetensors
 from rst.seal import BLANK, is_intact, seal
+from rst.strict_json import parse_json
 from rst.sync.chain import HEADER_KEY, Link, Pointer, anchor_name, anchor_steps, read_link
-from rst.sync.errors import ChainDamageError, ChainError, ChainOrderError
+from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError
 from rst.sync.state import fingerprint_state
 from rst.sync.store import Store
 
@@ -49,12 +49,14 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
     with store.fetch(name) as path:
         try:
             contents = read_safetensors(str(path))
+        except CheckpointError as error:  # pruned since it was found
+            raise ChainGapError(str(error)) from error
         except DeltaFormatError as error:
             raise ChainDamageError(f"anchor of step {step}: {error}") from error
     if not is_intact(contents.data, contents.metadata.get("digest", "")):
         raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
     try:
-        link = read_link(json.loads(contents.metadata.get(HEADER_KEY, "null")), where)
+        link = read_link(parse_json(contents.metadata.get(HEADER_KEY, "null")), where)
     except ValueError as error:
         raise ChainDamageError(f"{where}: its header cannot be read ({error})") from error
     if link.step != step or fingerprint_state(contents.arrays) != link.yields:

@@ -6,23 +6,23 @@
 - `latest.json`: the pointer. A step is published once this names it; what is there beyond does not count.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rst.atomic import atomic_write
 from rst.delta import SparseDelta
-from rst.errors import DeltaFormatError
+from rst.errors import CheckpointError, DeltaFormatError
 from rst.fingerprint import digest_text
 from rst.records import to_json
-from rst.sync.errors import ChainDamageError
+from rst.strict_json import check_depth, parse_json, strings, typed
+from rst.sync.errors import ChainDamageError, ChainGapError
 from rst.sync.store import Store
 
 FORMAT, FORMAT_VERSION = "rst-sync", 1
 POINTER = "latest.json"
 HEADER_KEY = "sync"
-_DIGITS = 10
+_DIGITS, _MOST_DIGITS = 10, 18
 _STATES_KEPT = 256  # 5 kB, rewritten with each step
 _ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
 
@@ -101,7 +101,9 @@ def step_of_name(name: str) -> int | None:
     """The step of a delta's or an anchor's file; None for other names."""
     kind = _ANCHOR if name.startswith(_ANCHOR) else _DELTA
     digits = name.removeprefix(kind).removesuffix(_SUFFIX)
-    return int(digits) if digits.isdecimal() and name == f"{kind}{digits}{_SUFFIX}" else None
+    if not (digits.isascii() and digits.isdecimal() and _DIGITS <= len(digits) <= _MOST_DIGITS):
+        return None
+    return int(digits) if name == f"{kind}{int(digits):0{_DIGITS}d}{_SUFFIX}" else None
 
 
 def anchor_steps(store: Store, until: int) -> list[int]:
@@ -119,16 +121,16 @@ def read_pointer(store: Store) -> Pointer:
     """
     where = f"{store.location}/{POINTER}"
     with store.fetch(POINTER) as path:
-        text = path.read_text(errors="replace")
+        text = path.read_bytes()
     try:
-        record = json.loads(text)
+        record = check_depth(parse_json(text))
         found, version = record.pop("digest"), record["format_version"]
         if (record["format"], version) != (FORMAT, FORMAT_VERSION):
-            raise ChainDamageError(f"{where}: format version {version}; this library reads {FORMAT_VERSION}")
+            raise ChainDamageError(f"{where}: format version {str(version)[:99]}; this library reads {FORMAT_VERSION}")
         if found != digest_text(to_json(record)):
             raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
-        states = tuple(map(str, record["states"]))
-        pointer = Pointer(record["chain"], int(record["step"]), record["base"], states)
+        states = tuple(strings(record["states"], "states"))
+        pointer = Pointer(typed(record, "chain", str), typed(record, "step", int), typed(record, "base", str), states)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainDamageError(f"{where}: not a chain's pointer ({type(error).__name__}: {error})") from error
     if not 0 < len(states) <= pointer.step + 1:
@@ -165,9 +167,11 @@ def read_link(record: Any, source: str) -> Link:
         raise ChainDamageError(f"{source}: its header names no chain; was it written by a Publisher?")
     try:
         link = Link(**record)
-    except TypeError as error:
+        for key, kind in (("chain", str), ("after", int), ("step", int), ("applies_to", str), ("yields", str)):
+            typed(record, key, kind)
+    except (KeyError, TypeError) as error:
         raise ChainDamageError(f"{source}: its header's link is malformed ({error})") from error
-    if not isinstance(link.after, int) or not isinstance(link.step, int) or not 0 <= link.after <= link.step:
+    if not 0 <= link.after <= link.step:
         raise ChainDamageError(f"{source}: its header's steps, from {link.after} to {link.step}, are malformed")
     return link
 
@@ -184,6 +188,8 @@ def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link]:
     with store.fetch(name) as path:
         try:
             delta = SparseDelta.load(path)
+        except CheckpointError as error:  # pruned since it was found
+            raise ChainGapError(str(error)) from error
         except DeltaFormatError as error:
             raise ChainDamageError(f"step {step}: {error}") from error
     return delta, link_of(delta, where)

@@ -7,7 +7,6 @@
 A version appears by the rename of its folder, whole or not at all.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from rst.delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
 from rst.records import to_json
 from rst.safetensors_writer import specs_of, write_safetensors
+from rst.strict_json import parse_json, typed
 from rst.sync.errors import ChainDamageError, ChainGapError, ChainOrderError
 
 Kind = Literal["full", "delta"]
@@ -109,10 +109,12 @@ def read_version(folder: str | os.PathLike[str], number: int) -> Version:
     if not source.is_dir():
         raise ChainGapError(f"{source}: no such version")
     try:
-        record = json.loads((source / _RECORD).read_text())
+        record = parse_json((source / _RECORD).read_bytes())
         path = source / _FILE_OF[record["kind"]]
         known = (record["format"], record["format_version"], record["version"]) == (_FORMAT, _FORMAT_VERSION, number)
-        version = Version(number, record["kind"], record["base_version"], path, record["blake3"])
+        known &= path.resolve().parent == source.resolve()  # no link that leads elsewhere
+        base_version = typed(record, "base_version", type(None) if record["kind"] == "full" else int)
+        version = Version(number, record["kind"], base_version, path, typed(record, "blake3", str))
         size = path.stat().st_size
         if not known or size != record["bytes"] or _checksum(path) != version.checksum:
             raise ChainDamageError(f"{path}: {size} bytes, not the file that {_RECORD} describes")
