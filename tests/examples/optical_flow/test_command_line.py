@@ -1,24 +1,17 @@
 """Settings, configurations, the report and the command line."""
 
-import sys
-
 import pytest
+from typer.testing import CliRunner
 
 from examples.experiment.settings import SettingsError
-from examples.optical_flow import cli
+from examples.optical_flow.cli import app, main
 from examples.optical_flow.kept_share import Geometric, kept_share
 from examples.optical_flow.plots import draw_curves, draw_kept_share
 from examples.optical_flow.report import collect, markdown
 from examples.optical_flow.settings import Settings
 from examples.optical_flow.tables import load_variant, variant_names
 
-
-def run(monkeypatch, *words):
-    """Exit code of the command line."""
-    monkeypatch.setattr(sys, "argv", ["optical_flow", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return stop.value.code
+runner = CliRunner()
 
 
 @pytest.mark.parametrize(
@@ -94,18 +87,15 @@ def test_the_report_compares_with_the_paper(tmp_path):
     draw_curves(variant.title, rows, tmp_path / "curves.png")
 
 
-def test_the_command_line_lists_checks_and_says_what_is_missing(monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, "list", "--output", tmp_path) == 0
-    assert "0 of 7" in capsys.readouterr().out
-    assert run(monkeypatch, "check", "--data", tmp_path) == 2
-    assert "data_scene_flow.zip" in capsys.readouterr().out
-    assert run(monkeypatch, "reproduce", "kitti2015", "--output", tmp_path) == 2
-    assert "--data is missing" in capsys.readouterr().out
-    assert run(monkeypatch, "reproduce", "generated", "--data", tmp_path, "--output", tmp_path) == 2
-    assert "leave --data out" in capsys.readouterr().out
-    assert run(monkeypatch, "reproduce", "sintel") == 2
-    assert "generated, held_out, kitti2015" in capsys.readouterr().out
-    assert run(monkeypatch, "reproduce", "kitti2015", "--method", "adapter", "--output", tmp_path) == 2
-    assert "bitfit, fine_tuning, linear_probe, lora, rst, rst_bias" in capsys.readouterr().out
-    assert run(monkeypatch, "report", "kitti2015", "--output", tmp_path) == 0
-    assert (tmp_path / "appendix10" / "kitti2015" / "report.md").read_text() in capsys.readouterr().out
+def test_the_command_line_lists_checks_and_says_what_is_missing(refusal, tmp_path):
+    out = ("--output", str(tmp_path))
+    assert "0 of 7" in runner.invoke(app, ["list", *out]).output
+    assert "data_scene_flow.zip" in refusal(main, "check", "--data", tmp_path)
+    assert "--data is missing" in refusal(main, "reproduce", "kitti2015", *out)
+    assert "leave --data out" in refusal(main, "reproduce", "generated", "--data", tmp_path, *out)
+    assert "generated, held_out, kitti2015" in refusal(main, "reproduce", "sintel")
+    said = refusal(main, "reproduce", "kitti2015", "--method", "adapter", *out)
+    assert "bitfit, fine_tuning, linear_probe, lora, rst, rst_bias" in said
+    report = runner.invoke(app, ["report", "kitti2015", *out])
+    assert report.exit_code == 0, report.output
+    assert (tmp_path / "appendix10" / "kitti2015" / "report.md").read_text() in report.output

@@ -1,7 +1,7 @@
 """Runs on generated scenes: RST learns and merges bit for bit, a killed run ends the same, every row runs."""
 
-import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,10 +19,7 @@ from examples.optical_flow.pictures import draw_prediction
 from examples.optical_flow.running import run_cell, start_path
 from examples.optical_flow.smoke import LEARNER, check_learnt, check_merge, shorten
 from examples.optical_flow.tables import cells, load_variant
-
-
-class Killed(Exception):
-    """Stands for the kill."""
+from tests.examples.killed_runs import assert_same_end, run_killed
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +37,6 @@ def cell_of(label, output, **changes):
     )
     (cell,) = cells(replace(variant, rows={label: row}), output)
     return cell
-
-
-def kill_at(step):
-    def advance(done):
-        if done == step:
-            raise Killed
-
-    return advance
-
-
-def without_time(path):
-    result = json.loads(path.read_text())
-    del result["hours"]
-    return result
 
 
 def test_rst_learns_and_its_delta_is_the_network(data, tmp_path):
@@ -81,16 +64,8 @@ def test_rst_learns_and_its_delta_is_the_network(data, tmp_path):
 def test_killed_runs_end_the_same(label, data, tmp_path):
     straight, killed = (cell_of(label, tmp_path / name, steps=3, evaluate_every=1) for name in ("straight", "killed"))
     run_cell(straight, data)
-    for step in (1, 2):
-        with pytest.raises(Killed):
-            run_cell(killed, data, advance=kill_at(step))
-    seen = []
-    run_cell(killed, data, advance=seen.append)
-    assert seen == [3]
-    assert without_time(killed.path) == without_time(straight.path)
-    weights = [cell.path.with_suffix(".safetensors").read_bytes() for cell in (straight, killed)]
-    assert weights[0] == weights[1]
-    assert not killed.checkpoint_path.exists()
+    assert run_killed(partial(run_cell, killed, data), 1, 2) == [3]
+    assert_same_end(killed, straight)
 
 
 @pytest.mark.parametrize("label", ["Fine-Tuning", "Linear-Probe", "BitFit", "RST-bias"])

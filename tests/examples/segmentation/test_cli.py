@@ -1,7 +1,5 @@
 """The command line: what it lists, counts and refuses."""
 
-import sys
-
 import pytest
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
@@ -14,14 +12,6 @@ from examples.segmentation.deeplab import DeepLabV2, DilatedHead
 from examples.segmentation.tables import load_table
 
 runner = CliRunner()
-
-
-def refusal(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["segmentation", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    return " ".join(capsys.readouterr().out.split())
 
 
 def test_list_and_parameters(tmp_path):
@@ -42,13 +32,13 @@ def test_list_and_parameters(tmp_path):
         (["check", "acdc", "--data", "."], "ACDC at acdc is not as expected"),
     ],
 )
-def test_misuse_is_named(monkeypatch, capsys, tmp_path, arguments, message):
+def test_misuse_is_named(refusal, tmp_path, arguments, message):
     output = ["--output", tmp_path] if arguments[0] == "reproduce" else []
-    assert message in refusal(monkeypatch, capsys, *arguments, *output)
+    assert message in refusal(main, *arguments, *output)
 
 
-def test_miniature_data_are_refused_before_training(monkeypatch, capsys, scenes, tmp_path):
-    said = refusal(monkeypatch, capsys, "reproduce", "gta_cityscapes", "--data", scenes, "--output", tmp_path)
+def test_miniature_data_are_refused_before_training(refusal, scenes, tmp_path):
+    said = refusal(main, "reproduce", "gta_cityscapes", "--data", scenes, "--output", tmp_path)
     assert "train: 10 images, expected 2975" in said
     assert not list(tmp_path.iterdir())
 

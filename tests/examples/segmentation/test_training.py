@@ -1,7 +1,7 @@
 """The loop: learning rates, scores, sparsity, and runs that are killed and end as if they had not been."""
 
-import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from examples.segmentation.running import run_cell
 from examples.segmentation.smoke import shrink
 from examples.segmentation.tables import load_table
 from examples.segmentation.training import build_optimizer, set_learning_rates, sparse_config
+from tests.examples.killed_runs import assert_same_end, run_killed
 
 TABLE = load_table("gta_cityscapes")
 
@@ -27,38 +28,12 @@ def cell_of(row, output, **changes):
     return cell
 
 
-class Killed(Exception):
-    """Stands for the kill."""
-
-
-def kill_at(iteration):
-    def advance(done):
-        if done == iteration:
-            raise Killed
-
-    return advance
-
-
-def without_time(path):
-    result = json.loads(path.read_text())
-    del result["hours"]
-    return result
-
-
 @pytest.mark.parametrize("row", ["RST-config1", "LoRA"])
 def test_killed_runs_end_the_same(row, scenes, tmp_path):
     straight, killed = (cell_of(row, tmp_path / name, evaluate_every=2) for name in ("straight", "killed"))
     run_cell(straight, scenes)
-    for iteration in (1, 3):  # before the first checkpoint, and after it
-        with pytest.raises(Killed):
-            run_cell(killed, scenes, advance=kill_at(iteration))
-    seen = []
-    run_cell(killed, scenes, advance=seen.append)
-    assert seen == [3, 4]
-    assert without_time(killed.path) == without_time(straight.path)
-    files = [cell.path.with_suffix(".safetensors").read_bytes() for cell in (straight, killed)]
-    assert files[0] == files[1]
-    assert not killed.checkpoint_path.exists()
+    assert run_killed(partial(run_cell, killed, scenes), 1, 3) == [3, 4]  # before the first checkpoint, and after it
+    assert_same_end(killed, straight)
     assert straight.path.with_suffix(".png").stat().st_size > 1000
     with pytest.raises(ChangedCellError, match="head_lr"):
         replace(straight, settings=replace(straight.settings, head_lr=0.5)).result()

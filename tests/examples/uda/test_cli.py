@@ -1,6 +1,5 @@
 """The command line: what it lists, what it refuses and how, and a table from beginning to end on fake data."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -15,14 +14,6 @@ from tests.examples.uda.smoke_runs import tiny_cell
 runner = CliRunner()
 
 
-def refusal(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["uda", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    return " ".join(capsys.readouterr().out.split())
-
-
 def test_list_has_every_table(tmp_path):
     result = runner.invoke(app, ["list", "--output", str(tmp_path)])
     assert result.exit_code == 0
@@ -30,15 +21,15 @@ def test_list_has_every_table(tmp_path):
     assert "0 of 60" in result.output
 
 
-def test_without_data_it_says_what_to_download(monkeypatch, capsys, tmp_path):
-    said = refusal(monkeypatch, capsys, "reproduce", "table1", "--output", tmp_path)
+def test_without_data_it_says_what_to_download(refusal, tmp_path):
+    said = refusal(main, "reproduce", "table1", "--output", tmp_path)
     assert "--data is missing" in said
     assert "Office-Home" in said
     assert "Download" in said or "download" in said
 
 
-def test_wrong_data_are_refused_before_training(monkeypatch, capsys, tmp_path):
-    said = refusal(monkeypatch, capsys, "reproduce", "table2", "--data", tmp_path, "--output", tmp_path / "out")
+def test_wrong_data_are_refused_before_training(refusal, tmp_path):
+    said = refusal(main, "reproduce", "table2", "--data", tmp_path, "--output", tmp_path / "out")
     assert "Office-31" in said
     assert not (tmp_path / "out").exists()
 
@@ -53,8 +44,8 @@ def test_wrong_data_are_refused_before_training(monkeypatch, capsys, tmp_path):
         (["check", "office_hom", "--data", "."], "'office_hom'"),
     ],
 )
-def test_misuse_is_named(monkeypatch, capsys, arguments, message):
-    assert message in refusal(monkeypatch, capsys, *arguments)
+def test_misuse_is_named(refusal, arguments, message):
+    assert message in refusal(main, *arguments)
 
 
 def test_one_cell_s_failure_does_not_stop_the_others(monkeypatch, tmp_path):

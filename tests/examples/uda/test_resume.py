@@ -1,9 +1,10 @@
 """A run that is killed and started again ends as if it had not been stopped: same curve, same bytes."""
 
-import json
+from functools import partial
 
 import pytest
 
+from tests.examples.killed_runs import assert_same_end, run_killed, without_time
 from tests.examples.uda.smoke_runs import run, tiny_cell, write_data
 
 METHODS = {
@@ -17,10 +18,6 @@ METHODS = {
 }
 
 
-class Killed(Exception):
-    """Stands for the kill."""
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -29,43 +26,13 @@ def data(tmp_path_factory):
     return folder
 
 
-def kill_at(iteration):
-    def advance(done):
-        if done == iteration:
-            raise Killed
-
-    return advance
-
-
-def without_time(path):
-    result = json.loads(path.read_text())
-    del result["hours"]
-    return result
-
-
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
 def test_killed_runs_end_the_same(changes, data, tmp_path):
     straight, killed = (tiny_cell(tmp_path / name, **changes) for name in ("straight", "killed"))
     root = data / straight.settings.benchmark
     run(straight, root)
-    for iteration in (1, 5):  # before the first checkpoint, and after the second
-        with pytest.raises(Killed):
-            run(killed, root, advance=kill_at(iteration))
-    run(killed, root)
-
-    assert without_time(killed.path) == without_time(straight.path)
-    weights = [cell.path.with_suffix(".safetensors").read_bytes() for cell in (straight, killed)]
-    assert weights[0] == weights[1]
-    assert not killed.checkpoint_path.exists()
-
-
-def test_a_checkpoint_saves_the_work_done_before_it(data, tmp_path):
-    cell = tiny_cell(tmp_path)
-    with pytest.raises(Killed):
-        run(cell, data / cell.settings.benchmark, advance=kill_at(5))
-    seen = []
-    run(cell, data / cell.settings.benchmark, advance=seen.append)
-    assert seen == [5, 6]
+    assert run_killed(partial(run, killed, root), 1, 5) == [5, 6]  # before the first checkpoint, after the second
+    assert_same_end(killed, straight)
 
 
 def test_loading_processes_change_nothing(data, tmp_path):
