@@ -1,5 +1,5 @@
-"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`, `rst combine`,
-`rst sync`.
+"""The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`, `rst diff`, `rst combine`,
+`rst sync`, `rst doctor`.
 
 Commands import torch inside their bodies, so that `rst --help` answers at once.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rst.cli import combine, convert, export, inspect, merge, sync, verify
+from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sync, verify
 from rst.cli.console import print_error
 from rst.errors import RSTError
 from rst.version import __version__
@@ -19,14 +19,16 @@ _OK, _REFUSED, _INTERRUPTED = 0, 2, 130
 # click's own class for errors in the arguments, wherever this version of typer keeps click
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=verify.EXAMPLE)(verify.verify)
 app.command(epilog=convert.EXAMPLE)(convert.convert)
+app.command(epilog=diff.EXAMPLE)(diff.diff)
 app.command(epilog=combine.EXAMPLE, cls=combine.WeightsInARow)(combine.combine)
 app.add_typer(sync.app, name="sync")
+app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

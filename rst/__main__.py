@@ -1,0 +1,7 @@
+"""`python -m rst` is `rst`."""
+
+import sys
+
+from rst.cli import main
+
+sys.exit(main())
