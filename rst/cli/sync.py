@@ -1,5 +1,7 @@
 """`rst sync`: checkpoints as steps of a chain that others follow."""
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 PUBLISH_EXAMPLE = "Example: [bold]rst sync publish /shared/chain checkpoint-300/[/bold]"
 FOLLOW_EXAMPLE = "Example: [bold]rst sync follow /shared/chain --into model.safetensors[/bold]"
+PRUNE_EXAMPLE = "Example: [bold]rst sync prune /shared/chain --keep-anchors 2[/bold]"
 VERIFY_EXAMPLE = "Example: [bold]rst sync verify s3://bucket/chain --json[/bold]"
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The chain's folder, or a URL that fsspec knows.")]
@@ -68,20 +71,53 @@ def follow(
     into: Annotated[
         Path, typer.Option("--into", help="A .safetensors file to bring up to date; written anew if missing.")
     ],
+    watch: Annotated[
+        float | None, typer.Option(min=0.01, metavar="SECONDS", help="Go on, and look so often for new steps.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the file --into to the chain's last step, in one atomic write; its weights are held in memory."""
-    from rst.sync.checkpoint_follower import follow_into
+    from rst.sync import open_store, read_pointer
 
     if into.suffix != ".safetensors":
         raise OutputError(f"{into}: name a .safetensors file")
     if not into.exists():
         check_output(into, [], force=False)
+    state = _follow_once(store, into, as_json)
+    while watch is not None:
+        if read_pointer(open_store(store)).state != state:
+            state = _follow_once(store, into, as_json)
+        sys.stdout.flush()
+        time.sleep(watch)
+
+
+def _follow_once(store: str, into: Path, as_json: bool) -> str:
+    from rst.sync.checkpoint_follower import follow_into
+
     came_from, step, state = follow_into(into, store)
     if as_json:
         print_json({"store": store, "into": str(into), "from_step": came_from, "step": step, "state": state})
+    else:
+        print(f"{into}: step {step} is {state}, from {'an anchor' if came_from is None else f'step {came_from}'}")
+    return state
+
+
+@app.command(epilog=PRUNE_EXAMPLE)
+def prune(
+    store: Store,
+    keep_anchors: Annotated[int, typer.Option(min=1, help="How many of the last anchors stay.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the anchors and deltas before one of the last anchors; who is further behind goes on from an anchor."""
+    from dataclasses import asdict
+
+    from rst.sync import prune as prune_chain
+
+    pruned = prune_chain(store, keep_anchors)
+    if as_json:
+        print_json({"store": store, **asdict(pruned)})
         return
-    print(f"{into}: step {step} is {state}, from {'an anchor' if came_from is None else f'step {came_from}'}")
+    print(f"{store}: begins with step {pruned.first}; {pruned.anchors:,} anchors and {pruned.deltas:,} deltas deleted")
 
 
 @app.command(epilog=VERIFY_EXAMPLE)

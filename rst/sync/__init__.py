@@ -17,6 +17,7 @@ from rst.sync.errors import (
     ChainStateError,
 )
 from rst.sync.follower import Follower
+from rst.sync.pruning import Pruned, prune
 from rst.sync.publisher import Published, Publisher
 from rst.sync.squashing import squash
 from rst.sync.state import fingerprint_state
@@ -37,6 +38,7 @@ __all__ = [
     "FsspecStore",
     "Link",
     "Pointer",
+    "Pruned",
     "Published",
     "Publisher",
     "Store",
@@ -44,6 +46,7 @@ __all__ = [
     "fingerprint_state",
     "link_of",
     "open_store",
+    "prune",
     "read_pointer",
     "read_version",
     "squash",

@@ -1,5 +1,9 @@
 """`rst sync publish`, `follow` and `verify`: a chain of checkpoints, by command."""
 
+import signal
+import subprocess
+import sys
+
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -61,3 +65,36 @@ def test_refusals_name_what_is_wrong_and_leave_the_file(rst, tmp_path):
         assert ran.code == 2
         assert "nowhere/latest.json: no such file" in ran.err
     assert rst("sync", "follow", "chain", "--into", "x.pt").code == 2
+
+
+def test_old_steps_are_pruned(rst, tmp_path):
+    write_steps(tmp_path)
+    for step in range(STEPS + 1):
+        rst("sync", "publish", "chain", f"{step}.safetensors", "--anchor-every", "1")
+    pruned = rst("sync", "prune", "chain", "--keep-anchors", "2", "--json").json
+    assert (pruned["first"], pruned["anchors"], pruned["deltas"]) == (2, 2, 2)
+    assert rst("sync", "verify", "chain", "--json").json["first"] == 2
+    assert "begins with step 3" in rst("sync", "prune", "chain", "--keep-anchors", "1").out
+
+
+def test_a_watching_follower_takes_each_step(tmp_path):
+    write_steps(tmp_path)
+    run = [sys.executable, "-m", "rst", "sync"]
+    subprocess.run([*run, "publish", "chain", "0.safetensors"], cwd=tmp_path, check=True, capture_output=True)
+    watching = [*run, "follow", "chain", "--into", "served.safetensors", "--watch", "0.05"]
+    with subprocess.Popen(
+        watching, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as follower:
+        try:
+            for step in range(STEPS + 1):
+                assert f"step {step} is" in follower.stdout.readline()
+                served = load_file(tmp_path / "served.safetensors")
+                wanted = load_file(tmp_path / f"{step}.safetensors")
+                assert all(torch.equal(served[name.removeprefix("module.")], wanted[name]) for name in wanted)
+                if step < STEPS:
+                    publish = [*run, "publish", "chain", f"{step + 1}.safetensors"]
+                    subprocess.run(publish, cwd=tmp_path, check=True, capture_output=True)
+        finally:
+            follower.send_signal(signal.SIGINT)
+        assert follower.wait(timeout=60) == 130
+        assert "Traceback" not in follower.stderr.read()
