@@ -43,11 +43,12 @@ def nudged(model: nn.Module, seed: int, names: str = "") -> nn.Module:
 
 @pytest.fixture
 def classifier() -> Names:
-    """A pretrained model, a copy of it, an optimiser and three images."""
+    """A pretrained model, two copies of it, an optimiser and three images."""
     model = Classifier().eval()
     return {
         "model": model,
         "base": copy.deepcopy(model),
+        "served_model": copy.deepcopy(model),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "images": torch.randn(3, 3, 4, 4),
     }
@@ -73,14 +74,13 @@ def process_group() -> Iterator[Names]:
 
 @pytest.fixture
 def sharded_trainer(process_group: Names) -> Names:
-    """The trainer of a model that is sharded, and unsharded models to publish and to serve."""
+    """The trainer of a model that is sharded, and an unsharded one to publish."""
     from torch.distributed import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model, sharded = Classifier(), Classifier()
+    sharded = Classifier()
     fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
-    trainer = ResidualSparseTrainer(sharded, RSTConfig(threshold=1e-6))
-    return {"trainer": trainer, "model": model, "served_model": copy.deepcopy(model)}
+    return {"trainer": ResidualSparseTrainer(sharded, RSTConfig(threshold=1e-6)), "model": Classifier()}
 
 
 @pytest.fixture
@@ -96,6 +96,14 @@ def two_domains() -> Names:
         "target_images": torch.randn(8, 3, 4, 4),
         "iteration": 0,
     }
+
+
+@pytest.fixture
+def parts_of_an_objective() -> Names:
+    """What a method of one's own is made of."""
+    from cmkd import Objective, Phase, gini_mean
+
+    return {"Objective": Objective, "Phase": Phase, "gini_mean": gini_mean, "F": nn.functional, "BASELINES": {}}
 
 
 @pytest.fixture
@@ -157,7 +165,7 @@ def lightning_module() -> Names:
 
 @pytest.fixture
 def image_folders(tmp_path: Path) -> Names:
-    """Folders of noise as images, a labelled and two target domains; a tiny CLIP with random weights, and a short run."""
+    """Folders of noise as images, of a labelled and two target domains; a tiny random CLIP, and a short run."""
     import numpy as np
     import open_clip
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the docs runs, every `rst` command in them runs or at least parses.
+"""Every Python block of the READMEs and of the docs runs, every `rst` command in them runs or at least parses.
 
 A page's blocks run in order, in one namespace and one empty folder, as a reader would run them.
 """
@@ -16,7 +16,7 @@ from rst.cli import app, main
 from tests.docs.code_blocks import Block, code_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("README.md"))]
 SHELL = ("", "sh", "shell", "bash", "console")
 TARGETS = [line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line]
 

@@ -17,7 +17,9 @@ def documented(page: str) -> list[str]:
 @pytest.mark.parametrize("module", PAGES)
 def test_every_public_name_is_documented_once(module: str) -> None:
     public = [f"{module}.{name}" for name in import_module(module).__all__ if name != "__version__"]
-    found = [name for name in documented(PAGES[module]) if name != "cmkd.baselines"]
+    # the page names the function inside the module of the same name, which would be shown in its place
+    named = [name.replace("eval_mode.eval_mode", "eval_mode") for name in documented(PAGES[module])]
+    found = [name for name in named if name != "cmkd.baselines"]
     assert sorted(found) == sorted(public)
 
 
