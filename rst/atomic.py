@@ -1,34 +1,32 @@
 """Files that appear whole or not at all, even if the process is killed half way."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from rst.temporaries import temporary_beside
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is synced and renamed to `path`, else deleted.
 
+    What a killed process has left of the same file is deleted first.
+
     Raises:
-        OSError: the folder is missing, read-only or full.
+        OSError: the folder is missing, read-only or full; the error names `path`.
     """
     target = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with temporary_beside(target) as temporary:
         yield temporary
-        # mkstemp makes files private; a written file gets the permissions any other would.
+        # temporaries are private; a written file gets the permissions any other would.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         sync_to_disk(temporary)
         temporary.replace(target)
         sync_to_disk(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -21,6 +21,7 @@ from rst.interop.not_carried import check_carried
 from rst.interop.shira_rank import Layer, choose_rank
 from rst.naming import unwrap
 from rst.parameter_delta import ParameterDelta, gather
+from rst.safetensors_writer import specs_of, write_safetensors
 
 PathLike = str | os.PathLike[str]
 CONFIG_FILE = "adapter_config.json"
@@ -136,8 +137,6 @@ def _fill_up(change: ParameterDelta, slots: int) -> tuple[Tensor, Tensor]:
 def _write(
     folder: Path, tensors: dict[str, Tensor], rank: int, targets: list[str], saved: list[str], base_name: str | None
 ) -> None:
-    from safetensors.torch import save_file
-
     try:
         from peft import ShiraConfig
     except ImportError as error:
@@ -150,9 +149,10 @@ def _write(
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "adapter_model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    # last, because a folder is an adapter once it has this
-    with TemporaryDirectory() as scratch, atomic_write(folder / CONFIG_FILE) as temporary:
+    model_file, config_file, specs = folder / "adapter_model.safetensors", folder / CONFIG_FILE, specs_of(tensors)
+    with TemporaryDirectory() as scratch, atomic_write(config_file) as temporary_config:
         config.save_pretrained(scratch)
-        temporary.write_bytes((Path(scratch) / CONFIG_FILE).read_bytes())
+        temporary_config.write_bytes((Path(scratch) / CONFIG_FILE).read_bytes())
+        with atomic_write(model_file) as temporary:
+            write_safetensors(temporary, specs, (tensors[name] for name in specs))
+            config_file.unlink(missing_ok=True)  # between two adapters the folder is none

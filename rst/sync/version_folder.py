@@ -8,8 +8,6 @@ A version appears by the rename of its folder, whole or not at all.
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from rst.records import to_json
 from rst.safetensors_writer import specs_of, write_safetensors
 from rst.strict_json import parse_json, typed
 from rst.sync.errors import ChainDamageError, ChainGapError, ChainOrderError
+from rst.temporaries import temporary_beside
 
 Kind = Literal["full", "delta"]
 _RECORD, _FILE_OF = "version.json", {"full": "model.safetensors", "delta": "delta.safetensors"}
@@ -80,8 +79,7 @@ def write_version(
     if base_version is not None and not _folder_of(folder, base_version).is_dir():
         raise ChainOrderError(f"{target}: its base, version {base_version}, is not there")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder))
-    try:
+    with temporary_beside(target, "folder") as temporary:
         file = temporary / _FILE_OF[kind]
         _write_contents(file, contents)
         record = {"version": number, "kind": kind, "base_version": base_version, "file": file.name}
@@ -93,8 +91,6 @@ def write_version(
             sync_to_disk(path)
         temporary.rename(target)
         sync_to_disk(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return read_version(folder, number)
 
 
