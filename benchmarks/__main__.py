@@ -10,7 +10,7 @@ import typer
 from benchmarks.record import RESULTS
 from benchmarks.results_page import write_page
 
-FAMILIES = ("projection", "swap", "storage", "checkpoints", "training_step", "mixed_batch")
+FAMILIES = ("projection", "swap", "storage", "checkpoints", "training_step", "mixed_batch", "sync_scale")
 
 
 def main(

@@ -13,7 +13,7 @@ from benchmarks.timing import race
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 
-@pytest.mark.parametrize("family", ["projection", "swap", "checkpoints", "mixed_batch"])
+@pytest.mark.parametrize("family", ["projection", "swap", "checkpoints", "mixed_batch", "sync_scale"])
 def test_a_family_runs_and_its_table_is_complete(family: str, tmp_path: Path) -> None:
     path = importlib.import_module(f"benchmarks.{family}").run(True, tmp_path)
     content = json.loads(path.read_text())
