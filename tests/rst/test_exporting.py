@@ -140,6 +140,7 @@ def test_a_child_called_module_beside_others_keeps_its_name() -> None:
 
 
 def test_a_delta_of_a_child_called_module_as_shira(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
     model = OnlyChild()
     trainer = ResidualSparseTrainer(model, RSTConfig())
     with torch.no_grad():

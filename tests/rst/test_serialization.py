@@ -354,7 +354,7 @@ PLAIN_FORGERIES: dict[str, Forge] = {
     "repeated": put("w.indices", torch.tensor([0, 7, 7, 21, 28], dtype=torch.int32)),
     "outside": put("w.indices", torch.tensor([0, 7, 14, 21, 30], dtype=torch.int32)),
     "negative": put("w.indices", torch.tensor([-1, 7, 14, 21, 28], dtype=torch.int32)),
-    "unsigned": put("w.indices", torch.tensor([0, 7, 14, 21, 28]).to(torch.uint32)),
+    "unsigned": put("w.indices", torch.tensor([0, 7, 14, 21, 28], dtype=torch.uint8)),
     "floats": put("w.indices", torch.tensor([0.0, 7, 14, 21, 28])),
     "too few": put("w.values", torch.ones(4)),
     "NaN": put("w.values", torch.full((5,), float("nan"))),
