@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from docs.figures.digit_domains import Classifier, Digits, accuracy, adapt
@@ -45,7 +46,7 @@ def _run(base: Classifier, digits: Digits, tau: float, every: int) -> tuple[floa
     return tau, 100 * delta.density, accuracy(model, digits.turned, digits.labels)
 
 
-def _draw_moves(axis: plt.Axes, base: Classifier, digits: Digits) -> None:
+def _draw_moves(axis: Axes, base: Classifier, digits: Digits) -> None:
     """How far weights are from w0 after training: freely, and with Eq. 17 after every step."""
     edges = torch.logspace(-6, -1, 61)
     for tau, label, color in ((0.0, "without RST", COLORS[1]), (1e-3, "RST, tau = 1e-3", COLORS[0])):

@@ -75,7 +75,7 @@ def process_group() -> Iterator[Names]:
 @pytest.fixture
 def sharded_trainer(process_group: Names) -> Names:
     """The trainer of a model that is sharded, and an unsharded one to publish."""
-    from torch.distributed import init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     sharded = Classifier()
@@ -123,7 +123,7 @@ def checkpoints(tmp_path: Path) -> Names:
     record = ResidualSparseTrainer(trained, RSTConfig(threshold=1e-6, target_modules=["q_proj", "v_proj"])).state_dict()
     torch.save({"state_dict": nudged(base, 5, "q_proj").state_dict(), "rst": record}, tmp_path / "model.ckpt")
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
-    lora.save_pretrained(tmp_path / "lora_folder")
+    lora.save_pretrained(str(tmp_path / "lora_folder"))
     return {"base": base}
 
 

@@ -20,7 +20,7 @@ def test_every_public_name_is_documented_once(module: str) -> None:
     # the page names the function inside the module of the same name, which would be shown in its place
     named = [name.replace("eval_mode.eval_mode", "eval_mode") for name in documented(PAGES[module])]
     found = [name for name in named if name != "cmkd.baselines"]
-    assert sorted(found) == sorted(public)
+    assert sorted(found) == sorted(public), f"docs/reference/{PAGES[module]}: {sorted({*found} ^ {*public})}"
 
 
 def test_the_other_formats_exist() -> None:
