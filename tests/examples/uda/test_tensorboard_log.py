@@ -5,8 +5,8 @@ import pytest
 from examples.experiment.settings import SettingsError
 from examples.uda import tensorboard_log
 from examples.uda.tensorboard_log import TensorBoardLog, require_tensorboard
+from tests.examples.killed_runs import Killed, kill_at
 from tests.examples.uda.smoke_runs import run, tiny_cell, write_data
-from tests.examples.uda.test_resume import Killed, kill_at
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
