@@ -122,7 +122,11 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
     validate(delta.parameters, "delta")
-    places = _places(unwrap(module))
+    return prepare_at(places_of(unwrap(module)), delta)
+
+
+def prepare_at(places: Places, delta: SparseDelta) -> PreparedDelta:
+    """`prepare` a delta that is well formed, for tensors that lie at `places`. Raises as it does."""
     changes = {
         name: (_spot(name, places, delta, change.shape, change.dtype), change)
         for name, change in delta.parameters.items()
@@ -135,7 +139,7 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
     return PreparedDelta([*groups, *(_patch_whole(spot, tensor) for spot, tensor in whole.values())])
 
 
-def _places(module: nn.Module) -> Places:
+def places_of(module: nn.Module) -> Places:
     """Where each parameter and buffer lives, by plain name, and by the name that `open_checkpoint` gives it."""
     places: dict[str, tuple[Mapping[str, Tensor | None], str]] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
@@ -147,7 +151,7 @@ def _places(module: nn.Module) -> Places:
 
 
 def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...], dtype: torch.dtype) -> Spot:
-    siblings, attribute = _find(name, places, delta)
+    siblings, attribute = find_place(name, places, delta)
     spot = Spot.find(name, siblings, attribute)
     target = spot.tensor
     if tuple(target.shape) != shape or target.dtype != dtype:
@@ -157,7 +161,8 @@ def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...],
     return spot
 
 
-def _find(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[str, Tensor | None], str]:
+def find_place(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[str, Tensor | None], str]:
+    """Where a module has a tensor of a delta, under any of its names. Raises `ParameterMismatchError`."""
     for candidate in delta.names_of(name):
         if candidate in places:
             return places[candidate]

@@ -11,7 +11,12 @@ nothing else in the training loop changes. Every process makes the calls here, a
 >>> if delta is not None:
 ...     delta.save("delta.safetensors")
 
-With DistributedDataParallel, whose processes all have the whole model, none of this is needed: `trainer.export()`.
+>>> with apply_sharded(served_model, delta):  # each process changes its own shard, all or none; then every byte is back
+...     served_model(images)
+
+With DistributedDataParallel, whose processes all have the whole model, none of this is needed: `trainer.export()` and
+`delta.apply(model)` are the same in each. A checkpoint that torch.distributed.checkpoint saved, by any number of
+processes, is read like any other: `rst export`, `merge` and `verify` take its folder.
 """
 
 from collections.abc import Mapping
@@ -27,12 +32,13 @@ from rst.extraction import Extraction
 from rst.fingerprint import digest
 from rst.parameter_delta import BaseDigests, Op, ParameterDelta, check_no_nan
 from rst.shard_layout import ShardLayout
+from rst.sharded_apply import PreparedShards, apply_sharded
 from rst.sharded_entries import Entries, changed_entries, collect
 from rst.shards import is_sharded, local, locals_of
 from rst.tracking import TrackedTensors
 from rst.trainer import ResidualSparseTrainer
 
-__all__ = ["export_sharded"]
+__all__ = ["PreparedShards", "apply_sharded", "export_sharded"]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rst.collectives import add_up, gather_bytes, is_first, tell_all, together
 from rst.errors import ParameterMismatchError
-from rst.exactness import as_bytes
+from rst.exactness import as_bytes, bits
 from rst.shards import Block, block_of, is_sharded
 
 Blocks = dict[str, Block]
@@ -73,6 +73,22 @@ class ShardLayout:
         whole = torch.empty(self.blocks[name].shape, dtype=part.dtype)
         for block, owner in self._owners[name].items():
             whole[block.slices] = received[owner].view(part.dtype).reshape(block.size)
+        return whole
+
+    def gather_at(self, name: str, positions: Tensor, values: Tensor) -> Tensor | None:
+        """Put together a tensor's values at sorted flat positions in the first process; None elsewhere. Collective.
+
+        Args:
+            name: the tensor's.
+            positions: in the whole tensor, int64 of shape (n,), the same in every process.
+            values: those in this process' block, in order.
+        """
+        received = gather_bytes(as_bytes(values if self.owns(name) else values[:0]), self.device)
+        if received is None:
+            return None
+        whole = torch.empty(positions.numel(), dtype=values.dtype)
+        for block, owner in self._owners[name].items():
+            bits(whole)[block.cut(positions)[0]] = bits(received[owner].view(values.dtype))
         return whole
 
 

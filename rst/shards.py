@@ -50,6 +50,25 @@ class Block:
             flat = flat * length + axis + start
         return flat
 
+    def cut(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Find which of sorted flat positions in the whole tensor, int64 of shape (n,), lie in the box.
+
+        Returns:
+            Their places among `positions`, and their flat positions in the box, both int64 of shape (m,).
+        """
+        if self.size[1:] == self.shape[1:]:  # whole rows, so one run of memory
+            row = math.prod(self.shape[1:])
+            start = self.offset[0] * row if self.shape else 0
+            ends = torch.searchsorted(positions, torch.tensor([start, start + self.numel]))
+            chosen = torch.arange(int(ends[0]), int(ends[1]))
+            return chosen, positions[chosen] - start
+        axes = torch.stack(torch.unravel_index(positions, self.shape)) - torch.tensor(self.offset)[:, None]
+        inside = ((axes >= 0) & (axes < torch.tensor(self.size)[:, None])).all(0)
+        flat = torch.zeros_like(positions)
+        for axis, length in zip(axes, self.size, strict=True):
+            flat = flat * length + axis
+        return inside.nonzero().squeeze(1), flat[inside]
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; told by its interface, as importing DTensor takes a second."""

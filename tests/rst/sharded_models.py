@@ -1,6 +1,7 @@
 """A small model, ways to shard it, and the programs that the tests run in every process."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from rst import ResidualSparseTrainer, RSTConfig, RSTError, SparseDelta
-from rst.distributed import export_sharded
+from rst.distributed import apply_sharded, export_sharded
 
 Weights = dict[str, Tensor]
 
@@ -97,9 +98,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> 
     for name, weight in model.named_parameters():
         whole = gradient(name, weight, step)
         sharded = isinstance(weight, DTensor)
-        weight.grad = (
-            distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None) if sharded else whole
-        )
+        weight.grad = distribute_tensor(whole, weight.device_mesh, weight.placements) if sharded else whole
     optimizer.step()
 
 
@@ -275,8 +274,84 @@ def resume(folder: Path, config: RSTConfig, start: int, end: int) -> tuple[Spars
     return export_sharded(trainer), whole(model)
 
 
+def swaps(sharding: str, delta: SparseDelta) -> dict[str, Any]:
+    """The weights with a delta on and off again, and whether the answers of a model that FSDP2 gathers follow."""
+    model = Net()
+    SHARDINGS[sharding](model)
+    runs = "tensor" not in sharding  # tied weights cannot run in parts
+    with torch.no_grad():
+        before = model(batch(0, 0)[0]) if runs else 0
+        handle = apply_sharded(model, delta)
+        tuned = model(batch(0, 0)[0]) if runs else 1
+        on = {name: tensor.clone() for name, tensor in whole(model).items()}
+        handle.remove()
+        after = model(batch(0, 0)[0]) if runs else 0
+        with handle:
+            again = model(batch(0, 0)[0]) if runs else 1
+    assert not handle.applied
+    answers = [torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in ((before, after), (tuned, again))]
+    different = not torch.equal(torch.as_tensor(before), torch.as_tensor(tuned))
+    return {"on": on, "off": whole(model), "answers": all(answers) and different}
+
+
+def swap_refusals(delta: SparseDelta) -> dict[str, tuple[str, bool]]:
+    """What each mistake in one process is told in every one, and whether the weights are untouched."""
+    told = {}
+    for name, work in {"base": _other_base, "delta": _other_delta, "late": _trained_meanwhile, "moved": _moved}.items():
+        model = Net()
+        (tensor_parallel if name == "moved" else fsdp)(model)
+        told[name] = work(model, delta)
+    told["plain"] = (_refusal(lambda: apply_sharded(Net(), delta)), True)
+    model = nn.Sequential(nn.Linear(6, 9))
+    fully_shard(model)
+    told["names"] = (_refusal(lambda: apply_sharded(model, delta)), True)
+    model = Net(torch.bfloat16)
+    fsdp(model)
+    told["dtype"] = (_refusal(lambda: apply_sharded(model, delta)), True)
+    return told
+
+
+def _nudge(model: Net, rank: int) -> None:
+    """Change what the delta changes, in one process only."""
+    if dist.get_rank() == rank:
+        with torch.no_grad():
+            model.up.weight.to_local().add_(0.5)  # type: ignore[operator]
+
+
+def _untouched(model: Net, work: Callable[[], object]) -> tuple[str, bool]:
+    before = {name: tensor.clone() for name, tensor in whole(model).items()}
+    told = _refusal(work)
+    return told, all(torch.equal(tensor, before[name]) for name, tensor in whole(model).items())
+
+
+def _other_base(model: Net, delta: SparseDelta) -> tuple[str, bool]:
+    _nudge(model, 1)
+    return _untouched(model, lambda: apply_sharded(model, delta))
+
+
+def _other_delta(model: Net, delta: SparseDelta) -> tuple[str, bool]:
+    mine = replace(delta, dense={}) if dist.get_rank() == 1 else delta
+    return _untouched(model, lambda: apply_sharded(model, mine))
+
+
+def _trained_meanwhile(model: Net, delta: SparseDelta) -> tuple[str, bool]:
+    handle = apply_sharded(model, delta)
+    handle.remove()
+    _nudge(model, 1)
+    return _untouched(model, handle.apply)
+
+
+def _moved(model: Net, delta: SparseDelta) -> tuple[str, bool]:
+    """In one process another tensor stands where the delta is on; no process takes it off then."""
+    handle = apply_sharded(model, delta)
+    if dist.get_rank() == 1:
+        model.down.weight = nn.Parameter(model.down.weight.detach().clone())
+    told = _untouched(model, handle.remove)
+    return told[0], told[1] and handle.applied
+
+
 def everything_of_two(
-    cases: list[tuple[str, RSTConfig, torch.dtype]], training: RSTConfig, folder: Path
+    cases: list[tuple[str, RSTConfig, torch.dtype]], training: RSTConfig, folder: Path, delta: SparseDelta
 ) -> dict[str, Any]:
     """All checks of two processes, which form their group once."""
     save_halfway(folder, RESUMED, 2)
@@ -287,12 +362,26 @@ def everything_of_two(
         "offloaded": offloaded(training),
         "mixed": mixed_precision(training),
         "refusals": refusals(),
+        "swaps": {sharding: swaps(sharding, delta) for sharding in SWAPPED_BY_TWO},
+        "swap refusals": swap_refusals(delta),
     }
 
 
-def everything_of_four(cases: list[tuple[str, RSTConfig, torch.dtype]], folder: Path) -> dict[str, Any]:
-    return {"steps": [sharded_steps(*case, STEPS) for case in cases], "resumed": resume(folder, RESUMED, 2, STEPS)}
+def everything_of_four(
+    cases: list[tuple[str, RSTConfig, torch.dtype]], folder: Path, delta: SparseDelta
+) -> dict[str, Any]:
+    return {
+        "steps": [sharded_steps(*case, STEPS) for case in cases],
+        "resumed": resume(folder, RESUMED, 2, STEPS),
+        "swaps": {sharding: swaps(sharding, delta) for sharding in SWAPPED_BY_FOUR},
+    }
+
+
+def everything_of_one(folder: Path) -> dict[str, Any]:
+    return {"resumed": resume(folder, RESUMED, 2, STEPS)}
 
 
 STEPS = 3
+SWAPPED_BY_TWO = ("fsdp", "fsdp_columns", "tensor_parallel")
+SWAPPED_BY_FOUR = ("fsdp", "hybrid", "fsdp_and_tensor_parallel")
 RESUMED = RSTConfig(select="top", ratio=0.3, modules_to_save=["head"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rst import RSTConfig, SparseDelta
+from rst import RSTConfig, SparseDelta, export
 from rst.exactness import bit_equal
 from tests.rst import sharded_models
 from tests.rst.process_group import run
@@ -39,8 +39,9 @@ OF_FOUR += [
 
 @dataclass(frozen=True)
 class Runs:
-    """What every process of two, and of four, returned."""
+    """What every process of one, of two, and of four, returned."""
 
+    one: list[Outcome]
     two: list[Outcome]
     four: list[Outcome]
 
@@ -49,8 +50,20 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder: Path = tmp_path_factory.mktemp("checkpoint")
     cases = [[(sharding, *CONFIGS[kind]) for sharding, kind in chosen] for chosen in (OF_TWO, OF_FOUR)]
-    two = run(2, sharded_models.everything_of_two, cases[0], TRAINING, folder)
-    return Runs(two, run(4, sharded_models.everything_of_four, cases[1], folder))
+    delta = swapped()
+    two = run(2, sharded_models.everything_of_two, cases[0], TRAINING, folder, delta)
+    four = run(4, sharded_models.everything_of_four, cases[1], folder, delta)
+    return Runs(run(1, sharded_models.everything_of_one, folder), two, four)
+
+
+def swapped() -> SparseDelta:
+    """A delta with residuals, values that no residual reaches, and a whole head."""
+    model = Net()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sharded_models.train(model, TRAINING, (0, 1))
+    with torch.no_grad():
+        model.down.weight[1, 2], model.middle.weight[3, 3] = -0.0, 1e-30
+    return export(base, model, modules_to_save=["head"], exclude_modules=["again", "seen"])
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -116,11 +129,46 @@ def test_base_plus_delta_is_the_sharded_model(runs: Runs, kind: str, tmp_path: P
     assert 0 < delta.nnz < delta.base.weights
 
 
-def test_a_run_resumes_on_twice_as_many_processes(runs: Runs) -> None:
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_run_of_two_processes_resumes_on_one_and_four(runs: Runs, world: int) -> None:
     wanted, weights, _ = sharded_models.plain_steps(RESUMED, torch.float32, STEPS)
-    delta, found = runs.four[0]["resumed"]
+    outcomes = runs.one if world == 1 else runs.four
+    delta, found = outcomes[0]["resumed"]
     assert_same(found, weights)
     assert delta == wanted
+
+
+@pytest.mark.parametrize(
+    ("world", "sharding"),
+    [(2, name) for name in sharded_models.SWAPPED_BY_TWO] + [(4, name) for name in sharded_models.SWAPPED_BY_FOUR],
+)
+def test_a_delta_on_and_off_a_sharded_model(runs: Runs, world: int, sharding: str) -> None:
+    model, delta = Net(), swapped()
+    off = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    delta.apply(model)
+    on = dict(model.state_dict())
+    assert any(change.exact_indices.numel() for change in delta.values())
+    assert delta.dense.keys() >= {"head.weight", "head.bias"}
+    for outcome in runs.two if world == 2 else runs.four:
+        found = outcome["swaps"][sharding]
+        for name in on.keys() - {"seen"}:  # a buffer that counts calls
+            assert bit_equal(found["on"][name], on[name]), name
+            assert bit_equal(found["off"][name], off[name]), name
+        assert found["answers"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_delta_that_fits_not_every_process_changes_none(runs: Runs, rank: int) -> None:
+    told = runs.two[rank]["swap refusals"]
+    assert [name for name, (_, untouched) in told.items() if not untouched] == []
+    reasons = {name: reason for name, (reason, _) in told.items()}
+    assert reasons["base"].startswith("WrongBaseError: up.weight: the base's values")
+    assert reasons["delta"] == "ParameterMismatchError: the delta of rank 1 is not that of rank 0"
+    assert reasons["late"].startswith("WrongBaseError: up.weight: no longer has the base's values")
+    assert reasons["moved"].startswith("ParameterMismatchError: down.weight: moved or replaced")
+    assert reasons["plain"].startswith("ConfigError: no parameter of the model is a DTensor")
+    assert "in the delta, but the module has no such parameter" in reasons["names"]
+    assert "the delta is for torch.float32" in reasons["dtype"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -28,6 +28,11 @@ def test_positions_of_a_block_are_those_of_its_elements_in_the_whole(
     block = Block(shape, offset, size)
     whole = torch.arange(math.prod(shape)).reshape(shape)
     assert torch.equal(block.to_global(torch.arange(block.numel)), whole[block.slices].reshape(-1))
+    for positions in (torch.arange(whole.numel()), torch.arange(1, whole.numel(), 3), torch.arange(0)):
+        chosen, here = block.cut(positions)
+        assert torch.equal(block.to_global(here), positions[chosen])
+        left_out = set(positions.tolist()) - set(positions[chosen].tolist())
+        assert not left_out & set(whole[block.slices].reshape(-1).tolist())
 
 
 def test_the_first_fsdp_is_refused_before_anything_is_frozen() -> None:
