@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test smoke check format bench docs figures clean
+.PHONY: install demo test smoke check format bench docs figures fuzz clean
 
 install: $(STAMP)
 
@@ -18,6 +18,10 @@ demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a del
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: $(STAMP)  ## hostile files for every reader, FUZZ_SECONDS=300 of them; what is found goes to outputs/fuzz
+	-$(BIN)/pip install --quiet atheris  # guided by coverage where it installs
+	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),300)
 
 smoke: $(STAMP)  ## every row of every table on fake data: do they run, do RST's deltas merge bit for bit?
 	$(BIN)/python -m examples.uda.smoke

@@ -1,0 +1,40 @@
+"""The readers, one file each."""
+
+from tests.fuzz.target import Target
+from tests.fuzz.targets import (
+    adapter_folder,
+    chain,
+    codec,
+    delta,
+    official,
+    peft_adapter,
+    pickles,
+    shard_index,
+    trainer_record,
+    version_folder,
+    weights,
+)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        delta.COO,
+        delta.PACKED,
+        codec.STREAM,
+        adapter_folder.CONFIG,
+        adapter_folder.TRAINABLE,
+        weights.SAFETENSORS,
+        shard_index.INDEX,
+        pickles.ZIPPED,
+        pickles.LEGACY,
+        trainer_record.IN_A_CHECKPOINT,
+        trainer_record.OF_TRANSFORMERS,
+        official.RELEASED,
+        chain.POINTER,
+        chain.DELTA,
+        chain.ANCHOR,
+        version_folder.RECORD,
+        peft_adapter.CONFIG,
+        peft_adapter.WEIGHTS,
+    )
+}
