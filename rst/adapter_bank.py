@@ -52,11 +52,19 @@ class AdapterBank(Mapping[str, Adapter]):
         """Add a delta, checked against the base; the first one becomes active."""
         self._check_new(name)
         stored = self._checked(delta)
-        self._adapters[name] = stored
-        if self.active is None:
-            self.active = name
-            if self.enabled:
-                stored.on()
+        try:
+            self._adapters[name] = stored
+            if self.active is None:
+                if self.enabled:
+                    stored.on()
+                self.active = name
+        except BaseException:
+            if stored.is_on:
+                stored.off()
+            self._adapters.pop(name, None)
+            if self.active == name:
+                self.active = None
+            raise
 
     def train(self, name: str, config: RSTConfig, start: SparseDelta | None = None) -> None:
         """Start training an adapter, from a delta if there is one; it becomes active."""
@@ -70,10 +78,18 @@ class AdapterBank(Mapping[str, Adapter]):
 
     def replace(self, name: str, delta: SparseDelta) -> None:
         """Put another delta under a loaded name, and into the weights if the old one is there."""
-        old, new = self[name], self._checked(delta)
-        with self.disabled():
-            self._adapters[name] = new
+        old, new, was_enabled = self[name], self._checked(delta), self.enabled
+        try:
+            with self.disabled():
+                self._adapters[name] = new
             self._end(old)
+        except BaseException:
+            if new.is_on:
+                new.off()
+            self._adapters[name] = old
+            if was_enabled:
+                self.enable()
+            raise
 
     def delete(self, name: str) -> None:
         """Forget an adapter; if it is active, the base's weights are back and none is active."""
@@ -93,35 +109,40 @@ class AdapterBank(Mapping[str, Adapter]):
 
     def activate(self, name: str) -> None:
         """Exchange the active adapter for another. If that is refused, the one before stays."""
-        chosen = self[name]
+        chosen, before = self[name], self.active
         if name == self.active and self.enabled:
             return
         with self._making_way():
-            chosen.on()
-        self.active, self.enabled = name, True
+            try:
+                chosen.on()
+                self.active, self.enabled = name, True
+            except BaseException:
+                if chosen.is_on:
+                    chosen.off()
+                self.active, self.enabled = before, False
+                raise
 
     def disable(self) -> None:
         """Put the base's weights back."""
-        if self.enabled and self.active is not None:
-            self[self.active].off()
-        self.enabled = False
+        self._turn(False)
 
     def enable(self) -> None:
         """Put the active adapter back on."""
-        if not self.enabled and self.active is not None:
-            self[self.active].on()
-        self.enabled = True
+        self._turn(True)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Have the base's weights inside a `with`."""
         was_enabled = self.enabled
-        self.disable()
         try:
+            self.disable()
             yield
-        finally:
             if was_enabled:
                 self.enable()
+        except BaseException:  # of the block, or Ctrl-C on the way back
+            if was_enabled:
+                self.enable()
+            raise
 
     def move(self, dtypes: Mapping[str, torch.dtype], move: Callable[[], object]) -> None:
         """Call `move`, which takes the base to other devices or `dtypes`, and let the adapters follow."""
@@ -132,12 +153,25 @@ class AdapterBank(Mapping[str, Adapter]):
             for adapter in self.values():
                 adapter.moved()
 
+    def _turn(self, on: bool) -> None:
+        """Change the weights and `enabled`, or raise with neither changed."""
+        adapter, before = None if self.active is None else self[self.active], self.enabled
+        try:
+            if adapter is not None and adapter.is_on != on:
+                adapter.on() if on else adapter.off()
+            self.enabled = on
+        except BaseException:
+            if adapter is not None and adapter.is_on != before:
+                adapter.on() if before else adapter.off()
+            self.enabled = before
+            raise
+
     @contextmanager
     def _making_way(self) -> Iterator[None]:
         """Have the base's weights for what comes next; only if that fails is the active adapter put back."""
         was_enabled = self.enabled
-        self.disable()
         try:
+            self.disable()
             yield
         except BaseException:
             if was_enabled:

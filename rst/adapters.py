@@ -29,12 +29,17 @@ class Adapter(Protocol):
         """Parameters to store as it is now; the weights are left alone."""
         ...
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the change is in the base's weights."""
+        ...
+
     def on(self) -> None:
-        """Put the change into the base's weights. Off before."""
+        """Put the change into the base's weights, or raise with nothing changed. Off before."""
         ...
 
     def off(self) -> None:
-        """Put the base's bytes back. On before."""
+        """Put the base's bytes back, or raise with nothing changed. On before."""
         ...
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> None:
@@ -64,6 +69,11 @@ class StoredAdapter:
     def dsp(self) -> int:
         """`SparseDelta.dsp`."""
         return self._delta.dsp()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it is in the base's weights."""
+        return self._prepared is not None and self._prepared.applied
 
     def prepare(self) -> None:
         """Check the delta against the base, which must be without adapters. Raises as `rst.apply.prepare`."""
@@ -120,6 +130,11 @@ class TrainingAdapter:
             weight.numel() for weight in saved if isinstance(weight, nn.Parameter)
         )
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it is in the base's weights, and trains."""
+        return self._away is None
+
     def continue_from(self, delta: SparseDelta) -> None:
         """Go on from a delta that was saved: put it into the weights for good, with the trainer's w0 below it."""
         delta.apply(self.trainer.model)
@@ -129,17 +144,31 @@ class TrainingAdapter:
         """Extract the change, put the base back, and let no gradient and no optimiser touch it meanwhile."""
         delta = self.trainer.export()
         live = live_tensors(self.trainer.model)
-        for name, origin in {**self.trainer.base, **self._originals}.items():
-            live[name].copy_(origin)
-        self._away = StoredAdapter(self.trainer.model, delta)
-        self._set_training(live, False)
+        try:
+            self._put_base_back(live)
+            self._away = StoredAdapter(self.trainer.model, delta)
+            self._set_training(live, False)
+        except BaseException:  # as it was: the base everywhere, and the change on it
+            self._put_base_back(live)
+            delta.apply(self.trainer.model)
+            self._away = None
+            self._set_training(live, True)
+            raise
 
     def on(self) -> None:
         """Put the change back and go on training."""
         assert self._away is not None
-        self._away.on()
-        self._away = None
-        self._set_training(live_tensors(self.trainer.model), True)
+        away, live = self._away, live_tensors(self.trainer.model)
+        try:
+            away.on()
+            self._away = None
+            self._set_training(live, True)
+        except BaseException:
+            if away.is_on:
+                away.off()
+            self._away = away
+            self._set_training(live, False)
+            raise
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> None:
         """Stay as it is: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
@@ -156,6 +185,10 @@ class TrainingAdapter:
         """Let the parameters require gradients as they did before."""
         for name, tensor in live_tensors(self.trainer.model).items():
             tensor.requires_grad_(self._requires_grad[name])
+
+    def _put_base_back(self, live: Mapping[str, Tensor]) -> None:
+        for name, origin in {**self.trainer.base, **self._originals}.items():
+            live[name].copy_(origin)
 
     def _set_training(self, live: Mapping[str, Tensor], trains: bool) -> None:
         self.trainer.suspended = not trains

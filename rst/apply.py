@@ -68,8 +68,7 @@ class PreparedDelta:
                     f"{name}: no longer has the base's values where the delta changes it; "
                     "is another delta applied, or was the module trained?"
                 )
-        self._write("new", undo="old")
-        self._applied = True
+        self._exchange(applied=True)
         return self
 
     @torch.no_grad()
@@ -81,8 +80,7 @@ class PreparedDelta:
         """
         if self._applied:
             self._check_spots()
-            self._write("old", undo="new")
-            self._applied = False
+            self._exchange(applied=False)
 
     def __enter__(self) -> "PreparedDelta":
         """Apply."""
@@ -96,15 +94,18 @@ class PreparedDelta:
         for patch in self.patches:
             patch.spot.check()
 
-    def _write(self, which: str, *, undo: str) -> None:
+    def _exchange(self, *, applied: bool) -> None:
+        """Write all patches and say so, or none: Ctrl-C may come between any two lines."""
         done = 0
         try:
             for patch in self.patches:
                 done += 1
-                patch.write(getattr(patch, which))
+                patch.write(patch.new if applied else patch.old)
+            self._applied = applied
         except BaseException:
             for patch in self.patches[:done]:
-                patch.write(getattr(patch, undo))
+                patch.write(patch.old if applied else patch.new)
+            self._applied = not applied
             raise
 
 
