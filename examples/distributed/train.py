@@ -53,14 +53,14 @@ def parallelize(model: nn.Sequential, parallelism: Parallelism) -> nn.Module:
     return model
 
 
-def shares(batch_size: int, steps: int, device: torch.device) -> Iterator[Batch]:
+def shares(batch_size: int, steps: int, rank: int, processes: int, device: torch.device) -> Iterator[Batch]:
     """This process' share of each batch: images of shape (batch_size / processes, 64) and their labels."""
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     generator = torch.Generator().manual_seed(0)  # the same batches everywhere
     for _ in range(steps):
         chosen = torch.randint(len(images), (batch_size,), generator=generator)
-        mine = chosen[dist.get_rank() :: dist.get_world_size()]
+        mine = chosen[rank::processes]
         yield images[mine].to(device), labels[mine].to(device)
 
 
@@ -113,7 +113,8 @@ def main(
     if on_gpus:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpus else "gloo")
-    delta, tuned = train(parallelism, RSTConfig(threshold=threshold), shares(64, steps, device), device)
+    batches = shares(64, steps, dist.get_rank(), dist.get_world_size(), device)
+    delta, tuned = train(parallelism, RSTConfig(threshold=threshold), batches, device)
     if delta is not None and dist.get_rank() == 0:
         ship(delta, tuned, output)
     dist.destroy_process_group()
