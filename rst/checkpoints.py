@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rst.errors import CheckpointError
+from rst.file_stamp import FileStamp
 from rst.mapped_memory import release
 from rst.naming import canonical_names, own_prefix, unwrap
 from rst.nested_state import NESTED_UNDER, find_record, find_state
@@ -41,6 +42,7 @@ class Checkpoint(Mapping[str, Tensor]):
         record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
         container: the whole unpickled object, for writing it back with other weights.
         mapped: whether the tensors are mapped from files that only this object has opened.
+        stamps: those files as they were when they were opened, by a tensor's name in the file.
         outlines: by the name in the file tensors on the meta device, where reading the values takes long.
     """
 
@@ -51,11 +53,14 @@ class Checkpoint(Mapping[str, Tensor]):
     record: Mapping[str, Any] | None = None
     container: Any = None
     mapped: bool = False
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict)
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
         original = self.original_names[name]
+        if stamp := self.stamps.get(original):
+            stamp.check()
         try:
             return self.read(original)
         except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
@@ -69,6 +74,11 @@ class Checkpoint(Mapping[str, Tensor]):
         """A tensor of the same dtype and shape, whose values must not be read. Raises as reading it does."""
         found = self.outlines.get(self.original_names[name])
         return self[name] if found is None else found
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file that tensors are mapped from was written to since it was opened."""
+        for stamp in set(self.stamps.values()):
+            stamp.check()
 
     def release(self, name: str) -> None:
         """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
@@ -188,13 +198,15 @@ def _find_tied(names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[st
 
 def _from_safetensors(path: Path) -> Checkpoint:
     try:
+        stamp = FileStamp.of(path)
         file = safe_open(path, framework="pt")
         names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     if not names:
         raise CheckpointError(f"{path}: holds no tensors")
-    return Checkpoint(str(path), _original_names(names), file.get_tensor, mapped=True)
+    stamps = dict.fromkeys(names, stamp)
+    return Checkpoint(str(path), _original_names(names), file.get_tensor, mapped=True, stamps=stamps)
 
 
 def _from_shards(path: Path) -> Checkpoint:
@@ -203,7 +215,9 @@ def _from_shards(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: holds no tensors")
     shards = {file_name: _open_file(_resolve(path.parent / file_name)) for file_name in sorted({*weight_map.values()})}
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
-    return Checkpoint(str(path), _original_names(weight_map), lambda name: readers[name](name), mapped=True)
+    stamps = {name: stamp for shard in shards.values() for name, stamp in shard.stamps.items()}
+    names = _original_names(weight_map)
+    return Checkpoint(str(path), names, lambda name: readers[name](name), mapped=True, stamps=stamps)
 
 
 def _from_dcp(folder: Path) -> Checkpoint:
@@ -227,6 +241,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _from_pickle(path: Path) -> Checkpoint:
+    stamp = FileStamp.of(path)
     container = unpickle(path)
     try:
         state = find_state(container)
@@ -236,7 +251,8 @@ def _from_pickle(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(NESTED_UNDER)}")
     check_tensors(str(path), state, path.stat().st_size)
     found = _from_mapping(state, str(path))
-    return replace(found, record=_record_in(path, container), container=container, mapped=True)
+    stamps = dict.fromkeys(state, stamp)
+    return replace(found, record=_record_in(path, container), container=container, mapped=True, stamps=stamps)
 
 
 def _read_record(path: Path) -> Mapping[str, Any] | None:

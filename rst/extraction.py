@@ -70,6 +70,9 @@ class Extraction:
             done += tuned.nbytes
             if on_progress:
                 on_progress(done, total)
+        for read in (self.base, self.tuned):
+            if isinstance(read, Checkpoint):
+                read.check_unchanged()
         return SparseDelta(
             parameters=parameters,
             dense=dense,

@@ -97,6 +97,7 @@ class MergedTensors:
             done += tensor.nbytes
             if on_progress:
                 on_progress(done, total)
+        self.base.check_unchanged()
 
 
 def _spec(tensor: Tensor) -> TensorSpec:
