@@ -1,10 +1,10 @@
 """The same training with accelerate, which decides from its own settings how the processes share the work.
 
-    accelerate launch --num_processes 2 --cpu -m examples.distributed.train_with_accelerate
-    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 -m examples.distributed.train_with_accelerate
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m examples.distributed.train_with_accelerate
+    accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 -m examples.distributed.train_with_accelerate
 
-The first line gives each of two processes on the CPU the whole model (DDP); the second, on two GPUs, a shard (FSDP2),
-which accelerate has on GPUs only.
+The first line gives each of two processes the whole model (DDP), on the CPU: `--cpu` would start one process only.
+The second gives each of two a shard (FSDP2), which accelerate has on GPUs only.
 """
 
 from pathlib import Path

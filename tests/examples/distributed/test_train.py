@@ -10,7 +10,7 @@ import pytest
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "-m", "examples.distributed.train"],
     "accelerate": [
-        *("accelerate.commands.launch", "--num_processes", "2", "--cpu"),
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("-m", "examples.distributed.train_with_accelerate"),
     ],
 }
@@ -19,7 +19,7 @@ LAUNCHERS = {
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_ship_the_change(launcher: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", *LAUNCHERS[launcher], "--steps", "3", "--output", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     root = Path(__file__).parents[3]
     done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
