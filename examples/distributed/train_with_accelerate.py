@@ -1,9 +1,10 @@
 """The same training with accelerate, which decides from its own settings how the processes share the work.
 
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m examples.distributed.train_with_accelerate
+    ACCELERATE_USE_CPU=true \\
+        accelerate launch --multi_gpu --num_processes 2 -m examples.distributed.train_with_accelerate
     accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 -m examples.distributed.train_with_accelerate
 
-The first line gives each of two processes the whole model (DDP), on the CPU: `--cpu` would start one process only.
+The first command gives each of two processes the whole model (DDP), on the CPU: `--cpu` would start one process only.
 The second gives each of two a shard (FSDP2), which accelerate has on GPUs only.
 """
 
