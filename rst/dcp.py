@@ -61,8 +61,11 @@ def open_dcp(path: Path) -> DcpWeights:
         CheckpointError: the metadata are damaged, or there are no weights.
     """
     folder = _Folder(path)
-    tree = folder.tree()
-    state = find_state(tree)
+    try:
+        tree = folder.tree()
+        state = find_state(tree)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # sizes or nesting that nothing can have
+        raise CheckpointError(f"{path}: not readable metadata of torch.distributed.checkpoint ({error})") from error
     if state is None:
         raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(NESTED_UNDER)}")
     return DcpWeights(state, _find_record(folder, tree), folder)
@@ -92,6 +95,8 @@ class _Folder:
             branch = tree
             for part in above:
                 branch = branch.setdefault(part, {})
+            if last in branch:
+                raise ValueError(f"{key} lies where something else does")
             branch[last] = key
             if isinstance(entry, TensorStorageMetadata):
                 outline = branch[last] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")

@@ -5,7 +5,7 @@ It is a pickle. Here it may name nothing but the classes that describe such a ch
 
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ _CLASSES = {
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read a `.metadata` file and check that its chunks fill every tensor and lie in files of its own folder.
+    """Read a `.metadata` file and check that chunks fill every tensor, and that files of its folder are that long.
 
     Raises:
         CheckpointError: not readable, not complete, or it names anything but metadata.
@@ -45,7 +45,7 @@ def read_metadata(path: Path) -> Metadata:
     try:
         with path.open("rb") as file:
             found = _Unpickler(file).load()
-        return _checked(found)
+        return _checked(found, path.parent)
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: not readable metadata of torch.distributed.checkpoint ({reason})") from error
@@ -68,28 +68,37 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
-def _checked(found: Any) -> Metadata:
+def _checked(found: Any, folder: Path) -> Metadata:
     """The same with torch's own index, as lookups compare classes. Raises anything where anything is not as it is."""
     entries = dict(found.state_dict_metadata)
     storage = {MetadataIndex(at.fqn, at.offset, at.index): place for at, place in found.storage_data.items()}
     for place in storage.values():
         if Path(place.relative_path).name != place.relative_path:
             raise ValueError(f"{place.relative_path!r} is not a plain file name")
+    sizes = {name: (folder / name).stat().st_size for name in {place.relative_path for place in storage.values()}}
+    for place in storage.values():
+        if not 0 <= place.offset <= place.offset + place.length <= sizes[place.relative_path]:
+            raise ValueError(f"{place.relative_path} has {sizes[place.relative_path]} bytes, too few")
     for key, entry in entries.items():
         if isinstance(entry, TensorStorageMetadata):
-            _check_tensor(key, entry)
+            _check_tensor(key, entry, storage)
         elif not isinstance(entry, BytesStorageMetadata):
             raise ValueError(f"{key} is a {type(entry).__name__}")
     return Metadata(entries, planner_data=found.planner_data, storage_data=storage)
 
 
-def _check_tensor(key: str, entry: TensorStorageMetadata) -> None:
+def _check_tensor(key: str, entry: TensorStorageMetadata, storage: Mapping[MetadataIndex, Any]) -> None:
     if not isinstance(entry.properties.dtype, torch.dtype):
         raise ValueError(f"{key} has dtype {entry.properties.dtype!r}")
     inside = all(_lies_in(entry.size, chunk) for chunk in entry.chunks)
     stored = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
     if not inside or stored != math.prod(entry.size):
         raise ValueError(f"{key} has {math.prod(entry.size)} elements, its {len(entry.chunks)} chunks {stored}")
+    for chunk in entry.chunks:
+        place = storage[MetadataIndex(key, chunk.offsets)]
+        nbytes = math.prod(chunk.sizes) * entry.properties.dtype.itemsize
+        if nbytes > place.length and not getattr(place, "transform_descriptors", None):  # none are compressed
+            raise ValueError(f"{key} has a chunk of {nbytes} bytes, of which {place.length} are stored")
 
 
 def _lies_in(size: Sequence[int], chunk: ChunkStorageMetadata) -> bool:
