@@ -27,6 +27,7 @@ _FOLDER_FILES = (
     _DCP_FILE,
 )
 RECORD_FILE = "rst_trainer.pt"
+_LONGEST_NAME = 255  # bytes, of any file system
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
@@ -235,7 +236,8 @@ def _read_index(path: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
     for name in shards:
-        if Path(name).name != name or Path(name).suffix not in (".safetensors", *PICKLED_SUFFIXES) or "\0" in name:
+        plain = Path(name).name == name and "\0" not in name and len(name.encode()) <= _LONGEST_NAME
+        if not plain or Path(name).suffix not in (".safetensors", *PICKLED_SUFFIXES):
             raise CheckpointError(f"{path}: shard {name[:99]!r} is not a plain file name in the same folder")
     return weight_map
 

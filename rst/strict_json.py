@@ -38,14 +38,14 @@ def typed(record: Any, key: str, *kinds: type) -> Any:
     value = record[key]
     if type(value) not in kinds:
         wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise TypeError(f"{key} is {str(value)[:99]!r}, not {wanted}")
+        raise TypeError(f"{key} is a {type(value).__name__}, not {wanted}")
     return value
 
 
 def strings(values: Any, what: str) -> list[str]:
     """Return a list of text. Raises `TypeError`."""
     if type(values) is not list or not all(type(value) is str for value in values):
-        raise TypeError(f"{what} is {str(values)[:99]!r}, not a list of names")
+        raise TypeError(f"{what} is no list of names")
     return values
 
 

@@ -45,12 +45,11 @@ def read_trainer_record(state: Any, what: str = "the state") -> TrainerRecord:
     """Check a trainer's state. Raises `ConfigError`, about `what`, if it is none, of another version, or malformed."""
     if not isinstance(state, Mapping):
         raise ConfigError(f"{what} is a {type(state).__name__}, not that of a trainer")
-    if state.get("format") != TRAINER_RECORD:
-        raise ConfigError(f"{what} is {str(state.get('format'))[:99]!r}, wanted {TRAINER_RECORD!r}")
-    if state.get("version") != RECORD_VERSION:
-        found = str(state.get("version"))[:99]
-        raise ConfigError(f"{what} has version {found}; this library reads {RECORD_VERSION}")
     try:
+        if typed(state, "format", str) != TRAINER_RECORD:
+            raise ConfigError(f"{what} is {state['format'][:99]!r}, wanted {TRAINER_RECORD!r}")
+        if typed(state, "version", int) != RECORD_VERSION:
+            raise ConfigError(f"{what} has version {state['version']}; this library reads {RECORD_VERSION}")
         tied, identity = typed(state, "tied", dict), typed(state, "identity", dict)
         strings([*tied, *tied.values()], "tied")
         threshold = typed(state, "threshold", float, int, type(None))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rst import RSTError
+from tests.fuzz.byte_mutation import mutate_bytes
 
 _PATIENCE = 20  # seconds, for files of some kilobytes
 _PEAK = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -38,6 +39,13 @@ class Target:
     read: Callable[[Path], Any]
     use: Callable[[Any], object] = lambda _: None
     prepare: Callable[[Path], object] = lambda _: None
+
+    def altered(self, rng: random.Random, contents: bytes) -> bytes:
+        """The contents changed once, by the target's own way wherever that can still read them."""
+        try:
+            return self.mutate(rng, contents)
+        except Exception:  # of a mutation that meets what an earlier one has left
+            return mutate_bytes(rng, contents)
 
     def regressions(self) -> list[bytes]:
         """Files that once were not refused as they should be, in `corpus/`, as hexadecimal text."""

@@ -38,7 +38,7 @@ def test_any_bytes_are_refused_by_name_or_give_a_valid_object(tmp_path: Path, na
     for _ in range(_EXECUTIONS):
         contents = rng.choice(seeds)
         for _ in range(rng.choice([1, 1, 2])):
-            contents = target.mutate(rng, contents)
+            contents = target.altered(rng, contents)
         judge(target, inside, contents)
 
 

@@ -74,7 +74,7 @@ class _Run:
         rng = random.Random(seed)
         altered = data
         for _ in range(rng.choice([1, 1, 2])):
-            altered = self.target.mutate(rng, altered)
+            altered = self.target.altered(rng, altered)
         return altered if len(altered) <= max_size else data
 
     def at_random(self, seconds: float) -> None:

@@ -28,6 +28,7 @@ def base() -> State:
         "flags": torch.zeros(9, dtype=torch.bool),
         "codes": torch.arange(9, dtype=torch.int8),
         "small": torch.zeros(40).to(torch.float8_e4m3fn),
+        "head.weight": torch.zeros(3, 3),
     }
     return {**state, "alias": state["w"]}
 
@@ -42,11 +43,12 @@ def tuned() -> State:
     state["flags"][::2] = True
     state["codes"] += 1
     state["small"] = torch.ones(40).to(torch.float8_e4m3fn)
-    return {**state, "alias": state["w"], "head.weight": torch.ones(3, 3)}
+    state["head.weight"] += 1
+    return {**state, "alias": state["w"]}
 
 
 def deltas() -> list[SparseDelta]:
-    exact = [export(base(), tuned(), op=op) for op in ("add", "replace", "step")]
+    exact = [export(base(), tuned(), modules_to_save=["head"], op=op) for op in ("add", "replace", "step")]
     few = export({"w": torch.zeros(40)}, {"w": torch.eye(40)[3]}, threshold=1e-6)
     return [*exact, few, few * 0.5, SparseDelta({})]
 
@@ -100,7 +102,7 @@ def _module() -> nn.Module:
         for part in path:
             owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        owner.register_buffer(attribute, tensor.clone())
+        owner.register_buffer(attribute, module.w if name == "alias" else tensor.clone())
     return module
 
 

@@ -30,7 +30,7 @@ def read(path: Path) -> Checkpoint:
 
 def use(checkpoint: Checkpoint) -> None:
     """Compare it and merge with it, as base and as tuned weights."""
-    export(base(), checkpoint.source)
+    export(base(), checkpoint.source, exclude_modules=["small"])
     delta = export(checkpoint.source, tuned())
     with TemporaryDirectory() as folder:
         merge(checkpoint.source, delta, Path(folder) / "merged.safetensors")
