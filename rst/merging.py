@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import overload
 
-import torch
 from torch import Tensor
 
 from rst.atomic import atomic_write
@@ -15,6 +14,7 @@ from rst.errors import CheckpointError, ConfigError
 from rst.extraction import Progress
 from rst.merged_tensors import MergedTensors
 from rst.nested_state import replace_state
+from rst.pickle_writer import write_pickle
 from rst.safetensors_writer import by_width, write_safetensors
 from rst.shard_plan import LARGEST_SHARD, parse_size
 from rst.sharded_merge import check_folder, merge_into_folder
@@ -118,8 +118,7 @@ def _merge_into_file(merging: MergedTensors, output: Path, on_progress: Progress
     with atomic_write(output) as temporary:
         if output.suffix in PICKLED_SUFFIXES:
             merged = replace_state(merging.base.container, merging.in_memory(on_progress))
-            with temporary.open("wb") as file:  # given a path, torch.save would write its random name into the file
-                torch.save(merged, file)
+            write_pickle(merged, temporary)
         else:
             specs = by_width(merging.specs())
             named = {merging.original(name): spec for name, spec in specs.items()}

@@ -39,8 +39,17 @@ def write_safetensors(
 
     Raises:
         CheckpointError: a dtype that the format lacks.
+        OSError: the disk is full, or the like; the error names the file.
     """
-    with Path(path).open("wb") as file, ThreadPoolExecutor(1) as writer:
+    try:
+        _write(Path(path), specs, tensors, metadata)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a write alone does not know it
+        raise
+
+
+def _write(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
         last = writer.submit(file.write, _header(specs, metadata))
         for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
             assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)

@@ -23,6 +23,7 @@ FORMAT, FORMAT_VERSION = "rst-sync", 1
 POINTER = "latest.json"
 HEADER_KEY = "sync"
 _DIGITS, _MOST_DIGITS = 10, 18
+_MOST_STEPS = 10**_MOST_DIGITS
 _STATES_KEPT = 256  # 5 kB, rewritten with each step
 _ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
 
@@ -133,7 +134,7 @@ def read_pointer(store: Store) -> Pointer:
         pointer = Pointer(typed(record, "chain", str), typed(record, "step", int), typed(record, "base", str), states)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainDamageError(f"{where}: not a chain's pointer ({type(error).__name__}: {error})") from error
-    if not 0 < len(states) <= pointer.step + 1:
+    if not 0 < len(states) <= pointer.step + 1 <= _MOST_STEPS:
         raise ChainDamageError(f"{where}: {len(states)} states of {pointer.step + 1} steps")
     return pointer
 
@@ -171,7 +172,7 @@ def read_link(record: Any, source: str) -> Link:
             typed(record, key, kind)
     except (KeyError, TypeError) as error:
         raise ChainDamageError(f"{source}: its header's link is malformed ({error})") from error
-    if not 0 <= link.after <= link.step:
+    if not 0 <= link.after <= link.step < _MOST_STEPS:
         raise ChainDamageError(f"{source}: its header's steps, from {link.after} to {link.step}, are malformed")
     return link
 
