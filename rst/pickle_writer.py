@@ -1,7 +1,7 @@
 """`torch.save` into a file, with the system's own error where the disk is full: torch tells of it without a reason."""
 
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ def write_pickle(content: Any, path: Path) -> None:
     with path.open("wb") as file:
         remembering = _Remembering(file)
         try:
-            torch.save(content, remembering)
+            torch.save(content, cast(IO[bytes], remembering))
         except RuntimeError as error:
             raise remembering.error or error from error
 

@@ -27,6 +27,7 @@ from rst.temporaries import temporary_beside
 Kind = Literal["full", "delta"]
 _RECORD, _FILE_OF = "version.json", {"full": "model.safetensors", "delta": "delta.safetensors"}
 _FORMAT, _FORMAT_VERSION = "rst-versions", 1
+_PART = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -140,4 +141,8 @@ def _folder_of(folder: str | os.PathLike[str], number: int) -> Path:
 def _checksum(path: Path) -> str:
     from blake3 import blake3
 
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    found = blake3(max_threads=blake3.AUTO)
+    with path.open("rb") as file:  # not mapped: a file that another process cuts short would kill this one
+        while part := file.read(_PART):
+            found.update(part)
+    return found.hexdigest()
