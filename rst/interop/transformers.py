@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,6 +16,7 @@ from rst.errors import CheckpointError, ConfigError
 from rst.fingerprint import digest, digest_text
 from rst.model import RSTModel
 from rst.naming import unwrap
+from rst.pickle_writer import write_pickle
 from rst.tracking import live_tensors
 from rst.trainer import ResidualSparseTrainer
 from rst.trainer_record import read_trainer_record
@@ -161,7 +161,7 @@ def _checkpoint_folder(args: TrainingArguments, step: int) -> Path:
 
 def _write_record(folder: Path, trainer: ResidualSparseTrainer) -> None:
     with atomic_write(folder / RECORD_FILE) as temporary:
-        torch.save({"weights": _digest(trainer.model), "trainer": trainer.state_dict()}, temporary)
+        write_pickle({"weights": _digest(trainer.model), "trainer": trainer.state_dict()}, temporary)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
