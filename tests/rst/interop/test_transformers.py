@@ -239,7 +239,7 @@ def test_resuming_without_the_runs_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step 3.*two/checkpoint-3"):
         trained(bert(), tmp_path / "two", resume=str(tmp_path / "one" / "checkpoint-3"), **CHECKPOINTED)
     (tmp_path / "one" / "checkpoint-3" / "rst_trainer.pt").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"rst_trainer\.pt: not the record"):
+    with pytest.raises(CheckpointError, match=r"rst_trainer\.pt: not a readable checkpoint"):
         trained(bert(), tmp_path / "one", resume=str(tmp_path / "one" / "checkpoint-3"), **CHECKPOINTED)
 
 
