@@ -45,9 +45,11 @@ def read_trainer_record(state: Any, what: str = "the state") -> TrainerRecord:
     """Check a trainer's state. Raises `ConfigError`, about `what`, if it is none, of another version, or malformed."""
     if not isinstance(state, Mapping):
         raise ConfigError(f"{what} is a {type(state).__name__}, not that of a trainer")
+    found = state.get("format")
+    if not isinstance(found, str) or found != TRAINER_RECORD:
+        shown = repr(found[:99]) if isinstance(found, str) else f"a {type(found).__name__}"
+        raise ConfigError(f"{what} has the format {shown}, wanted {TRAINER_RECORD!r}")
     try:
-        if typed(state, "format", str) != TRAINER_RECORD:
-            raise ConfigError(f"{what} is {state['format'][:99]!r}, wanted {TRAINER_RECORD!r}")
         if typed(state, "version", int) != RECORD_VERSION:
             raise ConfigError(f"{what} has version {state['version']}; this library reads {RECORD_VERSION}")
         tied, identity = typed(state, "tied", dict), typed(state, "identity", dict)
