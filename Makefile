@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test smoke check format bench docs figures fuzz clean
+.PHONY: install demo test smoke check format bench docs figures fuzz clean dist
 
 install: $(STAMP)
 
@@ -47,6 +47,12 @@ figures: $(STAMP)  ## the figures and tables of the docs, and the notebook's out
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dist: $(STAMP)  ## wheel and sdist in dist/, their metadata and contents checked
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest -q tests/packaging
 
 clean:
 	rm -rf $(VENV) .cache outputs build dist site *.egg-info

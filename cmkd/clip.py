@@ -98,8 +98,10 @@ def load_transformers_clip(
         ValueError: if the model is of another kind, or is in memory and there is no tokenizer; or for bad prompts.
         FileNotFoundError: if weights or the tokenizer cannot be had, saying from where.
     """
-    from transformers import AutoModel, AutoTokenizer
-
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise ImportError('transformers is missing; pip install "residual-sparse-training[peft]"') from error
     prompts = build_prompts(class_names, templates)
     source = None if isinstance(model, nn.Module) else str(model)
     if source is not None:

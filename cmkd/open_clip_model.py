@@ -56,8 +56,10 @@ def open_clip_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 
 
 def _library_with(name: str) -> Any:
-    import open_clip  # type: ignore[import-untyped]
-
+    try:
+        import open_clip  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError('open_clip is missing; pip install "residual-sparse-training[cmkd]"') from error
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}; see open_clip.list_models()")
     return open_clip

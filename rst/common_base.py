@@ -50,7 +50,7 @@ def common_dense(deltas: Mapping[str, SparseDelta]) -> dict[str, Tensor]:
                 what = "differs" if here is not None and there is not None else "is in one alone"
                 raise ParameterMismatchError(
                     f"cannot combine {first} and {label}: {name} is stored whole and {what}; "
-                    "take sparse_only() of each first, and choose such tensors yourself"
+                    "take sparse_only() of each first (--sparse-only), and choose such tensors yourself"
                 )
     return dict(reference.dense)
 

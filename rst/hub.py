@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from rst.adapter_folder import CARD_FILE, CONFIG_FILE, DELTA_FILE, write_adapter
 from rst.delta import Encoding, SparseDelta
 from rst.errors import CheckpointError
+from rst.extras import install_command
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,5 +93,5 @@ def _import_hub(purpose: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise CheckpointError(f"{purpose}, pip install huggingface_hub") from error
+        raise CheckpointError(f"{purpose}, {install_command('peft')}") from error
     return huggingface_hub

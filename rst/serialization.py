@@ -100,7 +100,8 @@ def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
 
 def _check_version(source: str, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
-        raise DeltaFormatError(f'{source}: not an RST delta (format is {metadata.get("format")!r}, wanted "{FORMAT}")')
+        found = f'format is {metadata.get("format")!r}, wanted "{FORMAT}"'
+        raise DeltaFormatError(f"{source}: not an RST delta ({found}); rst export makes one of two checkpoints")
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
         raise DeltaFormatError(f"{source}: format version {version}; this library reads version {FORMAT_VERSION}")

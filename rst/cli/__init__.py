@@ -19,7 +19,9 @@ _OK, _REFUSED, _INTERRUPTED = 0, 2, 130
 # click's own class for errors in the arguments, wherever this version of typer keeps click
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+_START = "Start with [bold]rst export --base base.pt tuned.pt[/bold]; [bold]rst doctor[/bold] checks this machine."
+
+app = typer.Typer(epilog=_START, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)

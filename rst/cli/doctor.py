@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.console import print_json
+from rst.extras import install_command
 
 if TYPE_CHECKING:
     from rst.doctor.backends import Backends
@@ -77,10 +78,8 @@ def _record(
 
 
 def _extra(extra: "Extra") -> str:
-    from rst.doctor.versions import DISTRIBUTION
-
     if len(extra.missing) == len(extra.packages):
-        return f'not installed (pip install "{DISTRIBUTION}[{extra.name}]")'
+        return f"not installed ({install_command(extra.name)})"
     return "  ".join(f"{name} {version or 'missing'}" for name, version in extra.packages.items())
 
 

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from rst.doctor.backends import Backends
-from rst.doctor.versions import DISTRIBUTION, Extra
+from rst.doctor.versions import Extra
+from rst.extras import install_command
 
 _INSTALL_COMPILER = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
 
@@ -39,8 +40,7 @@ def _threads(backends: Backends) -> list[str]:
 
 def _half_installed(extras: Sequence[Extra]) -> list[str]:
     return [
-        f"the extra {extra.name} is incomplete, it lacks {', '.join(extra.missing)}; "
-        f'pip install "{DISTRIBUTION}[{extra.name}]"'
+        f"the extra {extra.name} is incomplete, it lacks {', '.join(extra.missing)}; {install_command(extra.name)}"
         for extra in extras
         if extra.missing and len(extra.missing) < len(extra.packages)
     ]

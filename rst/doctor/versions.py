@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 from importlib import metadata
 
+from rst.extras import DISTRIBUTION
 from rst.version import __version__
 
-DISTRIBUTION = "residual-sparse-training"
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(.*?)(?:;(.*))?$")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([A-Za-z0-9._-]+)['"]""")
 _HIDDEN = ("dev", "docs", "all")

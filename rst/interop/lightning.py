@@ -10,13 +10,17 @@ from rst.adapter_folder import write_adapter
 from rst.config import RSTConfig
 from rst.delta import Encoding, SparseDelta
 from rst.errors import ConfigError
+from rst.extras import install_command
 from rst.naming import unwrap
 from rst.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING or find_spec("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
 else:  # the same library under its older name
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError as error:
+        raise ImportError(f"rst.interop.lightning needs lightning; {install_command('lightning')}") from error
 
 RECORD_KEY: Final = "rst"
 

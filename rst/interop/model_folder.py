@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rst.errors import CheckpointError
+from rst.extras import install_command
 
 
 def load_model(folder: str | os.PathLike[str]) -> nn.Module:
@@ -56,7 +57,7 @@ def _errors_naming(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise CheckpointError(f"{folder}: to read a model folder, pip install transformers ({error})") from error
+        raise CheckpointError(f"{folder}: to read a model folder, {install_command('peft')} ({error})") from error
     except Exception as error:  # what a malformed folder makes transformers raise has no common class
         raise CheckpointError(f"{folder}: transformers cannot load it ({error})") from error
 

@@ -14,6 +14,7 @@ from rst.checkpoints import Checkpoint, open_checkpoint
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, NonFiniteError, ParameterMismatchError
 from rst.exporting import export
+from rst.extras import install_command
 from rst.interop.adapter_config import check_adapter_config
 from rst.interop.model_folder import load_model
 from rst.naming import unwrap
@@ -69,7 +70,7 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
         adapted = PeftModel.from_pretrained(model, os.fspath(adapter), torch_device="cpu")
         stored = load_peft_weights(os.fspath(adapter), device="cpu")
     except ImportError as error:
-        raise CheckpointError(f"{adapter}: to read a PEFT adapter, pip install peft ({error})") from error
+        raise CheckpointError(f"{adapter}: to read a PEFT adapter, {install_command('peft')} ({error})") from error
     except Exception as error:  # what a malformed configuration makes PEFT raise has no common class
         raise CheckpointError(f"{adapter}: PEFT cannot load it ({error})") from error
     if not hasattr(adapted, "merge_and_unload"):

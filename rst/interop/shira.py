@@ -14,6 +14,7 @@ from rst.checkpoints import Checkpoint, open_checkpoint
 from rst.conversion import convert
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, NotCarriedError
+from rst.extras import install_command
 from rst.fingerprint import digest
 from rst.interop.linear_places import obstacle, places_of_parameters
 from rst.interop.model_folder import model_skeleton
@@ -140,7 +141,7 @@ def _write(
     try:
         from peft import ShiraConfig
     except ImportError as error:
-        raise CheckpointError(f"{folder}: to write a SHiRA adapter, pip install peft>=0.17 ({error})") from error
+        raise CheckpointError(f"{folder}: to write a SHiRA adapter, {install_command('peft')} ({error})") from error
     config = ShiraConfig(
         r=rank,
         target_modules="|".join(map(re.escape, targets)),  # a list would mean every module whose name ends so

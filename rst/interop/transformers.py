@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rst.adapter_folder import write_adapter
 from rst.atomic import atomic_write
@@ -13,6 +12,7 @@ from rst.checkpoints import RECORD_FILE
 from rst.config import RSTConfig
 from rst.delta import Encoding
 from rst.errors import CheckpointError, ConfigError
+from rst.extras import install_command
 from rst.fingerprint import digest, digest_text
 from rst.model import RSTModel
 from rst.naming import unwrap
@@ -21,6 +21,11 @@ from rst.tracking import live_tensors
 from rst.trainer import ResidualSparseTrainer
 from rst.trainer_record import read_trainer_record
 from rst.unpickling import unpickle
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError(f"rst.interop.transformers needs transformers; {install_command('peft')}") from error
 
 
 class RSTCallback(TrainerCallback):

@@ -192,9 +192,13 @@ def test_what_is_missing_is_named(hub: Hub, model: RSTModel, base: nn.Module) ->
 
 def test_without_huggingface_hub_it_is_asked_for(model: RSTModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="me/x: no such folder; .* pip install huggingface_hub"):
+    with pytest.raises(
+        CheckpointError, match=r'me/x: no such folder; .* pip install "residual-sparse-training\[peft\]"'
+    ):
         model.load_adapter("me/x", "x")
-    with pytest.raises(CheckpointError, match="me/x: to upload to the hub, pip install huggingface_hub"):
+    with pytest.raises(
+        CheckpointError, match=r'me/x: to upload to the hub, pip install "residual-sparse-training\[peft\]"'
+    ):
         model.push_to_hub("me/x")
 
 
