@@ -16,7 +16,7 @@ from rst.errors import ParameterMismatchError
 from rst.exactness import bit_equal, bits
 from rst.fingerprint import digest
 from rst.parameter_delta import ParameterDelta, gather
-from rst.residual_angle import Angle, angle_between, joint_cosine, length
+from rst.residual_angle import Angle, angle_between, joint_cosine, log_length
 from rst.validation import validate
 
 Agreement = Literal["same", "different", "first only", "second only"]
@@ -34,7 +34,7 @@ class Overlap:
         opposed: number of shared positions at which the residuals have opposite signs. None if that cannot be told.
         cosine: of the angle between both residuals as vectors over all weights (equally over the positions that either
             changes, as all others are zero in both), in float64. None if that cannot be told, if one of the vectors is
-            zero, or if its length is not finite.
+            zero, or if an entry is not finite.
         same_base: whether the digests of the base agree; None where one is not recorded, or nothing is in common.
     """
 
@@ -170,17 +170,17 @@ def _meet(first: _Side, second: _Side) -> tuple[Overlap, Angle]:
         shared=at_first.numel(),
         same=_count_same(first, second, at_first, at_second),
         opposed=_count_opposed(first.residuals, second.residuals, at_first, at_second),
-        cosine=angle.cosine if angle.first and angle.second else None,
+        cosine=None if -math.inf in (angle.first, angle.second) else angle.cosine,
         same_base=bases[0].whole == bases[1].whole if bases[0] and bases[1] else None,
     ), angle
 
 
 def _alone(side: _Side, in_first: bool) -> tuple[Overlap, Angle]:
     count = side.change.nnz
-    norm = length(side.residuals)
+    length = log_length(side.residuals)
     overlap = Overlap(count if in_first else 0, 0 if in_first else count, 0, 0, 0, None, None)
-    cosine = 0.0 if math.isfinite(norm) else None
-    return overlap, Angle(norm, 0.0, cosine) if in_first else Angle(0.0, norm, cosine)
+    cosine = None if math.isnan(length) else 0.0
+    return overlap, Angle(length, -math.inf, cosine) if in_first else Angle(-math.inf, length, cosine)
 
 
 def _shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

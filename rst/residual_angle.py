@@ -13,9 +13,10 @@ class Angle:
     """Two vectors of one parameter.
 
     Attributes:
-        first: the length of the first; infinite or NaN if it is not finite, NaN if the vector is unknown.
+        first: the base-2 logarithm of the first's length, as lengths may leave float64's range: minus infinity if it
+            is zero, NaN if an entry is not finite or the vector is unknown.
         second: that of the second.
-        cosine: of the angle between them; 0 where one is zero, None where a length is not finite.
+        cosine: of the angle between them; 0 where one is zero, None where one is not finite or unknown.
     """
 
     first: float
@@ -32,33 +33,52 @@ def angle_between(first: Tensor | None, second: Tensor | None, at_first: Tensor,
         at_first: slots of `first` that meet one of `second`, int64, shape (k,).
         at_second: the slots of `second` that they meet.
     """
-    lengths = length(first), length(second)
-    if first is None or second is None or not all(map(math.isfinite, lengths)):
-        return Angle(lengths[0], lengths[1], None)
-    if not all(lengths):
-        return Angle(lengths[0], lengths[1], 0.0)
-    # dividing first, as products of float64's extremes leave its range
-    cosine = float((first[at_first] / lengths[0]) @ (second[at_second] / lengths[1]))
-    return Angle(lengths[0], lengths[1], _clamp(cosine))
+    lengths = (first_length, first_unit), (second_length, second_unit) = _normalize(first), _normalize(second)
+    if any(math.isnan(length) for length, _ in lengths):
+        return Angle(first_length, second_length, None)
+    if -math.inf in (first_length, second_length):
+        return Angle(first_length, second_length, 0.0)
+    cosine = float(first_unit[at_first] @ second_unit[at_second])
+    return Angle(first_length, second_length, _clamp(cosine))
 
 
 def joint_cosine(angles: Sequence[Angle]) -> float | None:
     """Take the cosine between two vectors of all parameters; None if one of them is zero, unknown or not finite."""
-    first, second = math.hypot(*(angle.first for angle in angles)), math.hypot(*(angle.second for angle in angles))
-    if not (first and second and math.isfinite(first) and math.isfinite(second)):
+    first = _shares([angle.first for angle in angles])
+    second = _shares([angle.second for angle in angles])
+    if first is None or second is None:
         return None
-    parts = ((angle.cosine or 0.0) * (angle.first / first) * (angle.second / second) for angle in angles)
+    parts = (angle.cosine * a * b for angle, a, b in zip(angles, first, second, strict=True) if angle.cosine)
     return _clamp(math.fsum(parts))
 
 
-def length(vector: Tensor | None) -> float:
-    """Take the Euclidean length; NaN of an unknown vector, infinite or NaN if an entry is."""
+def log_length(vector: Tensor | None) -> float:
+    """Take the base-2 logarithm of the Euclidean length, as in `Angle`."""
+    return _normalize(vector)[0]
+
+
+def _normalize(vector: Tensor | None) -> tuple[float, Tensor]:
+    """The logarithm of a vector's length, and the vector over its length."""
     if vector is None:
-        return math.nan
+        return math.nan, torch.empty(0)
     largest = float(vector.abs().max()) if vector.numel() else 0.0
-    if not largest or not math.isfinite(largest):
-        return largest
-    return largest * float(torch.linalg.vector_norm(vector / largest))
+    if not largest:
+        return -math.inf, vector
+    if not math.isfinite(largest):
+        return math.nan, vector
+    scaled = vector / largest
+    length = float(torch.linalg.vector_norm(scaled))
+    return math.log2(largest) + math.log2(length), scaled / length
+
+
+def _shares(logarithms: Sequence[float]) -> list[float] | None:
+    """Lengths of parts over the length of the whole; None of a whole that is zero or unknown."""
+    if any(map(math.isnan, logarithms)) or max(logarithms, default=-math.inf) == -math.inf:
+        return None
+    longest = max(logarithms)
+    lengths = [2.0 ** (logarithm - longest) for logarithm in logarithms]
+    whole = math.hypot(*lengths)
+    return [length / whole for length in lengths]
 
 
 def _clamp(cosine: float) -> float:
