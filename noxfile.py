@@ -22,7 +22,7 @@ def newest(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """The oldest release of every core dependency that pyproject.toml admits, without extras."""
     project = nox.project.load_toml("pyproject.toml")["project"]
-    oldest_core = [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    oldest_core = [requirement.replace(">=", "==", 1) for requirement in project["dependencies"]]
     session.install(*oldest_core, *project["optional-dependencies"]["dev"])
     session.install("--no-deps", ".")
     session.run("python", "-m", "pytest", "-n", "2", "--dist", "worksteal", *(session.posargs or CORE))
