@@ -1,16 +1,29 @@
 """BLAKE3 digests of tensors: they tell one base model from another, and an altered file from an intact one."""
 
+import os
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from rst.exactness import as_bytes
 
+if TYPE_CHECKING:
+    from blake3 import blake3
+
 # A tensor's digest guards against accidents (the wrong checkpoint, a flipped bit), one tensor at a time: at 64 bits a
 # million wrong tensors have one chance in 2^44 to pass for right. Who can choose the base needs no collision.
 _TENSOR_DIGITS = 16
+_PROCESS = os.getpid()
 TEXT_DIGITS = 32
+
+
+def hasher() -> "blake3":
+    """A BLAKE3 hasher on all cores; on one in a forked process, which lacks the threads that blake3 would wait for."""
+    from blake3 import blake3
+
+    return blake3(max_threads=blake3.AUTO if os.getpid() == _PROCESS else 1)
 
 
 def digest(tensor: Tensor) -> str:
@@ -20,11 +33,9 @@ def digest(tensor: Tensor) -> str:
 
 def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
     """Digest consecutive parts of a tensor, so many elements long, each as `digest` would."""
-    from blake3 import blake3
-
     data, width = as_bytes(tensor.cpu()).numpy().data, tensor.element_size()
     edges = pairwise([0, *accumulate(length * width for length in lengths)])
-    return [blake3(data[a:b], max_threads=blake3.AUTO).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
+    return [hasher().update(data[a:b]).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
 
 
 def digest_text(text: str) -> str:

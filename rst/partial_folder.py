@@ -14,7 +14,7 @@ from typing import Any
 
 from rst.atomic import sync_to_disk
 from rst.errors import CheckpointError, RSTError
-from rst.fingerprint import TEXT_DIGITS
+from rst.fingerprint import TEXT_DIGITS, hasher
 
 _JOURNAL = "rst-journal.jsonl"
 _PIECE = 1 << 24  # bytes
@@ -135,9 +135,7 @@ class PartialFolder:
 
 
 def _digest(path: Path) -> str:
-    from blake3 import blake3
-
-    found = blake3(max_threads=blake3.AUTO)
+    found = hasher()
     with path.open("rb") as file:  # not mapped: pages of a whole shard would count as this process' memory
         while piece := file.read(_PIECE):
             found.update(piece)

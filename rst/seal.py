@@ -6,7 +6,7 @@ One pass over the bytes as they lie on the disk, header included; `b3sum` gives 
 import os
 from pathlib import Path
 
-from rst.fingerprint import TEXT_DIGITS
+from rst.fingerprint import TEXT_DIGITS, hasher
 
 BLANK = "0" * TEXT_DIGITS
 _FIELD = '"digest":"'  # in a name or a value the quotes would be escaped
@@ -14,9 +14,7 @@ _FIELD = '"digest":"'  # in a name or a value the quotes would be escaped
 
 def seal(path: str | os.PathLike[str]) -> None:
     """Write the digest into a safetensors file whose metadata say `digest: BLANK`."""
-    from blake3 import blake3
-
-    digits = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()[:TEXT_DIGITS]
+    digits = hasher().update_mmap(path).hexdigest()[:TEXT_DIGITS]
     with Path(path).open("r+b") as file:
         header = file.read(_header_end(file.read(8)) - 8)
         file.seek(8 + header.index(f"{_FIELD}{BLANK}".encode()) + len(_FIELD))
@@ -25,11 +23,9 @@ def seal(path: str | os.PathLike[str]) -> None:
 
 def is_intact(contents: memoryview, digits: str) -> bool:
     """Whether a sealed file's bytes are those that `digits`, found in its metadata, were computed from."""
-    from blake3 import blake3
-
     end = _header_end(contents[:8])
     header = contents[:end].tobytes().replace(f"{_FIELD}{digits}".encode(), f"{_FIELD}{BLANK}".encode(), 1)
-    found = blake3(header, max_threads=blake3.AUTO).update(contents[end:])
+    found = hasher().update(header).update(contents[end:])
     return found.hexdigest()[:TEXT_DIGITS] == digits
 
 

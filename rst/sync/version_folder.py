@@ -18,6 +18,7 @@ from torch import Tensor
 from rst.atomic import sync_to_disk
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
+from rst.fingerprint import hasher
 from rst.records import to_json
 from rst.safetensors_writer import specs_of, write_safetensors
 from rst.strict_json import parse_json, typed
@@ -139,9 +140,7 @@ def _folder_of(folder: str | os.PathLike[str], number: int) -> Path:
 
 
 def _checksum(path: Path) -> str:
-    from blake3 import blake3
-
-    found = blake3(max_threads=blake3.AUTO)
+    found = hasher()
     with path.open("rb") as file:  # not mapped: a file that another process cuts short would kill this one
         while part := file.read(_PART):
             found.update(part)
