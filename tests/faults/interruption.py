@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _EVENTS = {"os.rename", "os.mkdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 _REMOVALS = {"os.remove", "os.rmdir"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -25,6 +27,7 @@ def in_a_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
             work()
             os._exit(0)
         finally:
