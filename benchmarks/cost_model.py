@@ -3,12 +3,14 @@
 A step of a chain (`rst.sync`) changes a share d of N weights of b bytes; R processes share the work:
 
     bytes      N d (h(d) + v) / 8        h: entropy of a gap, v: of a step, in bits a changed weight
-    publish    (2 N b / compare + N d / encode + bytes / write) / R
+    publish    (2 N b / compare + N d (1 / keep + 1 / encode) + bytes / write) / R
+               and N b (1 / fetch + 1 / write) / R where the publisher's copy is in a file larger than free memory
     follow     (bytes / read + N d / apply) / R
     memory     publisher N b / R for its copy; follower N d (8 + 2 b) / R, beside the weights themselves
-    anchor     N b bytes, N b (1 / write + 1 / hash) / R seconds, each n steps
+    anchor     N b bytes, N b / write / R seconds, each n steps
+    start      N b (1 / take + 1 / write) / R, once
 
-compare, write, read are bytes a second; encode, apply are changed weights a second; hash is bytes a second of weights.
+compare, write, fetch, read, take are bytes a second; keep, encode, apply are changed weights a second.
 R processes that publish a chain each, of their own shards, share everything. Where the first of them gathers all
 changes into one delta (`rst.distributed.export_sharded`), only the comparison is shared.
 """
@@ -27,19 +29,23 @@ class Rates:
 
     Attributes:
         compare: bytes of both copies compared.
+        keep: changed weights gathered, fingerprinted, and written to the publisher's copy.
         encode: changed weights encoded and sealed.
-        write: bytes that reach the disk.
-        read: bytes read and checked.
-        apply: changed weights decoded, hashed and written to the model.
-        hash: bytes of weights fingerprinted.
+        write: bytes sealed that reach the disk.
+        fetch: bytes that come from the disk.
+        read: bytes of a delta read and checked.
+        apply: changed weights decoded, fingerprinted and written to the model.
+        take: bytes of weights that a new publisher looks through for NaN, fingerprints and copies.
     """
 
     compare: float
+    keep: float
     encode: float
     write: float
+    fetch: float
     read: float
     apply: float
-    hash: float
+    take: float
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,14 @@ class Model:
         width: b, bytes a weight.
         density: d, the share of weights that a step changes.
         ranks: R, processes that share the model.
+        copy_on_disk: whether the publisher's copy has no room in memory.
     """
 
     weights: float
     width: int = 2
     density: float = 0.01
     ranks: int = 1
+    copy_on_disk: bool = False
 
     @property
     def changed(self) -> float:
@@ -81,7 +89,9 @@ class Model:
 
     def publish_seconds(self, rates: Rates, *, one_delta: bool = False) -> float:
         """Seconds of a step where each rank publishes its shard; with `one_delta` the first encodes for all."""
-        compare = 2 * self.bytes / rates.compare
+        compare = 2 * self.bytes / rates.compare + self.changed / rates.keep
+        if self.copy_on_disk:
+            compare += self.bytes * (1 / rates.fetch + 1 / rates.write)
         encode = self.changed / rates.encode + self.step_bytes / rates.write
         return compare / self.ranks + encode / (1 if one_delta else self.ranks)
 
@@ -90,5 +100,9 @@ class Model:
         return (self.step_bytes / rates.read + self.changed / rates.apply) / self.ranks
 
     def anchor_seconds(self, rates: Rates) -> float:
-        """Seconds of writing and fingerprinting all weights."""
-        return self.bytes * (1 / rates.write + 1 / rates.hash) / self.ranks
+        """Seconds of writing all weights."""
+        return self.bytes / rates.write / self.ranks
+
+    def start_seconds(self, rates: Rates) -> float:
+        """Seconds until a new publisher has its copy and the first anchor."""
+        return self.bytes * (1 / rates.take + 1 / rates.write) / self.ranks

@@ -22,8 +22,10 @@ from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from rst import SparseDelta
 from rst.difference import count_changed
-from rst.sync import Follower, Publisher, fingerprint_state
-from rst.sync.chain import delta_name
+from rst.sync import Follower, Publisher, read_pointer
+from rst.sync.anchor import write_anchor
+from rst.sync.chain import anchor_name, delta_name
+from rst.sync.store import open_store
 
 _SIDE = 2048
 _DENSITY = 0.01
@@ -50,12 +52,14 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     rows = [_row(size, found, rates) for size, found in measured.items()] + skipped
     title = "Weight sync of bf16 models, 1 % changed a step: measured, and as the cost model says"
     notes = [
-        f"The rates are those of {_label(fitted)}: comparing {rates.compare / 1e9:.1f} GB/s, encoding "
-        f"{rates.encode / 1e6:.1f} M changed weights/s, writing {rates.write / 1e9:.2f} GB/s with fsync, reading and "
-        f"checking {rates.read / 1e9:.2f} GB/s, applying {rates.apply / 1e6:.1f} M/s, fingerprinting "
-        f"{rates.hash / 1e9:.2f} GB/s. benchmarks/cost_model.py has the formulas.",
+        f"The rates are those of {_label(fitted)}: compare {rates.compare / 1e9:.1f} GB/s, keep "
+        f"{rates.keep / 1e6:.1f} M changed weights/s, encode {rates.encode / 1e6:.1f} M/s, write "
+        f"{rates.write / 1e9:.2f} GB/s with fsync, fetch {rates.fetch / 1e9:.2f} GB/s, read {rates.read / 1e9:.2f} "
+        f"GB/s, apply {rates.apply / 1e6:.1f} M/s, take {rates.take / 1e9:.2f} GB/s. benchmarks/cost_model.py has the "
+        "formulas and says what each rate is; keep, apply and take are what the other parts leave of the whole.",
         f"Tensors of {_SIDE} x {_SIDE}. Median of {_PUBLISHED} steps; each changed weight moves by -2 to 2 units in "
-        "the last place. Above 2 billion weights the publisher's copy is mapped from a file, and read from disk.",
+        "the last place. Above 2 billion weights the publisher's copy is mapped from a file, read from the disk and "
+        "written back at each step: at 1 % every page of it changes.",
         "Every state that the follower reached has the publisher's fingerprint.",
     ]
     curves(
@@ -70,7 +74,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
 
 
 def _row(size: float, found: dict[str, float], rates: Rates) -> Row:
-    model = Model(found["weights"], density=found["changed"] / found["weights"])
+    density = found["changed"] / found["weights"]
+    model = Model(found["weights"], density=density, copy_on_disk=size >= _IN_MEMORY)
     return Row(
         _label(size),
         {
@@ -81,8 +86,8 @@ def _row(size: float, found: dict[str, float], rates: Rates) -> Row:
             "model: publish s": round(model.publish_seconds(rates), 3),
             "follow s": round(found["follow"], 3),
             "model: follow s": round(model.follow_seconds(rates), 3),
-            "anchor s": round(found["anchor"], 2),
-            "model: anchor s": round(model.anchor_seconds(rates), 2),
+            "start s": round(found["start"], 2),
+            "model: start s": round(model.start_seconds(rates), 2),
         },
     )
 
@@ -98,6 +103,7 @@ def _write_extrapolation(rates: Rates, fitted: float, folder: Path) -> None:
                 "publish s, one delta": round(model.publish_seconds(rates, one_delta=True), 1),
                 "follow s": round(model.follow_seconds(rates), 1),
                 "anchor s": round(model.anchor_seconds(rates), 1),
+                "start s": round(model.start_seconds(rates), 1),
                 "copy a rank, GB": round(model.bytes / model.ranks / 1e9, 1),
             },
         )
@@ -116,11 +122,13 @@ def _rates(size: float, found: dict[str, float]) -> Rates:
     model = Model(found["weights"], density=found["changed"] / found["weights"])
     return Rates(
         compare=2 * model.bytes / found["compare"],
+        keep=found["changed"] / (found["publish"] - found["compare"] - found["encode"]),
         encode=found["changed"] / found["encode"],
         write=model.bytes / found["write"],
+        fetch=model.bytes / found["fetch"],
         read=found["bytes"] / found["read"],
-        apply=found["changed"] / found["apply"],
-        hash=model.bytes / found["hash"],
+        apply=found["changed"] / (found["follow"] - found["read"]),
+        take=model.bytes / (found["start"] - found["write"]),
     )
 
 
@@ -150,14 +158,14 @@ def _publish(size: float, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     storage = "cpu" if size < _IN_MEMORY else "mmap"
     publisher = Publisher(weights, folder / "chain", anchor_every=1 << 30, base_storage=storage)
-    anchor, seconds = time.perf_counter() - start, []
+    started, seconds = time.perf_counter() - start, []
     for step in range(_PUBLISHED):
         _train(weights, step)
         start = time.perf_counter()
         published = publisher.publish()
         seconds.append(time.perf_counter() - start)
     found = {"weights": published.weights, "changed": published.changed, "bytes": published.delta_bytes}
-    found |= {"publish": sorted(seconds)[_PUBLISHED // 2], "anchor": anchor}
+    found |= {"publish": sorted(seconds)[_PUBLISHED // 2], "start": started}
     return found | (_parts(weights, folder) if size <= _CALIBRATED else {})
 
 
@@ -165,22 +173,22 @@ def _parts(weights: dict[str, Tensor], folder: Path) -> dict[str, float]:
     """Seconds of the parts that the rates are made from."""
     delta = SparseDelta.load(folder / "chain" / delta_name(_PUBLISHED))
     copies = [weight.clone() for weight in weights.values()]
-    raw = folder / "raw"
+    store, last = open_store(folder / "parts"), read_pointer(open_store(folder / "chain"))
     return {
         "compare": _seconds(lambda: [count_changed(a, b) for a, b in zip(copies, weights.values(), strict=True)]),
         "encode": _seconds(lambda: delta.save(folder / "again.safetensors", "packed")),
-        "write": _seconds(lambda: _write_synced(raw, list(weights.values()))),
-        "hash": _seconds(lambda: fingerprint_state(weights)),
+        "write": _seconds(lambda: write_anchor(store, last.chain, last.step, last.state, weights)),
+        "fetch": _seconds(lambda: _read_from_disk(folder / "parts" / anchor_name(last.step))),
         "read": _seconds(lambda: SparseDelta.load(folder / "chain" / delta_name(_PUBLISHED))),
     }
 
 
-def _write_synced(path: Path, tensors: list[Tensor]) -> None:
-    with path.open("wb") as file:
-        for tensor in tensors:
-            file.write(tensor.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+def _read_from_disk(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not from memory
+        buffer = bytearray(1 << 24)
+        while file.readinto(buffer):
+            pass
 
 
 def _follow(size: float, folder: Path) -> dict[str, float]:
@@ -188,8 +196,7 @@ def _follow(size: float, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     assert follower.update() == _PUBLISHED
     seconds = (time.perf_counter() - start) / _PUBLISHED
-    delta = folder / "chain" / delta_name(_PUBLISHED)
-    return {"follow": seconds, "apply": seconds - _seconds(lambda: SparseDelta.load(delta))}
+    return {"follow": seconds}
 
 
 def _seconds(work: Callable[[], object]) -> float:

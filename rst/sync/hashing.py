@@ -1,0 +1,105 @@
+"""Sums of one 64-bit hash for each weight, from its place and its bits: the terms of `rst.sync.state`'s fingerprint.
+
+    sum_i mix(seed + i * P + bits(w[i]) * Q)    modulo 2^64, mix: splitmix64's finalizer
+
+On the CPU numpy does it, on all cores: it shifts without the sign and keeps up with memory that stays in the cache.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rst.exactness import bits
+from rst.worker_pool import on_all_cores
+
+MASK = (1 << 64) - 1
+_PLACE, _VALUE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST_SHIFT = 31
+_PIECE, _SHARE, _DEVICE_PIECE = 1 << 15, 1 << 20, 1 << 24
+
+
+@torch.no_grad()
+def sum_of_all(seed: int, flat: Tensor) -> int:
+    """Sum over a tensor of shape (n,), any non-complex dtype and device, at places 0 to n - 1; in [0, 2^64)."""
+    if flat.device.type == "cpu":
+        raw = bits(flat).numpy()
+        shares = [slice(start, start + _SHARE) for start in range(0, raw.size, _SHARE)]
+        return sum(on_all_cores(lambda share: _sum_of_run(seed, share.start, raw[share]), shares)) & MASK
+    total = 0
+    for start in range(0, flat.numel(), _DEVICE_PIECE):
+        part = flat[start : start + _DEVICE_PIECE]
+        total += _sum_on_device(seed, torch.arange(start, start + part.numel(), device=flat.device), part)
+    return total & MASK
+
+
+@torch.no_grad()
+def sum_at(seed: int, positions: Tensor, values: Tensor) -> int:
+    """Sum over `values`, shape (nnz,), any non-complex dtype and device, at places `positions`; in [0, 2^64)."""
+    if values.device.type != "cpu":
+        return _sum_on_device(seed, positions.to(values.device, torch.int64), values) & MASK
+    places, raw = positions.cpu().numpy(), bits(values).numpy()
+    total, buffers = 0, _buffers(raw.size)
+    for start in range(0, raw.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        here = np.multiply(places[piece], np.int64(_signed(_PLACE)), dtype=np.int64).view(np.uint64)
+        here += np.uint64(seed)
+        total += _sum_of_piece(here, raw[piece], *buffers)
+    return total & MASK
+
+
+def mix(number: int) -> int:
+    """splitmix64's finalizer: a bijection of [0, 2^64)."""
+    for shift, factor in _ROUNDS:
+        number = (number ^ (number >> shift)) * factor & MASK
+    return number ^ (number >> _LAST_SHIFT)
+
+
+def _sum_of_run(seed: int, first: int, raw: NDArray[np.signedinteger]) -> int:
+    places = np.arange(first, first + min(_PIECE, raw.size), dtype=np.uint64)
+    places *= np.uint64(_PLACE)
+    places += np.uint64(seed)
+    total, buffers = 0, _buffers(raw.size)
+    for start in range(0, raw.size, _PIECE):
+        piece = raw[start : start + _PIECE]
+        total += _sum_of_piece(places[: piece.size], piece, *buffers)
+        places += np.uint64(_PIECE * _PLACE & MASK)
+    return total
+
+
+def _buffers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    size = min(size, _PIECE)
+    return np.empty(size, dtype=np.uint64), np.empty(size, dtype=np.uint64)
+
+
+def _sum_of_piece(
+    places: NDArray[np.uint64],
+    raw: NDArray[np.signedinteger],
+    hashes: NDArray[np.uint64],
+    shifted: NDArray[np.uint64],
+) -> int:
+    hashes, shifted = hashes[: raw.size], shifted[: raw.size]
+    np.multiply(raw, np.int64(_VALUE), out=hashes.view(np.int64), dtype=np.int64)
+    hashes += places
+    for shift, factor in _ROUNDS:
+        hashes ^= np.right_shift(hashes, np.uint64(shift), out=shifted)
+        hashes *= np.uint64(factor)
+    hashes ^= np.right_shift(hashes, np.uint64(_LAST_SHIFT), out=shifted)
+    return int(hashes.sum())
+
+
+def _sum_on_device(seed: int, places: Tensor, values: Tensor) -> int:
+    hashes = bits(values).to(torch.int64).mul(_VALUE).add_(places.mul(_signed(_PLACE)).add_(_signed(seed)))
+    for shift, factor in _ROUNDS:
+        hashes.bitwise_xor_(_shifted(hashes, shift)).mul_(_signed(factor))
+    return int(hashes.bitwise_xor_(_shifted(hashes, _LAST_SHIFT)).sum())
+
+
+def _shifted(hashes: Tensor, by: int) -> Tensor:
+    """Shift right, zeros coming in: torch's own shift of int64 brings in the sign."""
+    return (hashes >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
