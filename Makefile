@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test smoke check format bench docs figures fuzz clean dist
+.PHONY: install demo test coverage smoke check format bench docs figures fuzz clean dist
 
 install: $(STAMP)
 
@@ -18,6 +18,12 @@ demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a del
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+coverage: $(STAMP)  ## lines of each package that the tests run, in any process; fails below 95 %
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= \
+		tests/rst tests/cmkd tests/properties tests/faults tests/integration tests/packaging
+	$(BIN)/coverage report --fail-under=95 --include='cmkd/*'
+	$(BIN)/coverage report --fail-under=95 --include='rst/*'
 
 fuzz: $(STAMP)  ## hostile files for every reader, FUZZ_SECONDS=300 of them; what is found goes to outputs/fuzz
 	-$(BIN)/pip install --quiet atheris  # guided by coverage where it installs
