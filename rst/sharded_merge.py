@@ -1,8 +1,10 @@
 """A merged model as a folder of shards, which appears whole or not at all, and which a killed merge continues."""
 
 from pathlib import Path
+from shutil import copyfile
 
 from rst.checkpoints import checkpoint_files
+from rst.companion_files import companion_files
 from rst.errors import CheckpointError
 from rst.extraction import Progress, shifted
 from rst.input_identity import delta_digest, job_digest
@@ -23,14 +25,16 @@ def merge_into_folder(
 ) -> None:
     """Write `model.safetensors`, or shards of at most `largest` bytes of tensors and their index.
 
-    Shards that an earlier process finished from the same base and delta are kept; see `PartialFolder`.
+    A base that is a folder lends its settings and tokenizer (`rst.companion_files`). What an earlier process finished
+    from the same base and delta is kept; see `PartialFolder`.
     """
     specs = merged.specs()
     total, done = bytes_of(specs.values()), 0
     plan = plan_shards(specs, largest)
     shards = {file: [merged.original(name) for name in names] for file, names in plan.items()}
-    job = job_digest(["merge", delta_digest(merged.delta), shards], checkpoint_files(base))
-    with PartialFolder(output, job, [*plan, INDEX]) as partial:
+    companions = {path.name: path for path in companion_files(base)}
+    job = job_digest(["merge", delta_digest(merged.delta), shards], [*checkpoint_files(base), *companions.values()])
+    with PartialFolder(output, job, [*plan, INDEX, *companions]) as partial:
         for file, names in plan.items():
             part = by_width({name: specs[name] for name in names})
             after = done + bytes_of(part.values())
@@ -44,4 +48,8 @@ def merge_into_folder(
         if len(plan) > 1:
             (partial.path / INDEX).write_text(index_text(shards, total))
             partial.finish(INDEX)
+        for file, companion in companions.items():
+            if not partial.has(file):
+                copyfile(companion, partial.path / file)
+                partial.finish(file)
         partial.publish()

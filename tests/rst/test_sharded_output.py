@@ -29,6 +29,7 @@ from rst.cli import main
 from rst.exactness import bit_equal
 
 State = dict[str, Tensor]
+COMPANIONS = ["config.json", "modeling.py", "spiece.model", "vocab.txt"]
 LIMIT = 300  # bytes a shard: two of the large tensors below
 TOUCHES = ((Path, "open"), (Path, "mkdir"), (Path, "unlink"), (Path, "rename"), (Path, "rmdir"), (os, "fsync"))
 killing = [
@@ -68,9 +69,21 @@ def assert_state(found: Any, wanted: State) -> None:
         assert bit_equal(found[name], tensor), name
 
 
+def move_base_to_folder(inputs: Path) -> None:
+    """The base as a model folder with settings, a tokenizer, and what is no part of the merged model."""
+    base = inputs / "base"
+    (base / "runs").mkdir(parents=True)
+    (inputs / "base.safetensors").rename(base / "model.safetensors")
+    for name in COMPANIONS:
+        (base / name).write_text(f"what {name} says")
+    for name in ("README.md", ".hidden.json", "pytorch_model.bin.index.json", "optimizer.pt", "runs/1.json"):
+        (base / name).write_text("not copied")
+
+
 def merge_here(folder: Path, **settings: Any) -> Path:
+    base = folder / "base"
     return merge(
-        folder / "base.safetensors",
+        base if base.is_dir() else folder / "base.safetensors",
         folder / "delta.safetensors",
         folder / "out",
         **{"max_shard_size": LIMIT, **settings},
@@ -96,6 +109,30 @@ def test_what_fits_one_shard_is_one_file(inputs: Path) -> None:
     out = merge_here(inputs, max_shard_size=None)
     assert_state(load_file(out / "model.safetensors"), tuned())
     assert len(list(out.iterdir())) == 1
+
+
+def test_settings_and_tokenizer_of_a_folder_come_along(inputs: Path) -> None:
+    move_base_to_folder(inputs)
+    out = merge_here(inputs, max_shard_size=None)
+    assert_state(open_checkpoint(out), tuned())
+    assert sorted(path.name for path in out.iterdir()) == sorted([*COMPANIONS, "model.safetensors"])
+    for name in COMPANIONS:
+        assert (out / name).read_bytes() == (inputs / "base" / name).read_bytes()
+
+
+def test_a_merged_folder_is_loaded_by_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, **sizes))
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] *= 2
+    model.save_pretrained(tmp_path / "tuned")
+    export(tmp_path / "base", tmp_path / "tuned").save(tmp_path / "delta.safetensors")
+    merge(tmp_path / "base", tmp_path / "delta.safetensors", tmp_path / "merged", max_shard_size="5KB")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert_state(loaded.state_dict(), model.state_dict())
+    assert loaded.generation_config == model.generation_config
 
 
 @pytest.mark.parametrize(("size", "shards"), [("0.5KB", 3), ("1 KiB", 1), ("1MB", 1), (300, 4)])
@@ -211,7 +248,9 @@ class TestMergeKilled:
         assert contents(inputs / "out") == wanted
         assert [path.name for path in inputs.glob("out*")] == ["out"]
 
-    def test_at_every_touch_of_a_file(self, inputs: Path) -> None:
+    @pytest.mark.parametrize("prepare", [lambda inputs: None, move_base_to_folder], ids=["file", "folder"])
+    def test_at_every_touch_of_a_file(self, inputs: Path, prepare: Callable[[Path], None]) -> None:
+        prepare(inputs)
         two = {"max_shard_size": 600}
         wanted = contents(merge_here(inputs, **two))
         told = 0
