@@ -83,7 +83,7 @@ def test_a_watching_follower_takes_each_step(tmp_path):
     subprocess.run([*run, "publish", "chain", "0.safetensors"], cwd=tmp_path, check=True, capture_output=True)
     watching = [*run, "follow", "chain", "--into", "served.safetensors", "--watch", "0.05"]
     with subprocess.Popen(
-        watching, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        watching, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
     ) as follower:
         try:
             for step in range(STEPS + 1):
@@ -94,7 +94,13 @@ def test_a_watching_follower_takes_each_step(tmp_path):
                 if step < STEPS:
                     publish = [*run, "publish", "chain", f"{step + 1}.safetensors"]
                     subprocess.run(publish, cwd=tmp_path, check=True, capture_output=True)
-        finally:
             follower.send_signal(signal.SIGINT)
-        assert follower.wait(timeout=60) == 130
-        assert "Traceback" not in follower.stderr.read()
+            assert follower.wait(timeout=60) == 130
+            assert "Traceback" not in follower.stderr.read()
+        finally:
+            follower.kill()
+
+
+def _heed_interrupts():
+    """A shell starts what runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
