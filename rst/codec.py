@@ -62,7 +62,7 @@ def decompress(where: str, stream: Tensor, dtype: torch.dtype) -> Tensor:
         raise DeltaFormatError(f"{where}: not a pcodec stream of {dtype} ({error})") from error
     if progress.n_processed != count or not progress.finished:
         raise DeltaFormatError(f"{where}: {progress.n_processed} entries or more, the stream announces {count}")
-    if dtype == torch.bool and numbers.view(np.uint8).max(initial=0) > 1:
+    if dtype == torch.bool and (numbers.view(np.uint8) > 1).any():
         raise DeltaFormatError(f"{where}: a bool is 0 or 1")  # torch counts on it
     return torch.from_numpy(numbers).view(dtype)
 

@@ -42,6 +42,15 @@ def test_long_parameters_are_split_and_short_ones_pooled() -> None:
     assert stream.numel() * 8 / array.numel() < math.log2(1000) + 0.1
 
 
+def test_chunks_end_with_parameters_of_8192_entries_and_no_sooner() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randint(0, 1000, (8192,), generator=generator)
+    narrow = torch.randint(0, 3, (8192,), generator=generator)
+    unlike, alike = torch.cat([wide, narrow]), torch.cat([wide, wide.flip(0)])
+    assert compress(unlike, [8192, 8192]).numel() < compress(unlike, [16384]).numel()
+    assert compress(alike, [8192, 8192]).numel() > compress(alike, [16384]).numel()
+
+
 @pytest.mark.parametrize("size", [1, 5, 100_000, 3_000_000])
 def test_however_regular_an_array_it_can_be_read_again(size: int) -> None:
     array = torch.zeros(size, dtype=torch.int64)
@@ -50,12 +59,33 @@ def test_however_regular_an_array_it_can_be_read_again(size: int) -> None:
     assert size / 1024 < stream.numel() < 100 + size / 256
 
 
+def test_an_array_may_be_as_regular_as_a_reader_takes() -> None:
+    body = compress(torch.zeros(20_000, dtype=torch.int64), [20_000]).numel() - 8
+    array = torch.zeros(1024 * body, dtype=torch.int64)
+    stream = compress(array, [array.numel()])
+    assert stream.numel() == 8 + body  # a single chunk
+    assert torch.equal(decompress("a", stream, torch.int64), array)
+
+
 def test_low_mantissa_bits_of_residuals_cost_little() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(50_000, generator=generator) * 0.02
     noise = torch.empty(50_000).exponential_(generator=generator) + 1
     residuals = (base + torch.randn(50_000, generator=generator).sign() * noise * 1e-6) - base
-    assert compress(residuals, [50_000]).numel() * 8 / 50_000 < 14.8
+    assert compress(residuals, [50_000]).numel() * 8 / 50_000 < 14.7
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 9])
+def test_low_mantissa_bits_that_are_all_zero_cost_nothing(zeros: int) -> None:
+    weights = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    cut = (weights.view(torch.int32) >> zeros << zeros).view(torch.float32)
+    saved = compress(weights, [20_000]).numel() - compress(cut, [20_000]).numel()
+    assert saved * 8 / 20_000 > zeros - 0.1
+
+
+def test_multiples_of_a_thousandth_cost_their_ten_bits() -> None:
+    grid = torch.randint(0, 1000, (20_000,), generator=torch.Generator().manual_seed(0)) / 1000
+    assert compress(grid, [20_000]).numel() * 8 / 20_000 < 11.5
 
 
 @pytest.mark.parametrize("claim", [1 << 30, 1 << 62, (1 << 64) - 1])
@@ -79,8 +109,13 @@ def test_the_announced_number_must_be_the_true_one(claim: int) -> None:
     [torch.empty(0, dtype=torch.uint8), torch.zeros(8, dtype=torch.uint8), torch.zeros(50), torch.ones(4, 20).byte()],
 )
 def test_what_is_no_stream_is_refused(stream: torch.Tensor) -> None:
-    with pytest.raises(DeltaFormatError, match="here: "):
+    with pytest.raises(DeltaFormatError, match="here: .* is no compressed stream"):
         decompress("here", stream, torch.int64)
+
+
+def test_a_bool_that_is_neither_0_nor_1_is_refused() -> None:
+    with pytest.raises(DeltaFormatError, match="here: a bool is 0 or 1"):
+        decompress("here", compress(torch.tensor([0, 1, 2], dtype=torch.int8), [3]), torch.bool)
 
 
 def test_another_dtype_is_refused() -> None:

@@ -22,6 +22,8 @@ def test_a_neighbour_rescues_what_the_plain_difference_misses(dtype: torch.dtype
     assert rescued.any()
     assert bit_equal((base + residuals)[~failed], tuned[~failed])
     assert (bits(base + plain) != bits(tuned))[rescued].all()
+    one = rescued.nonzero()[0]
+    assert not exact_residuals(base[one], tuned[one])[1]  # one by itself as well
 
 
 @pytest.mark.parametrize("dtype", RESIDUAL_DTYPES)
@@ -31,6 +33,13 @@ def test_no_neighbour_reaches_what_goes_to_the_overlay(dtype: torch.dtype) -> No
     for direction in (float("-inf"), float("inf")):
         neighbour = torch.nextafter(residuals, torch.tensor(direction, dtype=dtype))
         assert not (bits(base + neighbour) == bits(tuned))[failed].any()
+
+
+def test_where_no_number_reaches_the_residual_is_zero() -> None:
+    base = torch.tensor([1.0, float("inf"), 3e38])
+    residuals, failed = exact_residuals(base, torch.tensor([float("inf"), 1.0, -3e38]))
+    assert failed.all()
+    assert bit_equal(residuals, torch.zeros(3))
 
 
 @pytest.mark.parametrize("dtype", RESIDUAL_DTYPES)
