@@ -5,7 +5,9 @@ It is a pickle. Here it may name nothing but the classes that describe such a ch
 
 import math
 import pickle
+import pickletools
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,20 @@ def read_metadata(path: Path) -> Metadata:
         CheckpointError: not readable, not complete, or it names anything but metadata.
     """
     try:
-        with path.open("rb") as file:
-            found = _Unpickler(file).load()
+        data = path.read_bytes()
+        _check_sizes(data)
+        found = _Unpickler(BytesIO(data)).load()  # of a file it would ask for as many bytes as a frame claims to have
         return _checked(found, path.parent)
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: not readable metadata of torch.distributed.checkpoint ({reason})") from error
+
+
+def _check_sizes(data: bytes) -> None:
+    """Raise `ValueError` where the unpickler would take memory that a pickle of this size cannot need."""
+    for opcode, argument, _ in pickletools.genops(data):  # which itself refuses what is longer than the data
+        if "PUT" in opcode.name and int(argument) > len(data):  # type: ignore[arg-type]  # the memo is an array
+            raise ValueError(f"it numbers an object {argument} in {len(data)} bytes")
 
 
 class _Unpickler(pickle.Unpickler):

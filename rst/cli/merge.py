@@ -32,7 +32,8 @@ def merge(
 ) -> None:
     """Add DELTA to BASE: the tuned weights again, bit for bit, in the base's own kind of file or in shards.
 
-    A folder gets the settings and the tokenizer of a base folder too. Killed while it writes a folder, it leaves OUTPUT.partial and is continued by the same command.
+    A folder gets the settings and the tokenizer of a base folder too. Killed while it writes one, it leaves
+    OUTPUT.partial and is continued by the same command.
     """
     from rst.checkpoints import checkpoint_files
     from rst.delta import SparseDelta

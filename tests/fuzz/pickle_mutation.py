@@ -10,7 +10,9 @@ from tests.fuzz.byte_mutation import mutate_bytes
 _PIECES = (
     b"cos\nsystem\n", b"cposix\nsystem\nX\x05\x00\x00\x00touchR", b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"ctorch\nSize\n", b"cbuiltins\neval\n", b"c__builtin__\ngetattr\n", b"ccollections\nOrderedDict\n",
-    b"q\x00", b"h\x00",
+    b"q\x00", b"h\x00", b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"p2147483647\n", b"\x97", b"\x98",
+    b"\x96" + b"\xff" * 6 + b"\x00\x00",
+    b"\x94", b"\x93", b"\x81", b"\x92", b"\x8e" + b"\xff" * 6 + b"\x00\x00", b"\x95" + b"\xff" * 6 + b"\x00\x00",
     b"(", b")", b"}", b"]", b"N", b"R", b"0", b"2", b"e", b"s", b"u", b"a", b"b", b".", b"\x88", b"\x89", b"\x8a\xff",
     b"X\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"K\xff", b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"M\xff\xff",
     b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x8a\x06\x00\x00\x00\x00\x00\x10", b"G\x7f\xf0\x00\x00\x00\x00\x00\x00",

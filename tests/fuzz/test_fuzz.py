@@ -42,7 +42,7 @@ def test_any_bytes_are_refused_by_name_or_give_a_valid_object(tmp_path: Path, na
         judge(target, inside, contents)
 
 
-@pytest.mark.parametrize("name", ["delta_packed", "codec", "pickle_zip", "safetensors"])
+@pytest.mark.parametrize("name", ["delta_packed", "codec", "pickle_zip", "dcp_metadata", "safetensors"])
 def test_no_file_asks_for_memory_before_it_is_looked_at(tmp_path: Path, name: str) -> None:
     child = os.fork()
     if child == 0:  # the limit is for good
