@@ -65,10 +65,9 @@ class MergedTensors:
 
     def original(self, name: str) -> str:
         """The base's own name for a tensor, with its wrapper's prefix; new tensors get the same prefix."""
-        if name in self.base.original_names:
-            return self.base.original_names[name]
-        plain, known = next(iter(self.base.original_names.items()))
-        return known.removesuffix(plain) + name if known.endswith(plain) else name
+        known = self.base.original_names
+        prefixes = (own.removesuffix(plain) for plain, own in known.items() if own.endswith(plain))
+        return known[name] if name in known else next(prefixes, "") + name
 
     def in_memory(self, on_progress: Progress | None = None) -> dict[str, Tensor]:
         """All merged tensors under the base's own names; tied ones stay one tensor."""

@@ -1,5 +1,6 @@
 """Merging files and state dicts: byte equality, structure, and refusals that leave nothing behind."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,70 @@ def test_tied_on_one_side_only_is_not_tied(tmp_path: Path) -> None:
     assert_equal(merge(base, export(base, wanted)), wanted)
 
 
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_of_tied_tensors_one_stored_whole_leaves_the_other_alone(name: str) -> None:
+    shared = torch.zeros(3)
+    base = {"a": shared, "b": shared}
+    wanted = {"a": torch.zeros(3), "b": torch.zeros(3), name: torch.ones(3)}
+    assert_equal(merge(base, export(base, wanted, modules_to_save=[name])), wanted)
+
+
+def test_tied_tensors_stored_whole_change_together() -> None:
+    shared, tuned_too = torch.zeros(3), torch.ones(3)
+    wanted = {"a": tuned_too, "b": tuned_too}
+    delta = export({"a": shared, "b": shared}, wanted, modules_to_save=["a", "b"])
+    assert delta.tied == {"b": "a"}
+    assert_equal(merge({"a": shared, "b": shared}, delta), wanted)
+    assert_equal(merge({"a": shared}, delta), {"a": tuned_too})
+
+
+def test_new_tensors_are_named_as_the_wrapped_base_names_its_own() -> None:
+    base = {"module.a._orig_mod.w": torch.zeros(3), "module.b.w": torch.ones(3)}
+    wanted = {**base, "module.head.w": torch.ones(2)}
+    assert_equal(merge(base, export(base, wanted)), wanted)
+    compiled = {"a._orig_mod.w": torch.zeros(3)}
+    wanted = {**compiled, "head.w": torch.ones(2)}
+    assert_equal(merge(compiled, export(compiled, wanted)), wanted)
+
+
+def test_a_tensor_may_lie_in_memory_in_any_order() -> None:
+    base = {"w": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).t()}
+    wanted = {"w": base["w"].clone()}
+    wanted["w"][1, 2] = 5.0
+    assert_equal(merge(base, export(base, wanted)), wanted)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_progress_counts_bytes(tmp_path: Path, suffix: str) -> None:
+    base = {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    torch.save(base, tmp_path / "base.pt")
+    seen: list[tuple[int, int]] = []
+    merge(tmp_path / "base.pt", export(base, base), tmp_path / f"out{suffix}", on_progress=lambda *at: seen.append(at))
+    assert seen == [(12, 16), (16, 16)]
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    kilobytes = 0
+    for line in lines:
+        if line.endswith(str(path)):
+            kilobytes += next(int(field.split()[1]) for field in lines if field.startswith("Rss:"))
+    return kilobytes << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages as Linux reports them")
+@pytest.mark.parametrize("changed", [True, False])
+def test_of_a_mapped_base_no_more_than_a_tensor_stays_in_memory(tmp_path: Path, changed: bool) -> None:
+    path, size = tmp_path / "base.safetensors", 1 << 22
+    base = {f"w{number}": torch.ones(size // 4) for number in range(4)}
+    save_file(base, path)
+    delta = export(base, {name: tensor + changed for name, tensor in base.items()})
+    seen: list[int] = []
+    merge(path, delta, tmp_path / "out.safetensors", on_progress=lambda *_: seen.append(resident(path)))
+    assert max(seen) < (size // 2 if changed else size * 3 // 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_tensors_without_residuals_are_replaced_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
     base = {"q": torch.arange(200).remainder(100).to(torch.uint8).view(torch.int8).bool().to(dtype)}
@@ -139,7 +204,8 @@ class TestRefusals:
         delta = export(base, tuned(base))
         other = weights()
         other["embed.weight"][49, 7] += 1  # even where the delta changes nothing
-        self.refused(tmp_path, WrongBaseError, r"base\..*: embed\.weight is not the tensor", other, delta)
+        digests = r"\(BLAKE3 [0-9a-f]{12}, wanted [0-9a-f]{12}\)$"
+        self.refused(tmp_path, WrongBaseError, rf"base\..*: embed\.weight is not the tensor .* {digests}", other, delta)
 
     def test_another_shape_and_dtype(self, tmp_path: Path) -> None:
         base = weights()
@@ -163,6 +229,12 @@ class TestRefusals:
         with pytest.raises(DeltaFormatError, match="delta.safetensors"):
             merge(tmp_path / "base.safetensors", tmp_path / "delta.safetensors", tmp_path / "out.safetensors")
         assert not (tmp_path / "out.safetensors").exists()
+
+    def test_a_delta_that_was_never_valid(self) -> None:
+        delta = export({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+        broken = SparseDelta({"w": replace(delta["w"], values=torch.ones(3))})
+        with pytest.raises(DeltaFormatError, match="^delta: w.*3 values for 2 positions"):
+            merge({"w": torch.zeros(2)}, broken)
 
     def test_an_output_that_cannot_be(self, tmp_path: Path) -> None:
         base = weights()
