@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test coverage smoke check format bench docs figures fuzz clean dist
+.PHONY: install demo test coverage smoke check format bench docs figures fuzz mutants clean dist
 
 install: $(STAMP)
 
@@ -28,6 +28,11 @@ coverage: $(STAMP)  ## lines of each package that the tests run, in any process;
 fuzz: $(STAMP)  ## hostile files for every reader, FUZZ_SECONDS=300 of them; what is found goes to outputs/fuzz
 	-$(BIN)/pip install --quiet atheris  # guided by coverage where it installs
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),300)
+
+mutants: $(STAMP)  ## do the tests notice small errors in the exact core? MUTANTS=rst.codec.* for one module; an hour for all
+	$(BIN)/pip install --quiet "mutmut>=3.8,<4"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
 
 smoke: $(STAMP)  ## every row of every table on fake data: do they run, do RST's deltas merge bit for bit?
 	$(BIN)/python -m examples.uda.smoke

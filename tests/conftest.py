@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Speed is the business of benchmarks; a busy machine must not fail a test.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+# `make mutants`: the same examples for every mutant, and one that fails suffices
+settings.register_profile(
+    "mutants", deadline=None, derandomize=True, database=None, max_examples=30, phases=[Phase.explicit, Phase.generate]
+)
 torch.set_num_threads(1)  # one of several workers on a small machine
