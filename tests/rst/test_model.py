@@ -214,6 +214,7 @@ class TestForward:
         with pytest.raises(AttributeError, match="tail"):
             _ = model.tail
 
+    @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
     def test_switching_does_not_recompile(self, model: RSTModel, domains: dict[str, nn.Module]) -> None:
         compilations = []
 
