@@ -74,6 +74,7 @@ class MergedTensors:
         specs = self.specs()
         shared = {alias: owner for alias, owner in self.base.tied.items() if self._alike(alias, owner)}
         own = {name: spec for name, spec in specs.items() if name not in shared}
+        # strict: the stream is asked to its end, where it looks at the base's files once more
         merged = dict(zip(own, self.stream(own, on_progress), strict=True))
         return {self.original(name): merged[shared.get(name, name)] for name in specs}
 
