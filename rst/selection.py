@@ -70,7 +70,7 @@ def select_(
 
 def is_bias(name: str) -> bool:
     """Whether a parameter is a bias by its name: `bias`, and fused ones such as `in_proj_bias`."""
-    return name.rpartition(".")[2].endswith("bias")
+    return name.endswith("bias")
 
 
 def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:

@@ -113,6 +113,28 @@ def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) ->
     assert bit_equal(torch.cat(list(tuned.values())), wanted)
 
 
+@pytest.mark.parametrize(("half", "just_above"), [(torch.bfloat16, 1 + 2**-7), (torch.float16, 1 + 2**-10)])
+def test_top_compares_parameters_of_several_dtypes_exactly(half: torch.dtype, just_above: float) -> None:
+    boundary = 1 + 0.9 * (just_above - 1)  # rounds up to what is above it
+    before = {"wide": torch.tensor([boundary, 0.5]), "half": torch.tensor([1.0, just_above], dtype=half)}
+    base = {name: torch.zeros_like(weights) for name, weights in before.items()}
+    tuned = {name: weights.clone() for name, weights in before.items()}
+    select_(tuned, base, RSTConfig(select="top", ratio=0.5), 1.0)
+    assert tuned["wide"].tolist() == [before["wide"][0], 0.0]
+    assert tuned["half"].tolist() == [0.0, just_above]
+
+
+def test_of_equal_changes_the_first_are_kept_over_parameters_and_their_chunks() -> None:
+    base = {"small": torch.zeros(3), "large": torch.zeros(600, 1000)}
+    tuned = {name: weights.clone() for name, weights in base.items()}
+    tuned["small"][1] = 0.25
+    tuned["large"].view(-1)[[0, 290_000, 290_001, 599_999]] = 0.25
+    wanted = {name: weights.clone() for name, weights in tuned.items()}
+    wanted["large"].view(-1)[290_001:] = 0.0
+    select_(tuned, base, RSTConfig(select="top", ratio=3 / 600_003), 1.0)
+    assert all(torch.equal(tuned[name], wanted[name]) for name in base)
+
+
 def test_bias_moves_biases_only() -> None:
     base = {"a.weight": torch.zeros(3), "a.bias": torch.zeros(2), "attn.in_proj_bias": torch.zeros(1)}
     tuned = {name: torch.ones_like(weights) for name, weights in base.items()}
