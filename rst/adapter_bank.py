@@ -208,7 +208,7 @@ class AdapterBank(Mapping[str, Adapter]):
         return stored
 
     def _check_new(self, name: str) -> None:
-        if name in self._adapters:
+        if name in self:
             raise ConfigError(
                 f"adapter {name!r} is loaded already; hotswap_adapter replaces it, delete_adapter drops it"
             )

@@ -39,10 +39,6 @@ class DcpWeights(Mapping[str, Tensor]):
         found: Tensor = self._folder.read(self._folder.key_of(self.outlines[name]))
         return found
 
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor, without reading it."""
-        return name in self.outlines
-
     def __iter__(self) -> Iterator[str]:
         """Names."""
         return iter(self.outlines)

@@ -26,9 +26,11 @@ def release(tensor: Tensor) -> None:
 
 
 def _is_mapped_from_file(start: int, end: int) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, _, _, _, inode, *_ = line.split()
-        low, high = (int(address, 16) for address in addresses.split("-"))
-        if low <= start < high:
-            return inode != "0" and end <= high
-    return False
+    return any(_maps_file(line, start, end) for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def _maps_file(line: str, start: int, end: int) -> bool:
+    """Whether a line of `/proc/self/maps` is of a file, and has these addresses in it."""
+    addresses, _, _, _, inode, *_ = line.split()
+    low, high = (int(address, 16) for address in addresses.split("-"))
+    return inode != "0" and low <= start and end <= high

@@ -23,7 +23,7 @@ def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> N
     for weight, origin in pairs:
         if weight.device.type == "cpu":
             pieces += zip(torch.split(weight, CHUNK), torch.split(origin, CHUNK), strict=True)
-        else:
+        else:  # pragma: no cover  (CUDA)
             _project_on_device(weight, origin, threshold)
     for alike in {weight.dtype: None for weight, _ in pieces}:
         shares = deal([pair for pair in pieces if pair[0].dtype == alike])
@@ -58,6 +58,6 @@ def _widen(raw: Array, dtype: torch.dtype, out: Array) -> Array:
     return raw.view(out.dtype)
 
 
-def _project_on_device(weight: Tensor, origin: Tensor, threshold: float) -> None:
+def _project_on_device(weight: Tensor, origin: Tensor, threshold: float) -> None:  # pragma: no cover  (CUDA)
     for part, part_origin in zip(torch.split(weight, _DEVICE_CHUNK), torch.split(origin, _DEVICE_CHUNK), strict=True):
         torch.where((part - part_origin).abs_() <= threshold, part_origin, part, out=part)

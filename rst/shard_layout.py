@@ -96,7 +96,7 @@ def _device(kind: str) -> torch.device:
     """The device that collectives run on; that of the mesh, wherever the weights are offloaded to."""
     if kind == "cpu":
         return torch.device("cpu")
-    return torch.device(kind, torch.get_device_module(kind).current_device())
+    return torch.device(kind, torch.get_device_module(kind).current_device())  # pragma: no cover  (CUDA)
 
 
 def _check_same_tensors(here: Blocks, there: Blocks, rank: int) -> None:

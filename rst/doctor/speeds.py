@@ -98,7 +98,7 @@ def _projection(tuned: Tensor, base: Tensor, backend: Backend) -> Callable[[], N
 def _streams(name: str, work: Callable[[], object], weights: Tensor, streams: int) -> Speed:
     def synchronized() -> None:
         work()
-        if weights.is_cuda:
+        if weights.is_cuda:  # pragma: no cover  (CUDA)
             torch.cuda.synchronize()
 
     seconds = _best(synchronized)
