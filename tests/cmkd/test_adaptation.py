@@ -178,6 +178,10 @@ def test_refresh_keeps_all_classes_first_and_then_counts():
     assert not objective.partial_set.kept.all()
 
 
+def test_refresh_reads_no_targets_where_the_source_has_no_classes_of_its_own():
+    CMKD(teacher()).refresh(student(), iter(lambda: pytest.fail("a batch was asked for"), None))
+
+
 def test_refresh_leaves_the_student_as_it_was():
     model = student()
     target, _ = target_batches(model)

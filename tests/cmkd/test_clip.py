@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 
 import open_clip
 import pytest
@@ -241,3 +242,12 @@ def test_transformers_folder_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"could not load .*nothing"):
         load_transformers_clip(tmp_path / "nothing", class_names=NAMES)
+
+
+def test_a_missing_library_is_named_with_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ImportError, match=r'transformers is missing; pip install "residual-sparse-training\[peft\]"'):
+        load_transformers_clip("nowhere", class_names=NAMES)
+    with pytest.raises(ImportError, match=r'open_clip is missing; pip install "residual-sparse-training\[cmkd\]"'):
+        load_open_clip("tiny-vit", class_names=NAMES)

@@ -172,3 +172,32 @@ def test_a_scatter_that_fails_is_undone(monkeypatch: Any, failing: int, error: t
         verb()
     assert same(dict(model.state_dict()), before)
     assert len(prepared.patches) > 3
+
+
+@pytest.mark.parametrize("make", [two_adapters, in_training])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_whose_scatter_fails(
+    monkeypatch: Any, tmp_path: Path, verb: str, make: Callable[[Path], RSTModel]
+) -> None:
+    saved(tmp_path)
+    write = Patch.write
+    for failing in count():
+        model, calls = make(tmp_path), count()
+        before = state(model), books(model)
+
+        def fail(patch: Patch, elements: Any, calls: Iterator[int] = calls, failing: int = failing) -> None:
+            write(patch, elements)
+            if next(calls) == failing:
+                raise MemoryError
+
+        monkeypatch.setattr(Patch, "write", fail)
+        try:
+            VERBS[verb](model, tmp_path)
+        except MemoryError:
+            assert same(state(model), before[0])
+            assert books(model) == before[1]
+        else:
+            break
+        finally:
+            monkeypatch.setattr(Patch, "write", write)
+    assert failing > 0 or make is in_training or verb == "load_adapter"  # which scatter nothing

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from rst import ResidualSparseTrainer, RSTConfig, RSTError, SparseDelta
+from rst import ResidualSparseTrainer, RSTConfig, RSTError, SparseDelta, export
 from rst.distributed import apply_sharded, export_sharded
 
 Weights = dict[str, Tensor]
@@ -198,6 +198,9 @@ def refusals() -> dict[str, str]:
             ("partial", _partial),
             ("export", _plain_export),
             ("plain", _not_sharded),
+            ("more tensors", _another_tensor),
+            ("other shape", _another_shape),
+            ("other part", _another_part),
         )
     }
 
@@ -240,6 +243,45 @@ def _plain_export() -> None:
     model = Net()
     fsdp(model)
     ResidualSparseTrainer(model).export()
+
+
+def _another_tensor() -> None:
+    model = Net()
+    fsdp(model)
+    if dist.get_rank() == 1:
+        model.more = nn.Parameter(torch.ones(2))
+    ResidualSparseTrainer(model)
+
+
+def _another_shape() -> None:
+    model = Net()
+    fsdp(model)
+    model.more = nn.Parameter(torch.ones(2 + dist.get_rank()))
+    ResidualSparseTrainer(model)
+
+
+def _another_part() -> None:
+    """The first process has the rows that the last should have, and the other way round."""
+    model = Net()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    rows = torch.ones(4 + dist.get_rank(), 6)
+    weight = DTensor.from_local(rows, mesh, [Shard(0)], shape=torch.Size([9, 6]), stride=(6, 1))
+    model.up.weight = nn.Parameter(weight)
+    ResidualSparseTrainer(model)
+
+
+def nothing_chosen() -> tuple[int, bool]:
+    """A share too small for a single weight, beside a tensor without elements: how many moved, and are they back."""
+    model = Net()
+    fsdp(model)
+    model.nothing = nn.Parameter(torch.empty(0, 3))
+    before = whole(model)
+    trainer = ResidualSparseTrainer(model, RSTConfig(select="top", ratio=1e-9))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0)
+    trainer.select()
+    return trainer.count_changed(), all(torch.equal(found, before[name]) for name, found in whole(model).items())
 
 
 def _not_sharded() -> None:
@@ -308,6 +350,12 @@ def swap_refusals(delta: SparseDelta) -> dict[str, tuple[str, bool]]:
     model = Net(torch.bfloat16)
     fsdp(model)
     told["dtype"] = (_refusal(lambda: apply_sharded(model, delta)), True)
+    model = Net()
+    fsdp(model)
+    model.register_buffer("passing", torch.zeros(2), persistent=False)
+    for name, other in {"shape": {"up.weight": torch.zeros(3, 3)}, "buffer": {"passing": torch.zeros(2)}}.items():
+        unfit = export(other, {key: tensor + 1 for key, tensor in other.items()})
+        told[name] = _untouched(model, lambda unfit=unfit: apply_sharded(model, unfit))
     return told
 
 
@@ -362,6 +410,7 @@ def everything_of_two(
         "offloaded": offloaded(training),
         "mixed": mixed_precision(training),
         "refusals": refusals(),
+        "nothing chosen": nothing_chosen(),
         "swaps": {sharding: swaps(sharding, delta) for sharding in SWAPPED_BY_TWO},
         "swap refusals": swap_refusals(delta),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import nn
 
@@ -132,6 +133,8 @@ class Hostile:
         (_pickle({1: torch.ones(3)}), "a.pt: no weights found"),
         (_pickle(_endless()), "a.pt: holds itself"),
         (_tar, "a.pt: not a readable checkpoint .a tar file of torch"),
+        (_pickle([torch.ones(3)]), "a.pt: no weights found"),
+        (_write("a.safetensors", save_bytes({})), "a.safetensors: holds no tensors"),
     ],
 )
 def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, message: str, monkeypatch: Any) -> None:

@@ -201,3 +201,11 @@ def test_files_and_empty_deltas(tmp_path: Path) -> None:
     nothing = SparseDelta({})
     assert compare(nothing, nothing).total == Overlap(0, 0, 0, 0, 0, None, None)
     assert compare(nothing, nothing).total.jaccard is None
+
+
+def test_a_parameter_that_one_of_both_leaves_as_it_is() -> None:
+    base, tuned = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+    first, nothing = export(base, tuned), export(base, tuned) + -1.0 * export(base, tuned)
+    assert nothing["w"].nnz == 0
+    for found in (compare(first, nothing).parameters["w"], compare(nothing, first).parameters["w"]):
+        assert (found.shared, found.same, found.cosine, found.union) == (0, 0, None, 3)

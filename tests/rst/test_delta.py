@@ -1,9 +1,12 @@
 """A delta as a value: sizes, arithmetic, equality, the N-D sparse tensor and the printed table."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from rst import ParameterMismatchError, SparseDelta, export
+from rst import ParameterMismatchError, RSTError, SparseDelta, export
 
 
 def two() -> tuple[dict[str, torch.Tensor], SparseDelta, SparseDelta]:
@@ -71,3 +74,30 @@ def test_the_summary_is_a_table() -> None:
     assert lines[1].split() == ["a", "3", "6", "50.0000%", "24"]
     assert lines[3].split() == ["total", "4", "10", "40.0000%", "32"]
     assert lines[-1] == "downstream parameters (DSP): 4"
+
+
+def test_another_device_has_all_of_it() -> None:
+    base, tuned = {"a": torch.zeros(2, 3), "head.w": torch.zeros(2)}, {"a": torch.ones(2, 3), "head.w": torch.ones(2)}
+    delta = export(base, tuned, modules_to_save=["head"])
+    assert delta.to("cpu") == delta
+    moved = delta.to("meta")
+    assert moved.dense["head.w"].is_meta
+    assert moved["a"].indices.is_meta
+    assert moved["a"].values.is_meta
+    assert "head.w" in delta.summary()
+    assert repr(delta) == f"SparseDelta(6 weights in 1 parameters, 1 tensors whole, {delta.nbytes} bytes)"
+    assert repr(two()[1]) == "SparseDelta(2 weights in 1 parameters, 16 bytes)"
+
+
+def test_nothing_else_equals_a_delta() -> None:
+    _, first, _ = two()
+    assert first != dict(first)
+    assert first["a"] != first["a"].values.tolist()
+
+
+def test_a_dtype_that_safetensors_lacks_is_named(tmp_path: Path) -> None:
+    dtype = torch.bits8
+    change = replace(two()[1]["a"], dtype=dtype, op="replace")
+    with pytest.raises(RSTError, match="a: .*bits8"):
+        SparseDelta({"a": change}).save(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())

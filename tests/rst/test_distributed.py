@@ -169,6 +169,8 @@ def test_a_delta_that_fits_not_every_process_changes_none(runs: Runs, rank: int)
     assert reasons["plain"].startswith("ConfigError: no parameter of the model is a DTensor")
     assert "in the delta, but the module has no such parameter" in reasons["names"]
     assert "the delta is for torch.float32" in reasons["dtype"]
+    assert "up.weight: the delta is for (3, 3), the model has (9, 6)" in reasons["shape"]
+    assert "passing: in the delta, but the model does not save what it has there" in reasons["buffer"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -179,3 +181,12 @@ def test_what_is_not_supported_is_refused_in_every_process(runs: Runs, rank: int
     assert told["partial"].startswith("ParameterMismatchError: up.weight: placed as (Partial(sum),)")
     assert told["export"].startswith("ConfigError: the model is sharded")
     assert told["plain"].startswith("ConfigError: no parameter of the model is a DTensor")
+    assert "more: not in every process (rank" in told["more tensors"]
+    assert "pipelines are not supported" in told["more tensors"]
+    assert "more: (" in told["other shape"]
+    assert ", but (" in told["other shape"]
+    assert "up.weight: placed as (Shard(dim=0),), this process has (4, 6), not (5, 6)" in told["other part"]
+
+
+def test_a_share_of_no_weight_leaves_the_base(runs: Runs) -> None:
+    assert [outcome["nothing chosen"] for outcome in runs.two] == [(0, True), (0, True)]

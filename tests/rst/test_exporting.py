@@ -148,3 +148,11 @@ def test_a_delta_of_a_child_called_module_as_shira(tmp_path: Path) -> None:
     delta: SparseDelta = trainer.export(op="step")
     assert set(delta) == {"module.0.weight"}
     assert to_shira(delta, tmp_path / "shira", OnlyChild()) == {}
+
+
+def test_a_tuned_checkpoint_that_lacks_what_its_record_names(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    record = ResidualSparseTrainer(model).state_dict()
+    torch.save({"state_dict": {"weight": model.weight.detach()}, "rst": record}, tmp_path / "tuned.pt")
+    with pytest.raises(ParameterMismatchError, match=r"tuned\.pt: lacks bias, which the trainer's record names"):
+        export(None, tmp_path / "tuned.pt")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rst import (
     ConfigError,
+    NonFiniteError,
     ParameterMismatchError,
     RSTConfig,
     RSTModel,
@@ -172,6 +173,43 @@ class TestLayers:
         padding[1, 3:] = True
         inputs = {"images": torch.randn(4, 3, 8).double(), "other": torch.randn(4, 5, 4).double(), "padding": padding}
         assert_matches_single_runs(Cross().double(), inputs, share=0.3)
+
+    def test_attention_with_weights_averaged_over_heads(self) -> None:
+        class Attention(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+            def forward(self, images: Tensor) -> Tensor:
+                output, weights = self.inner(images, images, images)
+                return torch.cat([output.flatten(1), weights.flatten(1)], 1)
+
+        torch.manual_seed(0)
+        assert_matches_single_runs(Attention().double(), {"images": torch.randn(4, 3, 8).double()}, share=0.3)
+
+    def test_layers_over_what_all_samples_share(self) -> None:
+        """Positions, tokens and prompts that are parameters: computed once an adapter, then met by the samples."""
+
+        class Shared(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.token = nn.Parameter(torch.randn(1, 4, 6))
+                self.places = nn.Embedding(4, 6)
+                self.layer = nn.LayerNorm(6)
+                self.group = nn.GroupNorm(2, 4)
+                self.mix = nn.Conv1d(4, 4, 3, padding="valid")
+                self.matrix = nn.Parameter(torch.randn(4, 3))
+                self.bias = nn.Parameter(torch.randn(3))
+
+            def forward(self, images: Tensor) -> Tensor:
+                token = self.group(self.layer(self.token)) + self.places(torch.arange(4)[None])
+                x = self.mix(images) + self.mix(token)
+                token = torch.matmul(token.mean(dim=1), self.token[0].T)
+                return torch.matmul(x.mean(dim=2), self.matrix) + torch.addmm(self.bias, token, self.matrix)
+
+        torch.manual_seed(0)
+        images = torch.randn(5, 4, 6, dtype=torch.float64)
+        assert_matches_single_runs(Shared().double(), {"images": images}, share=0.5)
 
     def test_norms_and_anything_else_run_once_an_adapter(self) -> None:
         class Mixture(nn.Module):
@@ -434,3 +472,26 @@ class TestRefusals:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in failing.modules())
         for name, tensor in failing.state_dict().items():
             assert torch.equal(tensor, small.state_dict()[name]), name
+
+    def test_a_change_that_is_infinite(self, small: Small) -> None:
+        tuned = copy.deepcopy(small)
+        with torch.no_grad():
+            tuned.body.weight[0, 0] = float("inf")
+        delta = delta_between(small, tuned)
+        x = torch.randn(1, 6, dtype=torch.float64)
+        with pytest.raises(NonFiniteError, match=r"body\.weight: the change has infinite weights"):
+            mixed_forward(small, {"a": delta}, ["a"], (x,), {})
+
+    def test_an_operation_that_fails_on_single_samples_is_named(self) -> None:
+        class Whole(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = nn.Parameter(torch.randn(3, 2))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.nn.functional.cosine_similarity(x, self.table.view(1, 6)[:, :5])
+
+        base = Whole().eval()
+        delta = delta_between(base, tuned_from(base, seed=1, share=1.0))
+        with pytest.raises(ParameterMismatchError, match=r"table: .*cosine_similarity cannot run sample by sample"):
+            mixed_forward(base, {"a": delta}, ["a", "__base__"], (torch.randn(2, 3),), {})

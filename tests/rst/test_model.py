@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -518,6 +519,17 @@ class TestTraining:
         again.save_pretrained(tmp_path / "second")
         RSTModel.from_pretrained(pristine, tmp_path / "second")
         assert_holds(pristine, snapshot(base))
+
+    def test_a_delta_without_settings_cannot_go_on_training(
+        self, base: Network, domains: dict[str, nn.Module], tmp_path: Path
+    ) -> None:
+        stored = RSTModel(copy.deepcopy(base))
+        stored.add_adapter("art", replace(delta_between(base, domains["art"]), config={}))
+        stored.save_pretrained(tmp_path)
+        before = snapshot(base)
+        with pytest.raises(ConfigError, match="default: the delta has no settings to go on training with"):
+            RSTModel.from_pretrained(base, tmp_path / "art", is_trainable=True)
+        assert_holds(base, before)
 
     def test_merged_for_good_is_what_the_delta_would_give(self, base: Network) -> None:
         pristine = copy.deepcopy(base)

@@ -434,3 +434,18 @@ class TestRefusals:
         model = small_model().requires_grad_(False)
         with pytest.raises(ConfigError, match="no trainable parameter"):
             ResidualSparseTrainer(model)
+
+    def test_a_state_that_is_none(self) -> None:
+        trainer = ResidualSparseTrainer(small_model())
+        with pytest.raises(ConfigError, match="the state is a list, not that of a trainer"):
+            trainer.load_state_dict([trainer.state_dict()])  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="base is no mapping of tensors with values"):
+            trainer.load_state_dict({**trainer.state_dict(), "base": {"0.weight": 3}})
+
+    def test_a_model_without_values(self) -> None:
+        with pytest.raises(ParameterMismatchError, match=r"0\.weight: torch\.float32 on meta cannot be trained"):
+            ResidualSparseTrainer(small_model().to("meta"))
+
+    def test_the_base_storage_of_the_trainer_is_a_mapping(self) -> None:
+        base = ResidualSparseTrainer(small_model()).base
+        assert len(base) == len(list(base)) > 0

@@ -1,5 +1,6 @@
 """`rst doctor` tells what is here, how fast it is, and what to type where something is missing."""
 
+import os
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -109,3 +110,23 @@ def test_versions_and_extras_are_those_of_the_distribution(monkeypatch):
     monkeypatch.setattr(metadata, "requires", missing)
     assert core_versions().keys() == {"python", "rst"}
     assert extras() == []
+
+
+def test_what_is_not_installed_and_a_machine_with_nothing_amiss(rst, quick, monkeypatch):
+    version = metadata.version
+
+    def without_lightning(name: str) -> str:
+        if name == "lightning":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_lightning)
+    monkeypatch.setattr(backends, "find_backends", lambda: FINE)
+    monkeypatch.setattr(backends, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.delattr(os, "posix_fadvise")
+    monkeypatch.setattr(speeds, "memory_and_projection", lambda device, compiled: [])
+    ran = rst("doctor")
+    assert ran.code == 0
+    assert 'extra lightning       not installed (pip install "residual-sparse-training[lightning]")' in ran.out
+    assert "from the system's cache" in ran.out
+    assert ran.out.endswith("nothing amiss\n")

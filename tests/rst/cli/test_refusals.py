@@ -275,3 +275,13 @@ def test_tuned_weights_that_do_not_fit_the_base(rst, tmp_path, pair):
     assert is_one_sentence(other)
     assert "fewer.pt: lacks scale of base.pt" in fewer.err
     assert "other.pt: scale: torch.float32 (2,) does not fit" in other.err
+
+
+def test_ctrl_c_before_the_command_has_begun(rst, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rst.cli.app", interrupt)
+    ran = rst("doctor")
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err == "error: interrupted; no file was left half written\n"

@@ -212,3 +212,12 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     fit(Classifier(), callback := RSTCallback(CONFIG), tmp_path / "one")
     with pytest.raises(ConfigError, match="another model"):
         fit(Classifier(), callback, tmp_path / "two")
+
+
+def test_a_fit_without_an_optimiser_is_refused(tmp_path: Path) -> None:
+    class Still(Classifier):
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+            return []
+
+    with pytest.raises(ConfigError, match="configure_optimizers gave no optimiser"):
+        fit(Still(), RSTCallback(CONFIG), tmp_path)

@@ -1,6 +1,7 @@
 """Adapters of PEFT become deltas that give its own merged weights, bit for bit."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PromptTuningConfi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rst import CheckpointError, ParameterMismatchError, SparseDelta, from_peft, merge
+from rst import CheckpointError, NonFiniteError, ParameterMismatchError, SparseDelta, from_peft, merge, to_shira
 from rst.checkpoints import open_checkpoint
 from rst.exactness import bit_equal
 from tests.rst.interop.conftest import RENAMED, save, tiny_bert, tiny_llama
@@ -199,3 +200,29 @@ def test_the_delta_is_a_file_like_any_other(tmp_path: Path, llama: Path) -> None
     delta = from_peft(adapter, llama, threshold=0.05)
     delta.save(tmp_path / "delta.safetensors", encoding="packed")
     assert SparseDelta.load(tmp_path / "delta.safetensors") == delta
+
+
+def test_an_adapter_with_nan_and_one_without_settings_are_refused(tmp_path: Path, llama: Path) -> None:
+    adapter = save_adapter(tiny_llama(), CONFIGS["lora"](), tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    first = min(weights)
+    save_file({**weights, first: weights[first] * float("nan")}, file)
+    with pytest.raises(NonFiniteError, match=r"adapter: merged, .*model\.layers\.0.* weights are NaN"):
+        from_peft(adapter, llama)
+    (adapter / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: cannot be read"):
+        from_peft(adapter, llama)
+
+
+def test_without_peft_the_command_that_installs_it_is_named(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = save_adapter(tiny_llama(), CONFIGS["lora"](), tmp_path / "adapter")
+    delta = from_peft(adapter, llama)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(CheckpointError, match=r'pip install "residual-sparse-training\[peft\]"'):
+        from_peft(adapter, llama)
+    with pytest.raises(CheckpointError, match=r'pip install "residual-sparse-training\[peft\]"'):
+        to_shira(delta, tmp_path / "shira", llama, partial=True)
+    assert not (tmp_path / "shira").exists()

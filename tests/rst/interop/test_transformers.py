@@ -371,3 +371,20 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     args.deepspeed = {"zero_optimization": {"stage": 2}}
     with pytest.raises(ConfigError, match="DeepSpeed"):
         callback.on_train_begin(args, transformers.TrainerState(), control, model=model, optimizer=None)
+
+
+def test_processes_that_save_nothing_select_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving, other = bert(), bert()
+    trained(saving, tmp_path / "saving", RSTConfig(threshold=1e-3, every=4), save_strategy="steps", save_steps=3)
+    monkeypatch.setattr(transformers.TrainingArguments, "should_save", False)
+    trained(other, tmp_path / "other", RSTConfig(threshold=1e-3, every=4), save_strategy="steps", save_steps=3)
+    assert_same(saving, other)
+    assert list((tmp_path / "saving").glob("*.safetensors"))
+    assert {path.name for path in (tmp_path / "other").rglob("*") if path.is_file()} == {"rng_state.pth"}
+
+
+def test_a_record_of_something_else_is_named(tmp_path: Path) -> None:
+    trained(bert(), tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    torch.save({"trainer": {"format": "another"}}, tmp_path / "checkpoint-2" / "rst_trainer.pt")
+    with pytest.raises(CheckpointError, match=r"rst_trainer\.pt: not the record of RSTCallback"):
+        trained(bert(), tmp_path, max_steps=4, resume=str(tmp_path / "checkpoint-2"))

@@ -170,3 +170,7 @@ def test_shares_in_percent() -> None:
     assert [percent(share) for share in (0.0, 1.0, 0.5, 1.234e-5, 1e-9)] == [
         "0 %", "100 %", "50 %", "0.00123 %", "1.0e-07 %"
     ]  # fmt: skip
+
+
+def test_an_axis_of_nothing() -> None:
+    assert round_steps(0.0) == [0.0, 1.0]
