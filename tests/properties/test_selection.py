@@ -113,15 +113,15 @@ def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) ->
     assert bit_equal(torch.cat(list(tuned.values())), wanted)
 
 
-@pytest.mark.parametrize(("half", "just_above"), [(torch.bfloat16, 1 + 2**-7), (torch.float16, 1 + 2**-10)])
-def test_top_compares_parameters_of_several_dtypes_exactly(half: torch.dtype, just_above: float) -> None:
-    boundary = 1 + 0.9 * (just_above - 1)  # rounds up to what is above it
-    before = {"wide": torch.tensor([boundary, 0.5]), "half": torch.tensor([1.0, just_above], dtype=half)}
+@pytest.mark.parametrize(("half", "unit"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
+def test_top_compares_parameters_of_several_dtypes_exactly(half: torch.dtype, unit: float) -> None:
+    below, boundary, above = 0.25, 0.25 * (1 + 0.9 * unit), 0.25 * (1 + unit)  # the boundary rounds up in `half`
+    before = {"wide": torch.tensor([boundary, 0.1]), "half": torch.tensor([below, above], dtype=half)}
     base = {name: torch.zeros_like(weights) for name, weights in before.items()}
     tuned = {name: weights.clone() for name, weights in before.items()}
     select_(tuned, base, RSTConfig(select="top", ratio=0.5), 1.0)
     assert tuned["wide"].tolist() == [before["wide"][0], 0.0]
-    assert tuned["half"].tolist() == [0.0, just_above]
+    assert tuned["half"].tolist() == [0.0, above]
 
 
 def test_of_equal_changes_the_first_are_kept_over_parameters_and_their_chunks() -> None:
