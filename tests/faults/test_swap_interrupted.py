@@ -201,3 +201,20 @@ def test_a_verb_whose_scatter_fails(
         finally:
             monkeypatch.setattr(Patch, "write", write)
     assert failing > 0 or make is in_training or verb == "load_adapter"  # which scatter nothing
+
+
+def test_a_first_adapter_whose_scatter_fails_is_not_there(monkeypatch: Any) -> None:
+    model, write = RSTModel(network()), Patch.write
+
+    def fail(patch: Patch, elements: Any) -> None:
+        monkeypatch.setattr(Patch, "write", write)
+        raise MemoryError
+
+    before = state(model), books(model)
+    monkeypatch.setattr(Patch, "write", fail)
+    with pytest.raises(MemoryError):
+        model.add_adapter("a", delta(0.5))
+    assert same(state(model), before[0])
+    assert books(model) == before[1]
+    model.add_adapter("a", delta(0.5))
+    assert not same(state(model), before[0])

@@ -1,6 +1,7 @@
 """Writing beside another process that takes the temporary for a leftover, and where files cannot be locked."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rst import SparseDelta, export, temporaries
 from rst.pickle_writer import write_pickle
 
 fcntl = pytest.importorskip("fcntl")
+resource = pytest.importorskip("resource")
 
 
 def delta() -> SparseDelta:
@@ -47,9 +49,11 @@ def test_without_locks_leftovers_stay_and_files_are_written(tmp_path: Path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_a_full_disk_is_told_as_the_system_does_for_pickles_too() -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    with pytest.raises(OSError, match="space") as raised:
-        write_pickle({"w": torch.zeros(1 << 16)}, Path("/dev/full"))
-    assert raised.value.errno == errno.ENOSPC
+def test_a_disk_that_fills_up_half_way_is_told_as_the_system_does_for_pickles_too(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            write_pickle({"w": torch.zeros(1 << 16)}, tmp_path / "x.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
