@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rst import RSTConfig
+from rst import NonFiniteError, RSTConfig
 from rst.exactness import bit_equal
 from rst.kth_magnitude import kth_largest
 from rst.projection import project_
@@ -127,12 +127,25 @@ def test_top_compares_parameters_of_several_dtypes_exactly(half: torch.dtype, un
 def test_of_equal_changes_the_first_are_kept_over_parameters_and_their_chunks() -> None:
     base = {"small": torch.zeros(3), "large": torch.zeros(600, 1000)}
     tuned = {name: weights.clone() for name, weights in base.items()}
-    tuned["small"][1] = 0.25
+    tuned["small"][:2] = torch.tensor([1.0, 0.25])
     tuned["large"].view(-1)[[0, 290_000, 290_001, 599_999]] = 0.25
     wanted = {name: weights.clone() for name, weights in tuned.items()}
     wanted["large"].view(-1)[290_001:] = 0.0
-    select_(tuned, base, RSTConfig(select="top", ratio=3 / 600_003), 1.0)
+    select_(tuned, base, RSTConfig(select="top", ratio=4 / 600_003), 1.0)
     assert all(torch.equal(tuned[name], wanted[name]) for name in base)
+
+
+def test_a_zero_of_the_other_sign_is_no_change_to_keep() -> None:
+    tuned = {"w": torch.tensor([-0.0, 1.0, 0.0])}
+    select_(tuned, {"w": torch.zeros(3)}, RSTConfig(select="top", ratio=1.0), 1.0)
+    assert bit_equal(tuned["w"], torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_nan_has_no_rank() -> None:
+    tuned = {"v": torch.ones(2), "w": torch.tensor([1.0, float("nan"), float("nan")])}
+    base = {name: torch.zeros_like(weights) for name, weights in tuned.items()}
+    with pytest.raises(NonFiniteError, match="w: 2 of 3 weights are NaN"):
+        select_(tuned, base, RSTConfig(select="top", ratio=0.5), 1.0)
 
 
 def test_bias_moves_biases_only() -> None:
