@@ -121,6 +121,7 @@ def test_what_is_not_installed_and_a_machine_with_nothing_amiss(rst, quick, monk
         return version(name)
 
     monkeypatch.setattr(metadata, "version", without_lightning)
+    monkeypatch.setattr(metadata, "requires", lambda _: ["torch>=2", 'lightning>=2; extra == "lightning"'])
     monkeypatch.setattr(backends, "find_backends", lambda: FINE)
     monkeypatch.setattr(backends, "best_device", lambda: torch.device("cpu"))
     monkeypatch.delattr(os, "posix_fadvise")
