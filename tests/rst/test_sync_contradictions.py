@@ -1,7 +1,8 @@
 """Files whose digests are right and whose contents are not those of their place: no follower takes them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rst.sync import (
     ChainGapError,
     ChainOrderError,
     ChainStateError,
+    FolderStore,
     Follower,
     Pointer,
     Publisher,
@@ -31,7 +33,7 @@ from rst.sync import (
     write_version,
 )
 from rst.sync.anchor import write_anchor
-from rst.sync.chain import anchor_name, delta_name, header, write_pointer
+from rst.sync.chain import POINTER, anchor_name, delta_name, header, write_pointer
 
 State = dict[str, Tensor]
 
@@ -190,3 +192,30 @@ def test_a_chain_of_fsspec_is_pruned() -> None:
     assert anchor_name(3) in names
     assert not {anchor_name(0), anchor_name(1), delta_name(1)} & names
     assert verify("memory://chains/pruned").first == 3
+
+
+def test_a_bool_of_another_value(tmp_path: Path) -> None:
+    two = torch.tensor([1, 2, 0], dtype=torch.uint8).view(torch.bool)
+    sealed(tmp_path / anchor_name(0), {"mask": two}, sync="null")
+    with pytest.raises(ChainDamageError, match="a bool is 0 or 1"):
+        Follower.from_anchor(tmp_path, 0)
+
+
+class Pruned(FolderStore):
+    """A folder in which files are deleted between the moments of finding and of reading them."""
+
+    @contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        with super().fetch(name) as path:
+            if name != POINTER:
+                path.unlink()
+            yield path
+
+
+def test_files_that_are_deleted_once_found_are_gaps(tmp_path: Path) -> None:
+    chain(tmp_path)
+    follower = follower_at(tmp_path, 1)
+    follower.store = Pruned(tmp_path)
+    refused(follower, ChainGapError, "delta-0000000002")
+    with pytest.raises(ChainGapError, match="anchor-0000000000"):
+        Follower.from_anchor(Pruned(tmp_path), 0)

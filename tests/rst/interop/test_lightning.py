@@ -221,3 +221,11 @@ def test_a_fit_without_an_optimiser_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="configure_optimizers gave no optimiser"):
         fit(Still(), RSTCallback(CONFIG), tmp_path)
+
+
+def test_strategies_that_cut_parameters_are_refused(tmp_path: Path) -> None:
+    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):  # type: ignore[misc, name-defined]
+        pass
+
+    with pytest.raises(ConfigError, match="FSDPStrategy cuts parameters to pieces"):
+        fit(Classifier(), RSTCallback(CONFIG), tmp_path, strategy=FSDPStrategy(device=torch.device("cpu")))
