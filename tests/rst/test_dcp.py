@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def save_here(state: dict[str, Any], path: Path) -> Path:
-    with pytest.warns(UserWarning, match="single process"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no process group; older torch warns of itself, too
         dcp.save(state, checkpoint_id=path)
     return path
 
@@ -91,8 +93,7 @@ def test_merge_and_verify_with_a_folder_as_base(
     assert_state(dict(open_checkpoint(tmp_path / "shards")), tuned)
     assert main(["verify", str(delta), "--base", str(folder)]) == 0
     other = dict(plain[1]) | {"up.weight": tuned["up.weight"]}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.save({"model": other}, checkpoint_id=tmp_path / "other")
+    save_here({"model": other}, tmp_path / "other")
     with pytest.raises(WrongBaseError, match=r"other: up\.weight"):
         merge(tmp_path / "other", delta, tmp_path / "wrong.safetensors")
     capsys.readouterr()
