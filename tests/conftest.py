@@ -12,6 +12,6 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 # `make mutants`: the same examples for every mutant, and one that fails suffices
 settings.register_profile(
-    "mutants", deadline=None, derandomize=True, database=None, max_examples=30, phases=[Phase.explicit, Phase.generate]
+    "mutants", deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
 )
 torch.set_num_threads(1)  # one of several workers on a small machine

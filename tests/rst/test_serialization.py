@@ -22,7 +22,7 @@ from rst.codec import compress
 from rst.delta import BaseIdentity
 from rst.dtypes import NAME_OF_DTYPE
 from rst.exactness import bit_equal, bits
-from rst.packed import pack_records, unpack_records
+from rst.packed import pack_records, to_arrays, unpack_records
 from rst.parameter_delta import BaseDigests
 from rst.seal import BLANK, seal
 from tests.strategies import FLOAT_DTYPES, pairs, vectors
@@ -399,7 +399,19 @@ def test_the_forger_s_tools_leave_an_honest_file_readable(tmp_path: Path, encodi
     assert SparseDelta.load(path) == small_delta()
 
 
-@pytest.mark.parametrize("second", [-(2**31), -2, 2**31 - 1])
+def test_the_first_weight_alone_survives_a_file(tmp_path: Path) -> None:
+    round_trip(export({"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 0.0])}), tmp_path / "d.safetensors", "packed")
+
+
+def test_values_and_positions_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "delta.safetensors"
+    small_delta().save(path, "packed")
+    forge(path, put("values.F32", compress(torch.ones(4), [4])))
+    with pytest.raises(DeltaFormatError, match=r"4 values\.F32 for 5 positions"):
+        SparseDelta.load(path)
+
+
+@pytest.mark.parametrize("second", [-(2**31), -2, 30, 2**31 - 1])  # 30 leads just behind the last entry
 def test_gaps_cannot_lead_back_or_outside(tmp_path: Path, second: int) -> None:
     path = tmp_path / "delta.safetensors"
     small_delta().save(path, "packed")
@@ -516,6 +528,16 @@ def rounded_to_the_next_bfloat16(weights: Tensor, generator: torch.Generator) ->
     distance = 1 + (torch.rand(weights.shape, generator=generator) < 0.05).to(torch.int16)
     sign = torch.randn(weights.shape, generator=generator).sign().to(torch.int16)
     return origin, (bits(origin) + distance * sign).view(torch.bfloat16)
+
+
+def test_gaps_of_parameters_of_different_density_are_packed_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    deltas = {}
+    for name, one_in in (("dense", 3), ("sparse", 30)):
+        positions = torch.randperm(10_000 * one_in, generator=generator)[:10_000].sort()[0]
+        deltas[name] = ParameterDelta.at(positions, torch.zeros(10_000), torch.ones(10_000), (10_000 * one_in,), None)
+    apart = sum(to_arrays({name: delta})["gaps"].numel() for name, delta in deltas.items())
+    assert to_arrays(deltas)["gaps"].numel() < apart + 10
 
 
 @pytest.mark.parametrize(
