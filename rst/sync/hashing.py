@@ -23,21 +23,20 @@ _PIECE, _SHARE, _DEVICE_PIECE = 1 << 15, 1 << 20, 1 << 24
 @torch.no_grad()
 def sum_of_all(seed: int, flat: Tensor) -> int:
     """Sum over a tensor of shape (n,), any non-complex dtype and device, at places 0 to n - 1; in [0, 2^64)."""
-    if flat.device.type == "cpu":
-        raw = bits(flat).numpy()
-        shares = [slice(start, start + _SHARE) for start in range(0, raw.size, _SHARE)]
-        return sum(on_all_cores(lambda share: _sum_of_run(seed, share.start, raw[share]), shares)) & MASK
-    total = 0
-    for start in range(0, flat.numel(), _DEVICE_PIECE):
-        part = flat[start : start + _DEVICE_PIECE]
-        total += _sum_on_device(seed, torch.arange(start, start + part.numel(), device=flat.device), part)
-    return total & MASK
+    if flat.device.type != "cpu":  # pragma: no cover  (CUDA)
+        starts = range(0, flat.numel(), _DEVICE_PIECE)
+        places = torch.arange(min(_DEVICE_PIECE, flat.numel()), device=flat.device)
+        pieces = ((places + start, flat[start : start + _DEVICE_PIECE]) for start in starts)
+        return sum(_sum_on_device(seed, where[: piece.numel()], piece) for where, piece in pieces) & MASK
+    raw = bits(flat).numpy()
+    shares = [slice(start, start + _SHARE) for start in range(0, raw.size, _SHARE)]
+    return sum(on_all_cores(lambda share: _sum_of_run(seed, share.start, raw[share]), shares)) & MASK
 
 
 @torch.no_grad()
 def sum_at(seed: int, positions: Tensor, values: Tensor) -> int:
     """Sum over `values`, shape (nnz,), any non-complex dtype and device, at places `positions`; in [0, 2^64)."""
-    if values.device.type != "cpu":
+    if values.device.type != "cpu":  # pragma: no cover  (CUDA)
         return _sum_on_device(seed, positions.to(values.device, torch.int64), values) & MASK
     places, raw = positions.cpu().numpy(), bits(values).numpy()
     total, buffers = 0, _buffers(raw.size)

@@ -86,7 +86,8 @@ def test_a_folder_that_refuses(tmp_path: Path, capfd: Any, command: str, code: i
 
 @pytest.mark.parametrize("wait", [0.4, 1.0])
 def test_ctrl_c(tmp_path: Path, wait: float) -> None:
-    script = "import rst.cli, sys; print('ready', flush=True); sys.exit(rst.cli.main())"
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs inherit to ignore it
+    script = f"import rst.cli, signal, sys; {heed}; print('ready', flush=True); sys.exit(rst.cli.main())"
     words = [sys.executable, "-c", script, *COMMANDS["merge"]]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
