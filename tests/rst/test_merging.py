@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rst import CheckpointError, DeltaFormatError, ParameterMismatchError, SparseDelta, WrongBaseError, export, merge
 from rst.exactness import bit_equal
+from rst.merging import rehearse
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -137,6 +138,8 @@ def test_progress_counts_bytes(tmp_path: Path, suffix: str) -> None:
     seen: list[tuple[int, int]] = []
     merge(tmp_path / "base.pt", export(base, base), tmp_path / f"out{suffix}", on_progress=lambda *at: seen.append(at))
     assert seen == [(12, 16), (16, 16)]
+    assert rehearse(tmp_path / "base.pt", export(base, base), on_progress=lambda *at: seen.append(at)) == 16
+    assert seen == [(12, 16), (16, 16)] * 2
 
 
 def resident(path: Path) -> int:
@@ -242,13 +245,14 @@ class TestRefusals:
         delta = export(base, tuned(base))
         with pytest.raises(CheckpointError, match="the base .* is no pickle"):
             merge(tmp_path / "base.safetensors", delta, tmp_path / "out.pt")
-        with pytest.raises(CheckpointError, match="out.h5"):
+        kinds = r"\.safetensors, \.pt, \.pth, \.ckpt, \.th, \.bin, or a folder"
+        with pytest.raises(CheckpointError, match=rf"out\.h5: write {kinds}"):
             merge(tmp_path / "base.safetensors", delta, tmp_path / "out.h5")
         with pytest.raises(FileNotFoundError):
             merge(tmp_path / "base.safetensors", delta, tmp_path / "nowhere" / "out.safetensors")
 
     def test_the_arguments_that_fit_no_form(self) -> None:
-        with pytest.raises(TypeError, match="state dict"):
+        with pytest.raises(TypeError, match=r"^a state dict is merged with a SparseDelta, and returned$"):
             merge({"w": torch.ones(1)}, "delta.safetensors")  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match="output"):
+        with pytest.raises(TypeError, match=r"^merging a file needs the path of the output$"):
             merge("base.pt", "delta.safetensors")  # type: ignore[call-overload]

@@ -27,6 +27,7 @@ from rst import (
 )
 from rst.cli import main
 from rst.exactness import bit_equal
+from rst.merging import rehearse
 
 State = dict[str, Tensor]
 COMPANIONS = ["config.json", "modeling.py", "spiece.model", "vocab.txt"]
@@ -146,6 +147,25 @@ def test_what_is_no_size(inputs: Path, size: int | str) -> None:
     with pytest.raises(ConfigError, match="max_shard_size"):
         merge_here(inputs, max_shard_size=size)
     assert not list(inputs.glob("out*"))
+
+
+def test_with_a_size_a_name_with_a_dot_is_a_folder_too(inputs: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    out = merge(
+        inputs / "base.safetensors",
+        inputs / "delta.safetensors",
+        inputs / "tuned.v2",
+        max_shard_size=LIMIT,
+        on_progress=lambda *at: seen.append(at),
+    )
+    assert_state(open_checkpoint(out), tuned())
+    total = sum(tensor.nbytes for tensor in tuned().values())
+    assert (len(seen), seen[-1]) == (len(tuned()), (total, total))
+
+
+def test_a_rehearsal_refuses_what_a_merge_does(inputs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"out\.pt is one file"):
+        rehearse(inputs / "base.safetensors", inputs / "delta.safetensors", inputs / "out.pt", max_shard_size="1GB")
 
 
 def test_a_size_needs_a_folder(inputs: Path) -> None:
