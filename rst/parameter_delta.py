@@ -297,7 +297,8 @@ def count_nans(tensor: Tensor) -> int:
     if not tensor.is_floating_point() or not tensor.numel():
         return 0
     comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
-    return int(comparable.isnan().sum())
+    # a maximum hands NaN on, at a tenth of the time that counting takes
+    return int(comparable.isnan().count_nonzero()) if comparable.amax().isnan() else 0
 
 
 def gather(flat: Tensor, positions: Tensor) -> Tensor:
