@@ -93,6 +93,26 @@ def test_kth_largest_of_more_than_the_sample(kind: str, k: int) -> None:
     check_kth(np.array_split(numbers, 7), k)
 
 
+@pytest.mark.parametrize(
+    ("seen", "k"),
+    [
+        (0.5, 100_000),  # above the bracket around what the sample sees lie exactly k
+        (2.5, 500_000),  # the k-th lies below the bracket
+    ],
+)
+def test_kth_largest_outside_the_bracket_of_the_sample(seen: float, k: int) -> None:
+    numbers = np.random.default_rng(0).permutation(np.linspace(0.1, 0.4, 1_000_000))
+    numbers[::4] = seen
+    numbers[1:400_000:4] = 2.0
+    check_kth([numbers], k)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_kth_largest_of_few(size: int) -> None:
+    for k in range(1, size + 1):
+        check_kth([np.arange(size) / 2], k)
+
+
 @given(st.data())
 def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(FLOAT_DTYPES))

@@ -1,9 +1,12 @@
 """Both backends of Eq. 17 give the bits of the plain formula, over any weights, memory layout and thread count."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rst import projection_compiled
+from rst import projection, projection_compiled
 from rst.comparison_bound import comparison_bound
 from rst.exactness import bit_equal
 from rst.projection import Backend, choose_backend, project_
@@ -97,6 +100,48 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) 
     projection_compiled.compiles.cache_clear()
 
 
-def test_few_weights_are_not_worth_a_compiler() -> None:
-    assert choose_backend([torch.zeros(10)]) == "eager"
+def test_many_weights_on_one_device_are_worth_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[torch.device, torch.dtype]] = []
+    monkeypatch.setattr(projection, "compiles", lambda *kind: not asked.append(kind))
+    half = torch.zeros(1, dtype=torch.float16).expand(1 << 23)
     assert choose_backend([]) == "eager"
+    assert choose_backend([half, half[1:]]) == "eager"
+    assert choose_backend([half, half.to("meta")]) == "eager"
+    assert not asked  # which may take seconds
+    assert choose_backend([half, half]) == "compiled"
+    assert asked == [(torch.device("cpu"), torch.float16)]
+
+
+class OperationNames(TorchDispatchMode):
+    """Notes the names of torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 2, 1, 0)])
+def test_memory_without_gaps_is_projected_without_temporaries_of_its_size(order: tuple[int, ...]) -> None:
+    base = torch.zeros(2, 3, 4, 5).permute(order)
+    tuned = torch.ones(2, 3, 4, 5).permute(order)
+    with OperationNames() as operations:
+        project_([(tuned, base)], 1.0, "eager")
+    assert not tuned.any()
+    assert not operations.seen & {"sub", "where"}
+
+
+def test_a_change_as_large_as_the_threshold_goes_back_where_memory_has_gaps_too() -> None:
+    tuned = torch.tensor([[0.5, 9.0], [0.75, 9.0]])[:, 0]
+    project_([(tuned, torch.zeros(2))], 0.5, "eager")
+    assert tuned.tolist() == [0.0, 0.75]
+
+
+def test_other_devices_have_an_operation_of_their_own() -> None:
+    weights = torch.zeros(3, device="meta")
+    with OperationNames() as operations:
+        project_([(weights, weights)], 0.5, "eager")
+    assert operations.seen >= {"sub", "where"}
