@@ -44,11 +44,20 @@ def any_weights(dtype: torch.dtype, size: int) -> tuple[torch.Tensor, torch.Tens
 def test_the_bits_are_those_of_the_formula(dtype: torch.dtype, backend: Backend) -> None:
     pairs = [any_weights(dtype, size) for size in (100_003, 20_000, 100, 1, 0)]
     for threshold in THRESHOLDS:
-        projected = [(tuned.clone(), base) for base, tuned in pairs]
+        projected = [(tuned.clone(), base.clone()) for base, tuned in pairs]
         project_(iter(projected), threshold, backend)
-        changes = [(tuned - base).abs() for base, tuned in pairs]
-        for (found, _), (base, tuned), change in zip(projected, pairs, changes, strict=True):
-            assert bit_equal(found, torch.where(change > threshold, tuned, base)), threshold
+        for (found, origin), (base, tuned) in zip(projected, pairs, strict=True):
+            assert bit_equal(found, torch.where((tuned - base).abs() > threshold, tuned, base)), threshold
+            assert bit_equal(origin, base)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("compiled", marks=needs_compiler)])
+def test_weights_of_all_dtypes_at_once(backend: Backend) -> None:
+    pairs = [any_weights(dtype, 20_000) for dtype in FLOAT_DTYPES]
+    projected = [(tuned.clone(), base) for base, tuned in pairs]
+    project_(projected, 1e-6, backend)
+    for (found, _), (base, tuned) in zip(projected, pairs, strict=True):
+        assert bit_equal(found, torch.where((tuned - base).abs() > 1e-6, tuned, base))
 
 
 @needs_compiler
