@@ -10,6 +10,7 @@ from rst import NonFiniteError, RSTConfig
 from rst.exactness import bit_equal
 from rst.kth_magnitude import kth_largest
 from rst.projection import project_
+from rst.schedule import Linear
 from rst.selection import select_
 from tests.strategies import FLOAT_DTYPES, pairs, vectors
 
@@ -166,6 +167,14 @@ def test_nan_has_no_rank() -> None:
     base = {name: torch.zeros_like(weights) for name, weights in tuned.items()}
     with pytest.raises(NonFiniteError, match="w: 2 of 3 weights are NaN"):
         select_(tuned, base, RSTConfig(select="top", ratio=0.5), 1.0)
+
+
+def test_a_threshold_may_follow_a_schedule() -> None:
+    config = RSTConfig(threshold=Linear(0.0, 4.0), total_steps=10)
+    for progress, kept in ((0.0, [1.0, 2.0, 3.0]), (0.5, [0.0, 0.0, 3.0]), (1.0, [0.0, 0.0, 0.0])):
+        tuned = {"w": torch.tensor([1.0, 2.0, 3.0])}
+        select_(tuned, {"w": torch.zeros(3)}, config, progress)
+        assert tuned["w"].tolist() == kept
 
 
 def test_bias_moves_biases_only() -> None:
