@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from rst.dcp_metadata import METADATA_FILE, read_metadata
 from rst.errors import CheckpointError
 from rst.nested_state import NESTED_UNDER, TRAINER_RECORD, find_state
+from rst.unpickling import forget_failed_load
 
 _RECORD_KEYS = {"format", "version", "base"}
 _EMPTY_IF_MISSING = ("base", "buffers", "tied")  # DCP saves nothing of an empty dict
@@ -115,6 +116,7 @@ class _Folder:
             planner.set_up_planner(state, Metadata({key: entry}))
             self._reader.read_data(planner.create_local_plan(), planner).wait()
         except Exception as error:  # of the system, of torch.load, or of the reader's own checks
+            forget_failed_load()
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise CheckpointError(f"{self._path}: cannot read {key} ({reason})") from error
         return state[key]

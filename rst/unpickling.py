@@ -1,6 +1,8 @@
 """Pickled checkpoints of strangers: nothing in them runs, and no tensor is more than its file holds."""
 
 import tarfile
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,18 @@ def unpickle(path: Path) -> Any:
     try:
         return _load(path)
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+        forget_failed_load()
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+def forget_failed_load() -> None:
+    """Load nothing: sparse tensors of a load that failed are checked by torch at the next one, which they would spoil."""
+    nothing = BytesIO()
+    torch.save(None, nothing)
+    nothing.seek(0)
+    with suppress(Exception):
+        torch.load(nothing, weights_only=True)
 
 
 def check_tensors(source: str, tensors: Any, file_bytes: int) -> None:

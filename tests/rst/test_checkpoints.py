@@ -144,6 +144,17 @@ def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, message: st
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_refused_file_does_not_spoil_the_next_one(tmp_path: Path, zipped: bool) -> None:
+    outside = torch.sparse_coo_tensor(torch.tensor([[1 << 20]]), torch.ones(1), (3,), check_invariants=False)
+    torch.save({"w": outside, "trap": Hostile()}, tmp_path / "bad.pt", _use_new_zipfile_serialization=zipped)
+    torch.save({"w": torch.ones(3)}, tmp_path / "good.pt")
+    with pytest.raises(CheckpointError, match="bad.pt: not a readable checkpoint"):
+        open_checkpoint(tmp_path / "bad.pt")
+    assert torch.equal(open_checkpoint(tmp_path / "good.pt")["w"], torch.ones(3))
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path, zipped: bool, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
