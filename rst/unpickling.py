@@ -25,7 +25,7 @@ def unpickle(path: Path) -> Any:
 
 
 def forget_failed_load() -> None:
-    """Load nothing: sparse tensors of a load that failed are checked by torch at the next one, which they would spoil."""
+    """Load nothing: torch checks the sparse tensors of a load that failed at the next one, and would refuse that."""
     nothing = BytesIO()
     torch.save(None, nothing)
     nothing.seek(0)
