@@ -1,17 +1,15 @@
 """What lies beside the weights in a model's folder: the settings and the tokenizer, without which they do not load."""
 
+from collections.abc import Sequence
 from pathlib import Path
-
-from rst.checkpoints import checkpoint_files
 
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
 
-def companion_files(base: Path) -> list[Path]:
-    """The settings, tokenizer and code in a model folder, sorted; none for a file, and none from subfolders."""
+def companion_files(base: Path, weights: Sequence[Path]) -> list[Path]:
+    """The settings, tokenizer and code beside a folder's weights, sorted; none for a file, and none from subfolders."""
     if not base.is_dir():
         return []
-    weights = set(checkpoint_files(base))
     return sorted(path for path in base.iterdir() if _belongs(path) and path not in weights)
 
 

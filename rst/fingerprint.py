@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # million wrong tensors have one chance in 2^44 to pass for right. Who can choose the base needs no collision.
 _TENSOR_DIGITS = 16
 _PROCESS = os.getpid()
+_PIECE = 1 << 24  # bytes
 TEXT_DIGITS = 32
 
 
@@ -36,6 +38,16 @@ def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
     data, width = as_bytes(tensor.cpu()).numpy().data, tensor.element_size()
     edges = pairwise([0, *accumulate(length * width for length in lengths)])
     return [hasher().update(data[a:b]).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
+
+
+def digest_file(path: Path) -> str:
+    """Digest a file's bytes, 64 hexadecimal digits."""
+    found = hasher()
+    # Not mapped: pages of a whole shard would count as this process' memory, and a file cut short would kill it.
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def digest_text(text: str) -> str:

@@ -14,10 +14,9 @@ from typing import Any
 
 from rst.atomic import sync_to_disk
 from rst.errors import CheckpointError, RSTError
-from rst.fingerprint import TEXT_DIGITS, hasher
+from rst.fingerprint import TEXT_DIGITS, digest_file
 
 _JOURNAL = "rst-journal.jsonl"
-_PIECE = 1 << 24  # bytes
 
 
 class PartialFolder:
@@ -135,8 +134,4 @@ class PartialFolder:
 
 
 def _digest(path: Path) -> str:
-    found = hasher()
-    with path.open("rb") as file:  # not mapped: pages of a whole shard would count as this process' memory
-        while piece := file.read(_PIECE):
-            found.update(piece)
-    return found.hexdigest()[:TEXT_DIGITS]
+    return digest_file(path)[:TEXT_DIGITS]

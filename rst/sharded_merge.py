@@ -32,8 +32,9 @@ def merge_into_folder(
     total, done = bytes_of(specs.values()), 0
     plan = plan_shards(specs, largest)
     shards = {file: [merged.original(name) for name in names] for file, names in plan.items()}
-    companions = {path.name: path for path in companion_files(base)}
-    job = job_digest(["merge", delta_digest(merged.delta), shards], [*checkpoint_files(base), *companions.values()])
+    weights = checkpoint_files(base)
+    companions = {path.name: path for path in companion_files(base, weights)}
+    job = job_digest(["merge", delta_digest(merged.delta), shards], [*weights, *companions.values()])
     with PartialFolder(output, job, [*plan, INDEX, *companions]) as partial:
         for file, names in plan.items():
             part = by_width({name: specs[name] for name in names})

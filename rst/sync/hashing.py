@@ -34,17 +34,18 @@ def sum_of_all(seed: int, flat: Tensor) -> int:
 
 
 @torch.no_grad()
-def sum_at(seed: int, positions: Tensor, values: Tensor) -> int:
-    """Sum over `values`, shape (nnz,), any non-complex dtype and device, at places `positions`; in [0, 2^64)."""
-    if values.device.type != "cpu":  # pragma: no cover  (CUDA)
-        return _sum_on_device(seed, positions.to(values.device, torch.int64), values) & MASK
-    places, raw = positions.cpu().numpy(), bits(values).numpy()
-    total, buffers = 0, _buffers(raw.size)
-    for start in range(0, raw.size, _PIECE):
+def gain_at(seed: int, positions: Tensor, old: Tensor, new: Tensor) -> int:
+    """What the sum gains where values at `positions`, all of shape (nnz,), go from `old` to `new`; in [0, 2^64)."""
+    if old.device.type != "cpu":  # pragma: no cover  (CUDA)
+        where = positions.to(old.device, torch.int64)
+        return (_sum_on_device(seed, where, new) - _sum_on_device(seed, where, old)) & MASK
+    places, before, after = positions.cpu().numpy(), bits(old).numpy(), bits(new).numpy()
+    total, buffers = 0, _buffers(before.size)
+    for start in range(0, before.size, _PIECE):
         piece = slice(start, start + _PIECE)
         here = np.multiply(places[piece], np.int64(_signed(_PLACE)), dtype=np.int64).view(np.uint64)
         here += np.uint64(seed)
-        total += _sum_of_piece(here, raw[piece], *buffers)
+        total += _sum_of_piece(here, after[piece], *buffers) - _sum_of_piece(here, before[piece], *buffers)
     return total & MASK
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rst.fingerprint import digest_text
 from rst.parameter_delta import check_real
-from rst.sync.hashing import MASK, mix, sum_at, sum_of_all
+from rst.sync.hashing import MASK, gain_at, mix, sum_of_all
 
 
 def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
@@ -59,8 +59,7 @@ def sum_of_change(
         old: the values there before, shape (nnz,), floats or their bits.
         new: the values afterwards.
     """
-    seed = _seed(name, dtype, shape)
-    return (sum_at(seed, positions, new) - sum_at(seed, positions, old)) & MASK
+    return gain_at(_seed(name, dtype, shape), positions, old, new)
 
 
 def to_text(total: int) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rst.atomic import sync_to_disk
 from rst.delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
-from rst.fingerprint import hasher
+from rst.fingerprint import digest_file
 from rst.records import to_json
 from rst.safetensors_writer import specs_of, write_safetensors
 from rst.strict_json import parse_json, typed
@@ -28,7 +28,6 @@ from rst.temporaries import temporary_beside
 Kind = Literal["full", "delta"]
 _RECORD, _FILE_OF = "version.json", {"full": "model.safetensors", "delta": "delta.safetensors"}
 _FORMAT, _FORMAT_VERSION = "rst-versions", 1
-_PART = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def write_version(
         _write_contents(file, contents)
         record = {"version": number, "kind": kind, "base_version": base_version, "file": file.name}
         record |= {"format": _FORMAT, "format_version": _FORMAT_VERSION}
-        record |= {"bytes": file.stat().st_size, "blake3": _checksum(file)}
+        record |= {"bytes": file.stat().st_size, "blake3": digest_file(file)}
         (temporary / _RECORD).write_text(to_json(record) + "\n")
         temporary.chmod(0o755)
         for path in (file, temporary / _RECORD, temporary):
@@ -114,7 +113,7 @@ def read_version(folder: str | os.PathLike[str], number: int) -> Version:
         base_version = typed(record, "base_version", type(None) if record["kind"] == "full" else int)
         version = Version(number, record["kind"], base_version, path, typed(record, "blake3", str))
         size = path.stat().st_size
-        if not known or size != record["bytes"] or _checksum(path) != version.checksum:
+        if not known or size != record["bytes"] or digest_file(path) != version.checksum:
             raise ChainDamageError(f"{path}: {size} bytes, not the file that {_RECORD} describes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChainDamageError(f"{source}: malformed version ({type(error).__name__}: {error})") from error
@@ -137,11 +136,3 @@ def _write_contents(path: Path, contents: SparseDelta | Mapping[str, Tensor]) ->
 
 def _folder_of(folder: str | os.PathLike[str], number: int) -> Path:
     return Path(folder) / f"{number:010d}"
-
-
-def _checksum(path: Path) -> str:
-    found = hasher()
-    with path.open("rb") as file:  # not mapped: a file that another process cuts short would kill this one
-        while part := file.read(_PART):
-            found.update(part)
-    return found.hexdigest()

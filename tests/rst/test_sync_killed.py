@@ -108,7 +108,7 @@ def test_a_publisher_killed_at_any_point_loses_nothing_published(tmp_path, ancho
         if not killed:
             break
     assert seen == {1, 2}
-    assert point > 5  # operations on files; pathlib of Python 3.10 has fewer
+    assert point >= 10  # operations on files; pathlib of Python 3.10 has just these
 
 
 def test_a_publisher_killed_at_its_start_leaves_a_chain_or_none(tmp_path) -> None:
