@@ -29,7 +29,7 @@ fuzz: $(STAMP)  ## hostile files for every reader, FUZZ_SECONDS=300 of them; wha
 	-$(BIN)/pip install --quiet atheris  # guided by coverage where it installs
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),300)
 
-mutants: $(STAMP)  ## do the tests notice small errors in the exact core? MUTANTS=rst.codec.* for one module; an hour for all
+mutants: $(STAMP)  ## do the tests notice small errors in the exact core? MUTANTS=rst.delta.pcodec_stream.* for one module; an hour for all
 	$(BIN)/pip install --quiet "mutmut>=3.8,<4"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
 	$(BIN)/mutmut results

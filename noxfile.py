@@ -4,7 +4,13 @@ import nox
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 PACKAGES = ["tests/rst", "tests/cmkd", "tests/properties"]
-NEED_EXTRAS = ["interop", "cli/test_convert_formats.py", "test_combination.py", "test_hub.py", "test_mixed_batch.py"]
+NEED_EXTRAS = [
+    "interop",
+    "cli/test_convert_formats.py",
+    "operations/test_combine.py",
+    "live/test_hub.py",
+    "mixed/test_batch.py",
+]
 CORE = ["tests/rst", "tests/properties", *(f"--ignore=tests/rst/{place}" for place in NEED_EXTRAS)]
 
 nox.options.default_venv_backend = "venv"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import vit_b_16
-from rst.exactness import bits
+from rst.numerics.exactness import bits
 
 SWEEP = "ViT-B/16"  # in the names of pairs with its shapes, which cover all densities
 TAU = 1e-6  # of the synthetic changes, tau * (1 + Exp(1))

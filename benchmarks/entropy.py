@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoint_pair import TAU, CheckpointPair
-from rst.exactness import ordered_keys
+from rst.numerics.exactness import ordered_keys
 
 _SAMPLES_A_SYMBOL = 50  # below, the entropy of a sample says more of the sample than of its source
 

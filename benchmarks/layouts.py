@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import external_tools
 from benchmarks.checkpoint_pair import CheckpointPair
-from rst.exactness import bits
+from rst.numerics.exactness import bits
 
 ESCAPE = (1 << 16) - 1  # a gap of at least this many weights: skip them, no entry
 

@@ -9,8 +9,8 @@ from benchmarks import vit_b_16
 from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
-from rst.projection import project_
-from rst.projection_compiled import has_compiler
+from rst.training.projection import project_
+from rst.training.projection_compiled import has_compiler
 
 TAU = 1e-6
 

@@ -10,9 +10,9 @@ from benchmarks.file_parts import FileParts, file_parts
 from benchmarks.layouts import LAYOUTS
 from benchmarks.record import Row
 from rst import SparseDelta, convert, export, merge
-from rst.delta import Encoding
-from rst.exactness import bit_equal
-from rst.parameter_delta import Op
+from rst.delta.parameter_delta import Op
+from rst.delta.sparse_delta import Encoding
+from rst.numerics.exactness import bit_equal
 
 
 @dataclass(frozen=True)

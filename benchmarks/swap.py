@@ -13,7 +13,7 @@ from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
 from rst import SparseDelta, export
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 
 
 def run(quick: bool, folder: Path = RESULTS) -> Path:

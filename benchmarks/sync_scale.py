@@ -21,7 +21,7 @@ from benchmarks.cost_model import STEPS, Model, Rates
 from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from rst import SparseDelta
-from rst.difference import count_changed
+from rst.numerics.difference import count_changed
 from rst.sync import Follower, Publisher, read_pointer
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import anchor_name, delta_name

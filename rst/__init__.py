@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING
 from rst.version import __version__
 
 if TYPE_CHECKING:
-    from rst.apply import PreparedDelta
-    from rst.checkpoints import open_checkpoint
-    from rst.combination import combine
-    from rst.comparison import Comparison, Overlap, compare
+    from rst.checkpoints.checkpoint import open_checkpoint
     from rst.config import RSTConfig
-    from rst.conversion import convert
-    from rst.delta import BaseIdentity, SparseDelta
+    from rst.delta.parameter_delta import BaseDigests, ParameterDelta
+    from rst.delta.sparse_delta import BaseIdentity, SparseDelta
     from rst.errors import (
         CheckpointError,
         ConfigError,
@@ -29,50 +26,53 @@ if TYPE_CHECKING:
         RSTError,
         WrongBaseError,
     )
-    from rst.exporting import export
     from rst.interop.official import from_official
     from rst.interop.peft_adapters import from_peft
     from rst.interop.shira import to_shira
     from rst.interop.task_vector import to_task_vector
-    from rst.merging import merge
-    from rst.mixed_batch import mixed_forward
-    from rst.model import RSTModel, get_rst_model
-    from rst.parameter_delta import BaseDigests, ParameterDelta
+    from rst.live.apply import PreparedDelta
+    from rst.live.model import RSTModel, get_rst_model
+    from rst.mixed.batch import mixed_forward
+    from rst.operations.combine import combine
+    from rst.operations.compare import Comparison, Overlap, compare
+    from rst.operations.convert import convert
+    from rst.operations.export import export
+    from rst.operations.merge import merge
     from rst.schedule import Constant, Linear
-    from rst.trainer import ResidualSparseTrainer
+    from rst.training.trainer import ResidualSparseTrainer
 
 # Loaded on first use, so that `rst --help` does not wait for torch.
 _MODULE_OF = {
-    "BaseDigests": "rst.parameter_delta",
-    "BaseIdentity": "rst.delta",
+    "BaseDigests": "rst.delta.parameter_delta",
+    "BaseIdentity": "rst.delta.sparse_delta",
     "CheckpointError": "rst.errors",
-    "Comparison": "rst.comparison",
+    "Comparison": "rst.operations.compare",
     "ConfigError": "rst.errors",
     "Constant": "rst.schedule",
     "DeltaFormatError": "rst.errors",
     "Linear": "rst.schedule",
     "NonFiniteError": "rst.errors",
     "NotCarriedError": "rst.errors",
-    "Overlap": "rst.comparison",
-    "ParameterDelta": "rst.parameter_delta",
+    "Overlap": "rst.operations.compare",
+    "ParameterDelta": "rst.delta.parameter_delta",
     "ParameterMismatchError": "rst.errors",
-    "PreparedDelta": "rst.apply",
+    "PreparedDelta": "rst.live.apply",
     "RSTConfig": "rst.config",
     "RSTError": "rst.errors",
-    "RSTModel": "rst.model",
-    "ResidualSparseTrainer": "rst.trainer",
-    "SparseDelta": "rst.delta",
+    "RSTModel": "rst.live.model",
+    "ResidualSparseTrainer": "rst.training.trainer",
+    "SparseDelta": "rst.delta.sparse_delta",
     "WrongBaseError": "rst.errors",
-    "combine": "rst.combination",
-    "compare": "rst.comparison",
-    "convert": "rst.conversion",
-    "export": "rst.exporting",
+    "combine": "rst.operations.combine",
+    "compare": "rst.operations.compare",
+    "convert": "rst.operations.convert",
+    "export": "rst.operations.export",
     "from_official": "rst.interop.official",
     "from_peft": "rst.interop.peft_adapters",
-    "get_rst_model": "rst.model",
-    "merge": "rst.merging",
-    "mixed_forward": "rst.mixed_batch",
-    "open_checkpoint": "rst.checkpoints",
+    "get_rst_model": "rst.live.model",
+    "merge": "rst.operations.merge",
+    "mixed_forward": "rst.mixed.batch",
+    "open_checkpoint": "rst.checkpoints.checkpoint",
     "to_shira": "rst.interop.shira",
     "to_task_vector": "rst.interop.task_vector",
 }

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from rst.exactness import RESIDUAL_DTYPES
+from rst.numerics.exactness import RESIDUAL_DTYPES
 
 FLOAT_DTYPES = list(RESIDUAL_DTYPES)
 _RAW = {8: (np.int64, torch.int64), 4: (np.int32, torch.int32), 2: (np.int16, torch.int16)}

@@ -76,9 +76,9 @@ def combine(
     """Add up DELTAs by task arithmetic, TIES or DARE: one delta of the same base."""
     import torch
 
-    from rst.checkpoints import checkpoint_files
-    from rst.combination import combine as combine_deltas
-    from rst.delta import SparseDelta
+    from rst.checkpoints.checkpoint import checkpoint_files
+    from rst.delta.sparse_delta import SparseDelta
+    from rst.operations.combine import combine as combine_deltas
 
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: a delta is a .safetensors file; choose such a name with -o")

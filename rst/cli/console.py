@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from rst.printable import printable
+from rst.files.printable import printable
 
 _UNBOUNDED = 10_000
 

@@ -12,10 +12,10 @@ from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
 from rst.cli.output_paths import OutputError, check_output, check_output_folder
 from rst.errors import ConfigError
-from rst.printable import printable
+from rst.files.printable import printable
 
 if TYPE_CHECKING:
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
 
 EXAMPLE = (
     "Example: [bold]rst convert model.delta.safetensors small.safetensors --encoding packed[/bold], "
@@ -97,7 +97,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write SOURCE in another form. Between deltas nothing is lost: merged, they give the same weights bit for bit."""
-    from rst.checkpoints import checkpoint_files
+    from rst.checkpoints.checkpoint import checkpoint_files
 
     _check_options(target, encoding, operation, partial)
     inputs = [*source_files(source), *(checkpoint_files(base) if base else ())]
@@ -148,9 +148,9 @@ def _write(
     delta: "SparseDelta", output: Path, target: Target, base: Path | None, op: str, encoding: Encoding, partial: bool
 ) -> dict[str, str]:
     """Write the delta in the form asked for; what that has no place for is returned."""
-    from rst.conversion import convert as convert_delta
     from rst.interop.shira import to_shira
     from rst.interop.task_vector import to_task_vector
+    from rst.operations.convert import convert as convert_delta
 
     if target is Target.SHIRA:
         if base is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rst.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
 
 
 class Source(str, Enum):
@@ -20,8 +20,8 @@ class Source(str, Enum):
 
 def source_kind(path: Path) -> Source:
     """Tell by the name: pickles are released checkpoints; a folder is what the configuration in it says."""
-    from rst.adapter_folder import CONFIG_FILE
-    from rst.checkpoints import PICKLED_SUFFIXES
+    from rst.checkpoints.checkpoint import PICKLED_SUFFIXES
+    from rst.live.adapter_folder import CONFIG_FILE
 
     if path.is_dir():
         return Source.DELTA if (path / CONFIG_FILE).is_file() else Source.ADAPTER
@@ -37,10 +37,10 @@ def read_source(
     path: Path, base: Path | None, threshold: float | None, backbone_prefix: str | None, head_prefix: str | None
 ) -> "SparseDelta":
     """Read any source as a delta. Raises `ConfigError` for settings that the source has no use for."""
-    from rst.adapter_folder import read_adapter
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
     from rst.interop.official import from_official
     from rst.interop.peft_adapters import from_peft
+    from rst.live.adapter_folder import read_adapter
 
     kind = source_kind(path)
     if threshold is not None and kind is not Source.ADAPTER:

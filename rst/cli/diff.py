@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.console import human_size, print_json, print_table
-from rst.printable import printable
+from rst.files.printable import printable
 
 if TYPE_CHECKING:
-    from rst.comparison import Comparison, Overlap
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
+    from rst.operations.compare import Comparison, Overlap
 
 EXAMPLE = "Example: [bold]rst diff a.safetensors b.safetensors --limit 5[/bold]"
 _COLUMNS = ("tensor", "in A", "in B", "shared", "Jaccard", "same", "opposed", "cosine")
@@ -31,8 +31,8 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
     """Compare deltas A and B: where both change a weight, whether they agree there, and the angle between them."""
-    from rst.comparison import compare
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
+    from rst.operations.compare import compare
 
     deltas = SparseDelta.load(first), SparseDelta.load(second)
     found = compare(*deltas, base=base)

@@ -13,7 +13,7 @@ from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
 
 EXAMPLE = "Example: [bold]rst export --threshold 1e-6 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
 
@@ -55,8 +55,8 @@ def export(
 
     Of huge checkpoints, a killed export leaves OUTPUT.partial and is continued by the same command.
     """
-    from rst.checkpoints import checkpoint_files
-    from rst.exporting import export as extract
+    from rst.checkpoints.checkpoint import checkpoint_files
+    from rst.operations.export import export as extract
 
     if base is None and (modules_to_save or exclude):
         raise ConfigError("--modules-to-save and --exclude need --base; the record in TUNED has its own settings")

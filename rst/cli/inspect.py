@@ -9,10 +9,10 @@ import typer
 from rst.cli.console import human_size, print_json, print_table
 from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
-from rst.printable import printable
+from rst.files.printable import printable
 
 if TYPE_CHECKING:
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
 
 EXAMPLE = (
     "Example: [bold]rst inspect model.delta.safetensors --limit 5[/bold], or "
@@ -40,7 +40,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
     """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes (unpacked)."""
-    from rst.delta import SparseDelta
+    from rst.delta.sparse_delta import SparseDelta
 
     if html:
         _write_page(html, delta, base, force)
@@ -56,8 +56,8 @@ def inspect(
 
 
 def _write_page(page: Path, delta: Path, base: Path | None, force: bool) -> None:
-    from rst.atomic import atomic_write
-    from rst.checkpoints import checkpoint_files
+    from rst.checkpoints.checkpoint import checkpoint_files
+    from rst.files.atomic import atomic_write
     from rst.report.page import render
 
     check_output(page, [delta, *(checkpoint_files(base) if base else ())], force)

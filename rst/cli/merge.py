@@ -35,10 +35,10 @@ def merge(
     A folder gets the settings and the tokenizer of a base folder too. Killed while it writes one, it leaves
     OUTPUT.partial and is continued by the same command.
     """
-    from rst.checkpoints import checkpoint_files
-    from rst.delta import SparseDelta
-    from rst.merging import is_folder, rehearse
-    from rst.merging import merge as merge_files
+    from rst.checkpoints.checkpoint import checkpoint_files
+    from rst.delta.sparse_delta import SparseDelta
+    from rst.operations.merge import is_folder, rehearse
+    from rst.operations.merge import merge as merge_files
 
     target = output or merged_beside(base)
     if not is_folder(target, max_shard_size):

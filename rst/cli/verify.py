@@ -19,8 +19,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a delta's digest and structure, and with --base that it was made from these weights."""
-    from rst.delta import SparseDelta
-    from rst.merging import rehearse
+    from rst.delta.sparse_delta import SparseDelta
+    from rst.operations.merge import rehearse
 
     change = SparseDelta.load(delta)
     if base:

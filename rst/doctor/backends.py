@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rst.projection_compiled import compiles, has_compiler
+from rst.training.projection_compiled import compiles, has_compiler
 
 
 @dataclass(frozen=True)

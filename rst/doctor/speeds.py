@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rst.codec import compress, decompress
-from rst.projection import Backend, project_
+from rst.delta.pcodec_stream import compress, decompress
+from rst.training.projection import Backend, project_
 
 _WEIGHTS = 1 << 24
 _ENTRIES = 1 << 20

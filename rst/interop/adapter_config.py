@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rst.errors import CheckpointError
-from rst.strict_json import parse_json
+from rst.files.strict_json import parse_json
 
 _FILE = "adapter_config.json"
 # PEFT imports the module that `megatron_core` names, X-LoRA reads the folders that `adapters` names, and replicated

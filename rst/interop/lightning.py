@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import optim
 
-from rst.adapter_folder import write_adapter
 from rst.config import RSTConfig
-from rst.delta import Encoding, SparseDelta
+from rst.delta.sparse_delta import Encoding, SparseDelta
 from rst.errors import ConfigError
 from rst.extras import install_command
+from rst.live.adapter_folder import write_adapter
 from rst.naming import unwrap
-from rst.trainer import ResidualSparseTrainer
+from rst.training.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING or find_spec("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from rst.delta.parameter_delta import ParameterDelta
 from rst.errors import ParameterMismatchError
-from rst.parameter_delta import ParameterDelta
 
 _READ_WITHOUT_CALLING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rst.checkpoints import Checkpoint, Weights, open_checkpoint
-from rst.delta import BaseIdentity, SparseDelta
+from rst.checkpoints.checkpoint import Checkpoint, Weights, open_checkpoint
+from rst.checkpoints.unpickling import check_tensors, unpickle
+from rst.delta.parameter_delta import BaseDigests, ParameterDelta, check_like, check_no_nan, check_real, gather
+from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.errors import CheckpointError, ParameterMismatchError
-from rst.exactness import bits
-from rst.exporting import BATCHNORM_BUFFERS
-from rst.fingerprint import digest
-from rst.parameter_delta import BaseDigests, ParameterDelta, check_like, check_no_nan, check_real, gather
-from rst.unpickling import check_tensors, unpickle
+from rst.numerics.exactness import bits
+from rst.numerics.fingerprint import digest
+from rst.operations.export import BATCHNORM_BUFFERS
 
 _BACKBONE, _HEAD = "backbone_state_dict", "head_state_dict"
 

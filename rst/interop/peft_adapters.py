@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rst.checkpoints import Checkpoint, open_checkpoint
-from rst.delta import SparseDelta
+from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, NonFiniteError, ParameterMismatchError
-from rst.exporting import export
 from rst.extras import install_command
 from rst.interop.adapter_config import check_adapter_config
 from rst.interop.model_folder import load_model
 from rst.naming import unwrap
+from rst.operations.export import export
 
 if TYPE_CHECKING:
     from peft import PeftModel

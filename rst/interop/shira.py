@@ -9,20 +9,20 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from rst.atomic import atomic_write
-from rst.checkpoints import Checkpoint, open_checkpoint
-from rst.conversion import convert
-from rst.delta import SparseDelta
+from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rst.delta.parameter_delta import ParameterDelta, gather
+from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, NotCarriedError
 from rst.extras import install_command
-from rst.fingerprint import digest
+from rst.files.atomic import atomic_write
+from rst.files.safetensors_writer import specs_of, write_safetensors
 from rst.interop.linear_places import obstacle, places_of_parameters
 from rst.interop.model_folder import model_skeleton
 from rst.interop.not_carried import check_carried
 from rst.interop.shira_rank import Layer, choose_rank
 from rst.naming import unwrap
-from rst.parameter_delta import ParameterDelta, gather
-from rst.safetensors_writer import specs_of, write_safetensors
+from rst.numerics.fingerprint import digest
+from rst.operations.convert import convert
 
 PathLike = str | os.PathLike[str]
 CONFIG_FILE = "adapter_config.json"

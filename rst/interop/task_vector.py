@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rst.atomic import atomic_write
-from rst.checkpoints import Weights
-from rst.conversion import convert
-from rst.delta import SparseDelta
+from rst.checkpoints.checkpoint import Weights
+from rst.delta.parameter_delta import ParameterDelta
+from rst.delta.sparse_delta import SparseDelta
+from rst.files.atomic import atomic_write
+from rst.files.safetensors_writer import by_width, write_safetensors
 from rst.interop.not_carried import check_carried
-from rst.parameter_delta import ParameterDelta
-from rst.safetensors_writer import by_width, write_safetensors
+from rst.operations.convert import convert
 
 
 def to_task_vector(

@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import nn
 
-from rst.adapter_folder import write_adapter
-from rst.atomic import atomic_write
-from rst.checkpoints import RECORD_FILE
+from rst.checkpoints.checkpoint import RECORD_FILE
+from rst.checkpoints.pickle_writer import write_pickle
+from rst.checkpoints.trainer_record import read_trainer_record
+from rst.checkpoints.unpickling import unpickle
 from rst.config import RSTConfig
-from rst.delta import Encoding
+from rst.delta.sparse_delta import Encoding
 from rst.errors import CheckpointError, ConfigError
 from rst.extras import install_command
-from rst.fingerprint import digest, digest_text
-from rst.model import RSTModel
+from rst.files.atomic import atomic_write
+from rst.live.adapter_folder import write_adapter
+from rst.live.model import RSTModel
 from rst.naming import unwrap
-from rst.pickle_writer import write_pickle
-from rst.tracking import live_tensors
-from rst.trainer import ResidualSparseTrainer
-from rst.trainer_record import read_trainer_record
-from rst.unpickling import unpickle
+from rst.numerics.fingerprint import digest, digest_text
+from rst.training.tracking import live_tensors
+from rst.training.trainer import ResidualSparseTrainer
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rst.base_lookup import check_fits, names_in_base
-from rst.checkpoints import Weights, open_checkpoint
-from rst.delta import SparseDelta
+from rst.checkpoints.checkpoint import Weights, open_checkpoint
+from rst.delta.parameter_delta import ParameterDelta, check_no_nan, gather
+from rst.delta.sparse_delta import SparseDelta
+from rst.delta.validation import validate
 from rst.errors import NotCarriedError
-from rst.exactness import bits
-from rst.fingerprint import digest
-from rst.parameter_delta import ParameterDelta, check_no_nan, gather
-from rst.validation import validate
+from rst.numerics.exactness import bits
+from rst.numerics.fingerprint import digest
+from rst.operations.base_lookup import check_fits, names_in_base
 
 MOST_INDEXED = (1 << 31) - 1  # elements of a tensor whose positions int32 is sure to hold
 

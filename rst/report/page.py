@@ -7,11 +7,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from safetensors import safe_open
 
-from rst.checkpoints import Checkpoint, open_checkpoint
-from rst.conversion import convert
-from rst.delta import SparseDelta
-from rst.merging import rehearse
-from rst.printable import printable
+from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rst.delta.sparse_delta import SparseDelta
+from rst.files.printable import printable
+from rst.operations.convert import convert
+from rst.operations.merge import rehearse
 from rst.report.chart import percent
 from rst.report.density_by_depth import depth_chart, stacks
 from rst.report.density_by_layer import bar_share, layer_chart, lowest_decade

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from rst.delta import SparseDelta
+from rst.delta.sparse_delta import SparseDelta
 
 _UNKNOWN = "unknown"
 

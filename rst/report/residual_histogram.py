@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from rst.delta import SparseDelta
+from rst.delta.sparse_delta import SparseDelta
 from rst.report.chart import LEFT, RIGHT, TOP, Bar, Chart, Tick, power_of_ten, round_steps
 
 _WIDTH, _HEIGHT, _FLOOR = 960.0, 280.0, 240.0

@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
-from rst.checkpoints import Checkpoint
-from rst.delta import Encoding, SparseDelta
+from rst.checkpoints.checkpoint import Checkpoint
+from rst.delta.sparse_delta import Encoding, SparseDelta
 
 _INT32, _INT64 = 4, 8
 

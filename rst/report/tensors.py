@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rst.checkpoints import Checkpoint
-from rst.delta import SparseDelta
+from rst.checkpoints.checkpoint import Checkpoint
+from rst.delta.sparse_delta import SparseDelta
 
 Kind = Literal["sparse", "whole", "buffer", "unchanged"]
 

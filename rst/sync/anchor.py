@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rst.atomic import atomic_write
+from rst.delta.header import to_json
+from rst.delta.seal import BLANK, is_intact, seal
 from rst.errors import CheckpointError, DeltaFormatError
-from rst.records import to_json
-from rst.safetensors_reader import read_safetensors
-from rst.safetensors_writer import specs_of, write_safetensors
-from rst.seal import BLANK, is_intact, seal
-from rst.strict_json import parse_json
+from rst.files.atomic import atomic_write
+from rst.files.safetensors_reader import read_safetensors
+from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.files.strict_json import parse_json
 from rst.sync.chain import HEADER_KEY, Link, Pointer, anchor_name, anchor_steps, read_link
 from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError
 from rst.sync.state import fingerprint_state

@@ -1,6 +1,6 @@
 """How a chain lies in its store: a file for each step, anchors, and a pointer that is written last.
 
-- `delta-0000000007.safetensors`: what turns step 6 into step 7, a delta as `rst.serialization` writes it. Its header
+- `delta-0000000007.safetensors`: what turns step 6 into step 7, a delta as `rst.delta.file` writes it. Its header
   (`config`, key "sync") names the chain, both steps, and the fingerprints of the state it applies to and yields.
 - `anchor-0000000100.safetensors`: all weights of step 100, see `rst.sync.anchor`. There is one of step 0.
 - `latest.json`: the pointer. A step is published once this names it; what is there beyond does not count.
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rst.atomic import atomic_write
-from rst.delta import SparseDelta
+from rst.delta.header import to_json
+from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, DeltaFormatError
-from rst.fingerprint import digest_text
-from rst.records import to_json
-from rst.strict_json import check_depth, parse_json, strings, typed
+from rst.files.atomic import atomic_write
+from rst.files.strict_json import check_depth, parse_json, strings, typed
+from rst.numerics.fingerprint import digest_text
 from rst.sync.errors import ChainDamageError, ChainGapError
 from rst.sync.store import Store
 

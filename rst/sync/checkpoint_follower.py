@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rst.atomic import atomic_write
-from rst.checkpoints import open_checkpoint
-from rst.safetensors_writer import specs_of, write_safetensors
+from rst.checkpoints.checkpoint import open_checkpoint
+from rst.files.atomic import atomic_write
+from rst.files.safetensors_writer import specs_of, write_safetensors
 from rst.sync.chain import read_pointer
 from rst.sync.follower import Follower
 from rst.sync.store import Store, open_store

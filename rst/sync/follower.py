@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from rst.delta import SparseDelta
+from rst.delta.sparse_delta import SparseDelta
 from rst.sync.anchor import last_anchor, read_anchor
 from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
 from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError, ChainStateError

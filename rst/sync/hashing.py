@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rst.exactness import bits
-from rst.worker_pool import on_all_cores
+from rst.numerics.exactness import bits
+from rst.numerics.worker_pool import on_all_cores
 
 MASK = (1 << 64) - 1
 _PLACE, _VALUE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd

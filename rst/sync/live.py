@@ -4,7 +4,7 @@ from collections.abc import Mapping, MutableMapping
 
 from torch import Tensor, nn
 
-from rst.checkpoints import Weights, open_checkpoint
+from rst.checkpoints.checkpoint import Weights, open_checkpoint
 from rst.errors import ParameterMismatchError
 
 Model = nn.Module | MutableMapping[str, Tensor]

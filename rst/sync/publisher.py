@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rst.base_weights import BaseWeights
-from rst.checkpoints import Weights
+from rst.checkpoints.checkpoint import Weights
 from rst.config import BaseStorage
-from rst.delta import BaseIdentity, Encoding, SparseDelta
+from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
+from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import ConfigError, RSTError
-from rst.exactness import bits
-from rst.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
+from rst.numerics.exactness import bits
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import Link, Pointer, delta_name, header, read_pointer, write_pointer
 from rst.sync.errors import ChainConflictError, ChainOrderError
@@ -24,6 +23,7 @@ from rst.sync.live import check_same_tensors, live_weights
 from rst.sync.state import sum_of_change, sum_of_state, to_text
 from rst.sync.store import Store, open_store
 from rst.sync.sweeping import sweep
+from rst.training.base_weights import BaseWeights
 
 
 @dataclass(frozen=True)

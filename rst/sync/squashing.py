@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from rst.delta import SparseDelta
+from rst.delta.parameter_delta import ParameterDelta
+from rst.delta.sparse_delta import SparseDelta
+from rst.delta.validation import validate
 from rst.errors import ParameterMismatchError
-from rst.parameter_delta import ParameterDelta
 from rst.sync.chain import Link, header, link_of
 from rst.sync.errors import ChainOrderError
-from rst.validation import validate
 
 
 def squash(first: SparseDelta, second: SparseDelta) -> SparseDelta:

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rst.fingerprint import digest_text
-from rst.parameter_delta import check_real
+from rst.delta.parameter_delta import check_real
+from rst.numerics.fingerprint import digest_text
 from rst.sync.hashing import MASK, gain_at, mix, sum_of_all
 
 

@@ -15,15 +15,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from rst.atomic import sync_to_disk
-from rst.delta import SparseDelta
+from rst.delta.header import to_json
+from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
-from rst.fingerprint import digest_file
-from rst.records import to_json
-from rst.safetensors_writer import specs_of, write_safetensors
-from rst.strict_json import parse_json, typed
+from rst.files.atomic import sync_to_disk
+from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.files.strict_json import parse_json, typed
+from rst.files.temporaries import temporary_beside
+from rst.numerics.fingerprint import digest_file
 from rst.sync.errors import ChainDamageError, ChainGapError, ChainOrderError
-from rst.temporaries import temporary_beside
 
 Kind = Literal["full", "delta"]
 _RECORD, _FILE_OF = "version.json", {"full": "model.safetensors", "delta": "delta.safetensors"}

@@ -15,7 +15,7 @@ from benchmarks.layouts import ESCAPE, LAYOUTS, encode_gaps, int32_absolute, shi
 from benchmarks.storage import first_blocks, run
 from benchmarks.storage_measurement import FILES
 from rst import export
-from rst.exactness import bit_equal, bits
+from rst.numerics.exactness import bit_equal, bits
 
 
 @pytest.fixture(scope="module")

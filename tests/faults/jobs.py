@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rst import ResidualSparseTrainer, SparseDelta, export, merge
-from rst.adapter_folder import read_adapter, write_adapter
 from rst.cli import main
 from rst.errors import RSTError
 from rst.interop.task_vector import to_task_vector
+from rst.live.adapter_folder import read_adapter, write_adapter
 from rst.sync import Publisher, read_version, write_version
 from rst.sync.checkpoint_follower import follow_into
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rst import RSTConfig, RSTModel, SparseDelta, export, get_rst_model
-from rst.exactness import bit_equal
-from rst.patch import Patch
+from rst.live.patch import Patch
+from rst.numerics.exactness import bit_equal
 
 State = dict[str, Tensor]
 # where weights and bookkeeping are changed; to prepare a delta changes neither

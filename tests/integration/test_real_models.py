@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rst import ResidualSparseTrainer, RSTConfig, SparseDelta, export, merge, open_checkpoint
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 from tests.conftest import SHARED_DATA
 
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor, nn
 
 from rst import ConfigError, RSTConfig, RSTError, RSTModel, combine, export, merge
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 from tests.strategies import FLOAT_DTYPES, vectors
 
 Dense = dict[str, Tensor]

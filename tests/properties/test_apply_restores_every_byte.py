@@ -7,7 +7,7 @@ from hypothesis import given
 from torch import nn
 
 from rst import SparseDelta, export
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 from tests.strategies import FLOAT_DTYPES, pairs
 
 

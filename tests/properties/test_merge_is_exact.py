@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rst import export, merge
-from rst.exactness import bit_equal, bits
+from rst.numerics.exactness import bit_equal, bits
 from tests.strategies import pairs
 
 

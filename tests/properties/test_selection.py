@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rst import NonFiniteError, RSTConfig
-from rst.exactness import bit_equal
-from rst.kth_magnitude import kth_largest
-from rst.projection import project_
+from rst.numerics.exactness import bit_equal
+from rst.numerics.kth_largest import kth_largest
 from rst.schedule import Linear
-from rst.selection import select_
+from rst.training.projection import project_
+from rst.training.selection import select_
 from tests.strategies import FLOAT_DTYPES, pairs, vectors
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rst import RSTConfig, RSTModel, SparseDelta, get_rst_model
-from rst.adapter_folder import write_adapter
+from rst.live.adapter_folder import write_adapter
 from rst.schedule import Linear
 from tests.fuzz.json_mutation import dump, mutate_json, parse
 from tests.fuzz.safetensors_mutation import mutate_safetensors, mutate_text

@@ -11,9 +11,9 @@ from tempfile import mkdtemp
 import torch
 from torch import Tensor
 
-from rst.exactness import bit_equal
-from rst.fingerprint import digest_text
-from rst.records import to_json
+from rst.delta.header import to_json
+from rst.numerics.exactness import bit_equal
+from rst.numerics.fingerprint import digest_text
 from rst.sync import Follower, Publisher, verify
 from rst.sync.anchor import read_anchor
 from rst.sync.chain import read_delta, read_pointer

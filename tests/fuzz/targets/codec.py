@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rst.codec import compress, decompress
+from rst.delta.pcodec_stream import compress, decompress
 from tests.fuzz.byte_mutation import mutate_bytes
 from tests.fuzz.target import Target
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from torch.distributed import checkpoint
 
-from rst.checkpoints import Checkpoint
+from rst.checkpoints.checkpoint import Checkpoint
 from tests.fuzz.pickle_mutation import mutate_pickle
 from tests.fuzz.target import Target
 from tests.fuzz.targets import weights

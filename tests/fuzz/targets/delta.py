@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rst import SparseDelta, convert, export, merge
-from rst.delta import Encoding
-from rst.exactness import bit_equal
-from rst.model_card import model_card
+from rst.delta.sparse_delta import Encoding
+from rst.live.model_card import model_card
+from rst.numerics.exactness import bit_equal
 from tests.fuzz.safetensors_mutation import mutate_safetensors
 from tests.fuzz.target import FuzzError, Target
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rst.checkpoints import Checkpoint
+from rst.checkpoints.checkpoint import Checkpoint
 from tests.fuzz.pickle_mutation import mutate_pickle, mutate_zip
 from tests.fuzz.target import Target
 from tests.fuzz.targets.delta import State, base, tuned

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rst.checkpoints import Checkpoint
+from rst.checkpoints.checkpoint import Checkpoint
 from tests.fuzz.safetensors_mutation import mutate_text
 from tests.fuzz.target import Target
 from tests.fuzz.targets.weights import read

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import save_file
 
 from rst import export, merge, open_checkpoint
-from rst.checkpoints import Checkpoint
+from rst.checkpoints.checkpoint import Checkpoint
 from tests.fuzz.safetensors_mutation import mutate_safetensors
 from tests.fuzz.target import Target
 from tests.fuzz.targets.delta import base, tuned

@@ -7,8 +7,8 @@ import torch
 
 import rst as library
 from rst.cli.combine import MajoritySignMethod, Method
-from rst.combination import MajoritySignMethod as AllSignMethods
-from rst.combination import Method as AllMethods
+from rst.operations.combine import MajoritySignMethod as AllSignMethods
+from rst.operations.combine import Method as AllMethods
 from tests.rst.cli.conftest import files, is_one_sentence, read
 
 

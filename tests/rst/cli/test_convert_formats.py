@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import rst as library
-from rst.adapter_folder import write_adapter
-from rst.checkpoints import open_checkpoint
+from rst.checkpoints.checkpoint import open_checkpoint
+from rst.live.adapter_folder import write_adapter
 from tests.rst.cli.conftest import files, is_one_sentence, read, same_bytes
 from tests.rst.interop.conftest import RENAMED, save, tiny_llama
 

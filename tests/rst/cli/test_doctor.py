@@ -14,7 +14,7 @@ from rst.doctor import backends, speeds
 from rst.doctor.advice import advice
 from rst.doctor.backends import Backends
 from rst.doctor.versions import Extra, core_versions, extras
-from rst.projection_compiled import compiles
+from rst.training.projection_compiled import compiles
 
 MEASURED = {"memory copy", "projection, eager", "pcodec decoding", "disk write", "disk read"}
 FINE = Backends(

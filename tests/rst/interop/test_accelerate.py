@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rst import Linear, ResidualSparseTrainer, RSTConfig
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 
 accelerate = pytest.importorskip("accelerate")
 

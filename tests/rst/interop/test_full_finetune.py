@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from rst import export, merge
 from rst.cli import main
-from rst.exactness import bit_equal
 from rst.interop.model_folder import load_model
+from rst.numerics.exactness import bit_equal
 from tests.rst.interop.conftest import save, tiny_bert, tiny_llama
 
 

@@ -18,7 +18,7 @@ from rst import (
     SparseDelta,
     export,
 )
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 
 pl = pytest.importorskip("lightning.pytorch")
 

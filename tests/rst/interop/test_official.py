@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rst import CheckpointError, NonFiniteError, ParameterMismatchError, SparseDelta, from_official, merge
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 
 State = dict[str, Tensor]
 

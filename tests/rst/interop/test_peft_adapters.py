@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rst import CheckpointError, NonFiniteError, ParameterMismatchError, SparseDelta, from_peft, merge, to_shira
-from rst.checkpoints import open_checkpoint
-from rst.exactness import bit_equal
+from rst.checkpoints.checkpoint import open_checkpoint
+from rst.numerics.exactness import bit_equal
 from tests.rst.interop.conftest import RENAMED, save, tiny_bert, tiny_llama
 
 pytestmark = [

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rst import export, merge
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 
 
 def test_a_merged_folder_of_shards_is_loaded(tmp_path: Path) -> None:

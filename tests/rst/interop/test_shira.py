@@ -22,10 +22,10 @@ from rst import (
     merge,
     to_shira,
 )
-from rst.checkpoints import open_checkpoint
-from rst.exactness import bit_equal
+from rst.checkpoints.checkpoint import open_checkpoint
 from rst.interop.model_folder import load_model
 from rst.interop.shira_rank import Layer, choose_rank
+from rst.numerics.exactness import bit_equal
 from tests.rst.interop.conftest import RENAMED, save, tiny_bert, tiny_llama
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -22,7 +22,7 @@ from rst import (
     export,
     get_rst_model,
 )
-from rst.exactness import bit_equal
+from rst.numerics.exactness import bit_equal
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,0 +1,1 @@
+"""Weights in any file or folder, as mappings from names to tensors."""

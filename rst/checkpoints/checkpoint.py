@@ -1,0 +1,271 @@
+"""Checkpoints as lazy mappings from canonical names to CPU tensors, whatever file, folder or object they come from."""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state
+from rst.checkpoints.unpickling import check_tensors, unpickle
+from rst.errors import CheckpointError
+from rst.files.file_stamp import FileStamp
+from rst.files.mapped_memory import release
+from rst.files.strict_json import parse_json, strings
+from rst.naming import canonical_names, own_prefix, unwrap
+
+PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
+_DCP_FILE = ".metadata"
+_FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    _DCP_FILE,
+)
+RECORD_FILE = "rst_trainer.pt"
+_LONGEST_NAME = 255  # bytes, of any file system
+
+Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Tensor]):
+    """Weights by canonical name; a tensor is read when it is asked for.
+
+    Attributes:
+        source: path or description, for messages.
+        original_names: canonical name to the name in the file.
+        tied: names that share the memory of another, to that other name.
+        record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
+        container: the whole unpickled object, for writing it back with other weights.
+        mapped: whether the tensors are mapped from files that only this object has opened.
+        stamps: those files as they were when they were opened, by a tensor's name in the file.
+        outlines: by the name in the file tensors on the meta device, where reading the values takes long.
+    """
+
+    source: str
+    original_names: Mapping[str, str]
+    read: Callable[[str], Tensor]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+    container: Any = None
+    mapped: bool = False
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict)
+    outlines: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
+        original = self.original_names[name]
+        if stamp := self.stamps.get(original):
+            stamp.check()
+        try:
+            return self.read(original)
+        except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor, without reading it."""
+        return name in self.original_names
+
+    def outline(self, name: str) -> Tensor:
+        """A tensor of the same dtype and shape, whose values must not be read. Raises as reading it does."""
+        found = self.outlines.get(self.original_names[name])
+        return self[name] if found is None else found
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file that tensors are mapped from was written to since it was opened."""
+        for stamp in set(self.stamps.values()):
+            stamp.check()
+
+    def release(self, name: str) -> None:
+        """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
+        if self.mapped and name in self:
+            release(self[name])
+
+    def named_as(self, names: Collection[str]) -> "Checkpoint":
+        """These weights under names that fit those of the module itself, whose only child may be called `module`.
+
+        A checkpoint alone does not tell such a child from a wrapper, so its canonical names lack `module.`.
+        """
+        prefix = own_prefix(names)
+        if not prefix or any(name in self for name in names):
+            return self
+        return replace(
+            self,
+            original_names={prefix + name: original for name, original in self.original_names.items()},
+            tied={prefix + alias: prefix + owner for alias, owner in self.tied.items()},
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        """Canonical names."""
+        return iter(self.original_names)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self.original_names)
+
+
+def open_checkpoint(weights: Weights) -> Checkpoint:
+    """Open weights for reading, tensor by tensor.
+
+    Args:
+        weights: a `.safetensors` file, a `.safetensors.index.json` or `.bin.index.json` of shards, a pickled
+            checkpoint (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`; plain, or nested under `state_dict` or `model`), a
+            model folder (also a `checkpoint-N` of transformers), a folder of torch.distributed.checkpoint, a state
+            dict, or a module. Pickles are read with `weights_only=True`.
+
+    Raises:
+        CheckpointError: nothing there, not readable, or without weights.
+    """
+    if isinstance(weights, nn.Module):
+        module = unwrap(weights)
+        state = module.state_dict(keep_vars=True)
+        return _from_mapping({k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}, type(module).__name__)
+    if isinstance(weights, Mapping):
+        return _from_mapping(weights, "state dict")
+    opened = _open_file(_resolve(Path(weights)))
+    beside = Path(weights) / RECORD_FILE
+    return replace(opened, record=_read_record(beside)) if beside.is_file() else opened
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.name == _DCP_FILE:
+        return _from_dcp(path.parent)
+    if path.name.endswith(".index.json"):
+        return _from_shards(path)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path)
+    if path.suffix in PICKLED_SUFFIXES:
+        return _from_pickle(path)
+    known = ", ".join((".safetensors", ".index.json", *PICKLED_SUFFIXES))
+    raise CheckpointError(f"{path}: unknown kind of checkpoint; known are {known} and model folders")
+
+
+def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `open_checkpoint` reads for a path: itself, what a folder stands for, an index and its shards.
+
+    Raises:
+        CheckpointError: nothing there, or the index of shards is not readable.
+    """
+    file = _resolve(Path(path))
+    record = Path(path) / RECORD_FILE
+    beside = [record] if record.is_file() else []
+    if file.name == _DCP_FILE:
+        beside += sorted(file.parent.glob("*.distcp"))
+    if file.name.endswith(".index.json"):
+        beside += [file.parent / shard for shard in sorted(set(_read_index(file).values()))]
+    return [file, *beside]
+
+
+def _resolve(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path}: the folder has none of {', '.join(_FOLDER_FILES)}")
+
+
+def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
+    if not state:
+        raise CheckpointError(f"{source}: holds no tensors")
+    names = _original_names(state)
+    return Checkpoint(source, names, state.__getitem__, _find_tied(names, state))
+
+
+def _original_names(names: Iterable[str]) -> dict[str, str]:
+    """Plain name to the name in the file."""
+    return {plain: original for original, plain in canonical_names(names).items()}
+
+
+def _find_tied(names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+    first: dict[tuple[Any, ...], str] = {}
+    tied = {}
+    for plain, original in names.items():
+        tensor = state[original]
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            continue
+        view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if (owner := first.setdefault(view, plain)) != plain:
+            tied[plain] = owner
+    return tied
+
+
+def _from_safetensors(path: Path) -> Checkpoint:
+    try:
+        stamp = FileStamp.of(path)
+        file = safe_open(path, framework="pt")
+        names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    if not names:
+        raise CheckpointError(f"{path}: holds no tensors")
+    stamps = dict.fromkeys(names, stamp)
+    return Checkpoint(str(path), _original_names(names), file.get_tensor, mapped=True, stamps=stamps)
+
+
+def _from_shards(path: Path) -> Checkpoint:
+    weight_map = _read_index(path)
+    if not weight_map:
+        raise CheckpointError(f"{path}: holds no tensors")
+    shards = {file_name: _open_file(_resolve(path.parent / file_name)) for file_name in sorted({*weight_map.values()})}
+    readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
+    stamps = {name: stamp for shard in shards.values() for name, stamp in shard.stamps.items()}
+    names = _original_names(weight_map)
+    return Checkpoint(str(path), names, lambda name: readers[name](name), mapped=True, stamps=stamps)
+
+
+def _from_dcp(folder: Path) -> Checkpoint:
+    from rst.checkpoints.dcp import open_dcp  # torch.distributed.checkpoint takes a second to import
+
+    weights = open_dcp(folder)
+    names = _original_names(weights)
+    return Checkpoint(str(folder), names, weights.__getitem__, record=weights.record, outlines=weights.outlines)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map: dict[str, str] = parse_json(path.read_bytes())["weight_map"]
+        shards = set(strings(list(weight_map.values()), "weight_map"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
+    for name in shards:
+        plain = Path(name).name == name and "\0" not in name and len(name.encode()) <= _LONGEST_NAME
+        if not plain or Path(name).suffix not in (".safetensors", *PICKLED_SUFFIXES):
+            raise CheckpointError(f"{path}: shard {name[:99]!r} is not a plain file name in the same folder")
+    return weight_map
+
+
+def _from_pickle(path: Path) -> Checkpoint:
+    stamp = FileStamp.of(path)
+    container = unpickle(path)
+    try:
+        state = find_state(container)
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: holds itself") from error
+    if state is None:
+        raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(NESTED_UNDER)}")
+    check_tensors(str(path), state, path.stat().st_size)
+    found = _from_mapping(state, str(path))
+    stamps = dict.fromkeys(state, stamp)
+    return replace(found, record=_record_in(path, container), container=container, mapped=True, stamps=stamps)
+
+
+def _read_record(path: Path) -> Mapping[str, Any] | None:
+    return _record_in(path, unpickle(path))
+
+
+def _record_in(path: Path, container: Any) -> Mapping[str, Any] | None:
+    """The trainer's record in what was unpickled from `path`, if there is one."""
+    record = find_record(container)
+    tensors = [record.get("base"), record.get("buffers")] if record else []
+    for part in tensors:
+        if isinstance(part, Mapping):
+            check_tensors(str(path), part, path.stat().st_size)
+    return record

@@ -1,0 +1,1 @@
+"""A sparse delta as a value, and its file."""

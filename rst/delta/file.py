@@ -1,0 +1,171 @@
+"""`delta.safetensors`, format 1: a delta's arrays in one of two encodings, and metadata that prove them.
+
+The arrays of the parameters are laid out by `rst.delta.coo` (readable by anyone) or `rst.delta.packed` (small).
+`p.dense` is a tensor stored whole, in both.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from torch import Tensor
+
+from rst.delta import coo, packed
+from rst.delta.header import read_records, to_json, write_records
+from rst.delta.parameter_delta import Op, ParameterDelta
+from rst.delta.seal import BLANK, is_intact, seal
+from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
+from rst.delta.validation import validate
+from rst.errors import ConfigError, DeltaFormatError
+from rst.files.atomic import atomic_write
+from rst.files.safetensors_reader import read_safetensors
+from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.files.strict_json import check_depth, parse_json, strings, typed
+from rst.version import __version__
+
+FORMAT = "rst"
+FORMAT_VERSION = 1
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, MemoryError)
+
+
+def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
+    """Write a delta, atomically; the same delta gives the same bytes.
+
+    Args:
+        delta: with whatever operation its parameters have; `rst.convert` changes it.
+        path: the file.
+        encoding: "coo" is readable with safetensors alone, "packed" takes a third of the bytes or less.
+
+    Raises:
+        ConfigError: an unknown encoding.
+        DeltaFormatError: the delta is malformed (built by hand), or has a dtype that safetensors lacks.
+        ParameterMismatchError: its parameters mix operations. Nothing is written then either.
+        OSError: the folder is missing, read-only or full.
+    """
+    if encoding not in get_args(Encoding):
+        raise ConfigError(f"encoding={encoding!r}: choose one of {list(get_args(Encoding))}")
+    validate(delta.parameters, "delta")
+    _check_names("delta", delta)
+    parameters = {name: change.to("cpu") for name, change in delta.parameters.items()}
+    metadata = _metadata(delta, encoding)
+    records = write_records(parameters)
+    if encoding == "packed":
+        arrays = packed.to_arrays(parameters) | {"records": packed.pack_records(records)}
+    else:
+        arrays = coo.to_arrays(parameters)
+        metadata["parameters"] = records
+    for name, tensor in delta.dense.items():
+        arrays[f"{name}.dense"] = tensor.detach().cpu().contiguous()
+    metadata["digest"] = BLANK
+    specs = specs_of(arrays)
+    with atomic_write(path) as temporary:
+        write_safetensors(temporary, specs, (arrays[name] for name in specs), metadata)
+        seal(temporary)
+
+
+def load(path: str | os.PathLike[str]) -> SparseDelta:
+    """Read a delta and check all of it: version, digest, and every array's dtype, length, order and range.
+
+    Raises:
+        CheckpointError: there is no such file.
+        DeltaFormatError: anything in it is not as it should be.
+    """
+    source = str(path)
+    contents = read_safetensors(source)
+    _check_version(source, contents.metadata)
+    if not is_intact(contents.data, contents.metadata.get("digest", "")):
+        raise DeltaFormatError(f"{source}: the digest does not fit the contents; the file was altered or damaged")
+    try:
+        return _rebuild(source, contents.metadata, contents.arrays)
+    except _DAMAGE as error:
+        raise DeltaFormatError(f"{source}: malformed metadata ({type(error).__name__}: {error})") from error
+
+
+def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
+    base = {"name": delta.base.name, "revision": delta.base.revision, "weights": delta.base.weights}
+    return {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "library_version": __version__,
+        "op": delta.op,
+        "encoding": encoding,
+        "nnz": str(delta.nnz),
+        "dsp": str(delta.dsp()),
+        "config": to_json(dict(delta.config)),
+        "base": to_json(base | {"fingerprint": delta.fingerprint()}),
+        "dense": to_json({"names": sorted(delta.dense), "buffers": sorted(delta.buffers)}),
+        "tied": to_json(dict(delta.tied)),
+    }
+
+
+def _check_version(source: str, metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        found = f'format is {metadata.get("format")!r}, wanted "{FORMAT}"'
+        raise DeltaFormatError(f"{source}: not an RST delta ({found}); rst export makes one of two checkpoints")
+    version = metadata.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise DeltaFormatError(f"{source}: format version {version}; this library reads version {FORMAT_VERSION}")
+    for setting, known in (("encoding", get_args(Encoding)), ("op", get_args(Op))):
+        if metadata.get(setting) not in known:
+            written_by = metadata.get("library_version", "of unknown version")
+            raise DeltaFormatError(
+                f"{source}: {setting} {metadata.get(setting)!r}, written by rst {written_by}; "
+                f"rst {__version__} reads {list(known)}"
+            )
+
+
+def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> SparseDelta:
+    parameters = _read_parameters(source, metadata, arrays)
+    validate(parameters, source)
+    whole = parse_json(metadata["dense"])
+    dense = {name: arrays.pop(f"{name}.dense") for name in strings(whole["names"], "dense")}
+    if arrays:
+        raise DeltaFormatError(f"{source}: {len(arrays)} arrays that the metadata lacks, first {min(arrays)!r}")
+    delta = SparseDelta(
+        parameters=parameters,
+        dense=dense,
+        buffers=frozenset(strings(whole["buffers"], "buffers")),
+        tied=_read_ties(metadata["tied"]),
+        base=_read_base(metadata["base"]),
+        config=check_depth(_mapping(metadata["config"])),
+    )
+    _check_names(source, delta)
+    return delta
+
+
+def _read_base(text: str) -> BaseIdentity:
+    base, name_or_none = _mapping(text), (str, type(None))
+    weights = typed(base, "weights", int)
+    if not 0 <= weights < 1 << 64:
+        raise ValueError(f"{weights} compared weights")
+    return BaseIdentity(typed(base, "name", *name_or_none), typed(base, "revision", *name_or_none), weights)
+
+
+def _read_ties(text: str) -> dict[str, str]:
+    tied = _mapping(text)
+    strings(list(tied.values()), "tied")
+    return tied
+
+
+def _check_names(source: str, delta: SparseDelta) -> None:
+    """Raise `DeltaFormatError` if one name means two tensors."""
+    for what, names in (("changed", delta.parameters), ("stored whole", delta.dense)):
+        if alias := min(delta.tied.keys() & names.keys(), default=None):
+            raise DeltaFormatError(f"{source}: {alias} is tied to {delta.tied[alias]} and {what} itself")
+    if name := min(delta.parameters.keys() & delta.dense.keys(), default=None):
+        raise DeltaFormatError(f"{source}: {name} is changed and stored whole")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise TypeError(f"{text[:99]} is no mapping")
+    return found
+
+
+def _read_parameters(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> dict[str, ParameterDelta]:
+    op: Op = metadata["op"]  # type: ignore[assignment]  # checked with the version
+    if metadata["encoding"] == "packed":
+        text = packed.unpack_records(source, arrays.pop("records"))
+        return packed.from_arrays(source, read_records(text, op), arrays)
+    return coo.from_arrays(source, read_records(metadata["parameters"], op), arrays)

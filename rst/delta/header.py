@@ -1,0 +1,63 @@
+"""What a delta file says of each parameter besides its arrays, in JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, stored_op
+from rst.errors import DeltaFormatError
+from rst.files.strict_json import parse_json, typed
+from rst.numerics.dtypes import DTYPE_OF_NAME, NAME_OF_DTYPE
+
+_MOST_DIMENSIONS = 64
+
+
+@dataclass(frozen=True)
+class Record:
+    """One parameter's shape and dtype, digests of its base, and what its values are."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    base: BaseDigests | None
+    op: Op
+
+    @property
+    def numel(self) -> int:
+        """Number of weights; may exceed what torch can count, if a stranger's file says so."""
+        return math.prod(self.shape)
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON, the same for the same contents."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def write_records(parameters: Mapping[str, ParameterDelta]) -> str:
+    """Describe parameters in JSON, in their order, which `rst.delta.packed` relies on. Raises `DeltaFormatError`."""
+    return json.dumps({name: _describe(name, change) for name, change in parameters.items()}, separators=(",", ":"))
+
+
+def _describe(name: str, change: ParameterDelta) -> dict[str, Any]:
+    if change.dtype not in NAME_OF_DTYPE:
+        raise DeltaFormatError(f"{name}: safetensors has no {change.dtype}")
+    record: dict[str, Any] = {"shape": list(change.shape), "dtype": NAME_OF_DTYPE[change.dtype]}
+    if change.base is not None:
+        record |= {"base": change.base.whole, "touched": change.base.touched}
+    return record
+
+
+def read_records(text: str, op: Op) -> dict[str, Record]:
+    """Invert `write_records` for a file with operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
+    return {name: _parse(record, op) for name, record in parse_json(text).items()}
+
+
+def _parse(record: Mapping[str, Any], op: Op) -> Record:
+    shape, dtype = typed(record, "shape", list), DTYPE_OF_NAME[record["dtype"]]
+    if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
+        raise ValueError(f"{str(shape)[:99]} is no shape")
+    base = BaseDigests(typed(record, "base", str), typed(record, "touched", str)) if "base" in record else None
+    return Record(tuple(shape), dtype, base, stored_op(op, dtype))

@@ -1,0 +1,306 @@
+"""The change of one parameter: where, by how much, and the few absolute values that no residual can express."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
+from rst.numerics.difference import changed_positions
+from rst.numerics.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals, from_ordered_keys, ordered_keys
+from rst.numerics.fingerprint import digest
+
+Op = Literal["add", "replace", "step"]
+_INT32_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True)
+class BaseDigests:
+    """What the base looked like: `whole` over every element of w0, `touched` over those at the changed positions."""
+
+    whole: str
+    touched: str
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterDelta:
+    """The sparse change of one parameter from w0 to wt, exact by construction.
+
+    What `values` are is said by `op`:
+
+    - "add": residuals `w_sp = wt - w0` (Eq. 16), with the tuned value itself where no residual leads to it.
+    - "replace": the tuned values. Idempotent, needs no base, and is all there is for dtypes without residuals.
+    - "step": `key(wt) - key(w0)` of `rst.numerics.exactness.ordered_keys`, modulo 2^width: small integers that
+      compress well, and whose sums are exact.
+
+    Attributes:
+        indices: flat row-major positions, sorted and unique, shape (nnz,), int32 (int64 where numel >= 2^31).
+        values: shape (nnz,), in the parameter's dtype, residuals all finite; steps in the signed integer of its width.
+        shape: the parameter's shape.
+        dtype: the parameter's dtype.
+        exact_indices: positions, among `indices`, whose value the residual misses; shape (m,). Empty unless "add".
+        exact_values: the tuned values there, shape (m,), in the parameter's dtype.
+        base: digests of w0, None after arithmetic.
+        op: the meaning of `values`. Float8 and integers have no "add".
+    """
+
+    indices: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    exact_indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    exact_values: Tensor | None = None
+    base: BaseDigests | None = None
+    op: Op = "add"
+    _writes_when_checked: tuple[int, ...] | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def between(
+        cls, name: str, base: Tensor, tuned: Tensor, threshold: float | None = None, op: Op = "add"
+    ) -> "ParameterDelta":
+        """Extract the change from `base` to `tuned`: the entries that Eq. 17 keeps, without full-size temporaries.
+
+        Args:
+            name: the parameter's name, for messages.
+            base: w0, any shape.
+            tuned: wt, same shape and dtype.
+            threshold: tau, for dtypes with residuals; None keeps every entry whose bits differ.
+            op: what to store; "add" gives way to "replace" for dtypes without residuals.
+
+        Raises:
+            ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
+            NonFiniteError: `tuned` has a NaN.
+        """
+        check_real(name, tuned)
+        positions, origin, target = changed_weights(name, base, tuned)
+        if threshold is not None and base.dtype in RESIDUAL_DTYPES:
+            keep = (target - origin).abs() > threshold
+            positions, origin, target = positions[keep], origin[keep], target[keep]
+        digests = BaseDigests(digest(base), digest(origin)) if positions.numel() else None
+        return cls.at(positions, origin, target, base.shape, digests, op)
+
+    @classmethod
+    def at(
+        cls,
+        positions: Tensor,
+        origin: Tensor,
+        target: Tensor,
+        shape: Sequence[int],
+        digests: BaseDigests | None,
+        op: Op = "add",
+    ) -> "ParameterDelta":
+        """Express the change from `origin` to `target`, w0 and wt at `positions`, all of shape (nnz,)."""
+        indices, dtype = positions.to(index_dtype(torch.Size(shape).numel())), origin.dtype
+        nothing, op = indices[:0], stored_op(op, dtype)
+        if op == "replace":
+            return cls(indices, target, tuple(shape), dtype, nothing, target[:0], digests, op)
+        if op == "step":
+            steps = ordered_keys(target) - ordered_keys(origin)
+            return cls(indices, steps, tuple(shape), dtype, nothing, target[:0], digests, op)
+        residuals, failed = exact_residuals(origin, target)
+        return cls(indices, residuals, tuple(shape), dtype, indices[failed], target[failed], digests, op)
+
+    @property
+    def nnz(self) -> int:
+        """Number of changed weights."""
+        return self.indices.numel()
+
+    @property
+    def numel(self) -> int:
+        """Number of weights of the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in memory."""
+        arrays = (self.indices, self.values, self.exact_indices, self.overlay)
+        return sum(array.nbytes for array in arrays)
+
+    @property
+    def density(self) -> float:
+        """Changed share of the parameter, in [0, 1]; 0 for an empty one."""
+        return self.nnz / self.numel if self.numel else 0.0
+
+    @property
+    def overlay(self) -> Tensor:
+        """The absolute values at `exact_indices`; empty if there are none."""
+        return torch.empty(0, dtype=self.dtype) if self.exact_values is None else self.exact_values
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether `mark_checked` was called and no array has been written since, as far as torch counts writes."""
+        return self._writes_when_checked is not None and self._writes_when_checked == self._writes()
+
+    def mark_checked(self) -> None:
+        """Remember that the change is well formed; copies do not. For `rst.delta.validation`."""
+        object.__setattr__(self, "_writes_when_checked", self._writes())
+
+    def _writes(self) -> tuple[int, ...] | None:
+        arrays = (self.indices, self.values, self.exact_indices, self.overlay)
+        try:
+            return tuple([array._version for array in arrays])
+        except RuntimeError:  # torch counts no writes to tensors made in inference mode
+            return None
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled and copied: not that it was checked."""
+        return {**self.__dict__, "_writes_when_checked": None}
+
+    def tuned_values(self, origin: Tensor) -> Tensor:
+        """Compute wt at `indices` from `origin`, w0 at `indices`. Shape (nnz,)."""
+        if self.op == "replace":
+            return self.values
+        if self.op == "step":
+            return from_ordered_keys(ordered_keys(origin) + self.values, self.dtype)
+        tuned = origin + self.values
+        tuned[torch.searchsorted(self.indices, self.exact_indices)] = self.overlay
+        return tuned
+
+    def check_touched(self, name: str, found: str) -> None:
+        """Raise `WrongBaseError` unless `found`, the digest of w0 at `indices`, is the recorded one, if any is."""
+        if self.base is not None and found != self.base.touched:
+            raise WrongBaseError(
+                f"{name}: the base's values at the {self.nnz} changed positions are not those the delta was made from"
+            )
+
+    def to(self, device: torch.device | str) -> "ParameterDelta":
+        """Copy to a device."""
+        return replace(
+            self,
+            indices=self.indices.to(device),
+            values=self.values.to(device),
+            exact_indices=self.exact_indices.to(device),
+            exact_values=self.overlay.to(device),
+        )
+
+    def to_coo(self) -> Tensor:
+        """The residuals as an N-D `torch.sparse_coo_tensor`, coalesced, without the overlay.
+
+        Raises:
+            ParameterMismatchError: the values are no residuals.
+        """
+        self._refuse("replace", "step")
+        axes = torch.unravel_index(self.indices.long(), self.shape) if self.shape else ()
+        where = torch.stack(axes) if axes else torch.empty(0, self.nnz, dtype=torch.int64)
+        return torch.sparse_coo_tensor(where, self.values, self.shape, is_coalesced=True, check_invariants=True)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where every position, every bit of every value, shape, dtype and base agree."""
+        if not isinstance(other, ParameterDelta):
+            return NotImplemented
+        return (
+            (self.shape, self.dtype, self.base, self.op) == (other.shape, other.dtype, other.base, other.op)
+            and torch.equal(self.indices, other.indices)
+            and torch.equal(self.exact_indices, other.exact_indices)
+            and bit_equal(self.values, other.values)
+            and bit_equal(self.overlay, other.overlay)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Sizes, not the arrays."""
+        return f"ParameterDelta({self.nnz} of {self.numel} {self.dtype} {self.shape}, {self.overlay.numel()} exact)"
+
+    def __mul__(self, factor: float) -> "ParameterDelta":
+        """Scale the residuals (task arithmetic): rounded, so without the overlay."""
+        self._refuse("replace", "step")
+        return self._without_base(self.indices, self.values * factor)
+
+    def __add__(self, other: "ParameterDelta") -> "ParameterDelta":
+        """Add two changes of one parameter: residuals rounded, so without the overlay; steps exactly, as a chain."""
+        if (self.shape, self.dtype, self.op) != (other.shape, other.dtype, other.op):
+            raise ParameterMismatchError(
+                f'cannot add op "{other.op}" {other.dtype} {other.shape} to op "{self.op}" {self.dtype} {self.shape}'
+            )
+        self._refuse("replace")
+        indices, slot = torch.unique(torch.cat([self.indices, other.indices]), return_inverse=True)
+        values = torch.zeros(indices.numel(), dtype=self.values.dtype, device=self.values.device)
+        first = self.indices.numel()
+        values[slot[:first]] = self.values
+        values[slot[first:]] += other.values
+        return self._without_base(indices, values)
+
+    def _without_base(self, indices: Tensor, values: Tensor) -> "ParameterDelta":
+        changed = values != 0
+        nothing = torch.empty(0, dtype=self.dtype, device=values.device)
+        return replace(
+            self,
+            indices=indices[changed],
+            values=values[changed],
+            exact_indices=indices[:0],
+            exact_values=nothing,
+            base=None,
+        )
+
+    def _refuse(self, *ops: Op) -> None:
+        if self.op in ops:
+            raise ParameterMismatchError(
+                f'the {self.dtype} values are stored with op "{self.op}", which has no residuals; rst.convert gives '
+                f"them to {', '.join(str(dtype).removeprefix('torch.') for dtype in RESIDUAL_DTYPES)}"
+            )
+
+
+def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where two tensors of one device differ in any bit.
+
+    Returns:
+        `(positions, origin, target)`: sorted flat positions, int64, and w0 and wt there; all of shape (nnz,).
+
+    Raises:
+        ParameterMismatchError: shapes or dtypes differ.
+        NonFiniteError: `tuned` has a NaN.
+    """
+    check_like(name, tuned, base)
+    flat_base, flat_tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
+    positions, may_have_nan = changed_positions(flat_base, flat_tuned)
+    if may_have_nan:
+        check_no_nan(name, tuned)
+    return positions, gather(flat_base, positions), gather(flat_tuned, positions)
+
+
+def stored_op(op: Op, dtype: torch.dtype) -> Op:
+    """What `op` means for a dtype: float8 and integers have no residuals, so "add" is "replace" there."""
+    return "replace" if op == "add" and dtype not in RESIDUAL_DTYPES else op
+
+
+def index_dtype(numel: int) -> torch.dtype:
+    """The dtype of positions in a tensor of `numel` elements."""
+    return torch.int32 if numel < _INT32_LIMIT else torch.int64
+
+
+def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
+    """Raise `ParameterMismatchError` unless shape and dtype agree."""
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        raise ParameterMismatchError(
+            f"{name}: {found.dtype} {tuple(found.shape)} does not fit the base's {wanted.dtype} {tuple(wanted.shape)}"
+        )
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Raise `ParameterMismatchError` for a complex tensor."""
+    if tensor.is_complex():
+        raise ParameterMismatchError(f"{name}: {tensor.dtype} is not supported; split it into real and imaginary parts")
+
+
+def check_no_nan(name: str, tensor: Tensor) -> None:
+    """Raise `NonFiniteError` if a float tensor has a NaN."""
+    if nans := count_nans(tensor):
+        raise NonFiniteError(f"{name}: {nans} of {tensor.numel()} weights are NaN")
+
+
+def count_nans(tensor: Tensor) -> int:
+    """Number of NaN in a tensor of any dtype."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0
+    comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
+    # a maximum hands NaN on, at a tenth of the time that counting takes
+    return int(comparable.isnan().count_nonzero()) if comparable.amax().isnan() else 0
+
+
+def gather(flat: Tensor, positions: Tensor) -> Tensor:
+    """Read a 1-D tensor of any dtype at `positions`, bit for bit."""
+    return bits(flat).index_select(0, positions).view(flat.dtype)

@@ -1,0 +1,33 @@
+"""The digest inside a delta file: BLAKE3 of the whole file, with its own digits read as zeros.
+
+One pass over the bytes as they lie on the disk, header included; `b3sum` gives the same once the digits are zeros.
+"""
+
+import os
+from pathlib import Path
+
+from rst.numerics.fingerprint import TEXT_DIGITS, hasher
+
+BLANK = "0" * TEXT_DIGITS
+_FIELD = '"digest":"'  # in a name or a value the quotes would be escaped
+
+
+def seal(path: str | os.PathLike[str]) -> None:
+    """Write the digest into a safetensors file whose metadata say `digest: BLANK`."""
+    digits = hasher().update_mmap(path).hexdigest()[:TEXT_DIGITS]
+    with Path(path).open("r+b") as file:
+        header = file.read(_header_end(file.read(8)) - 8)
+        file.seek(8 + header.index(f"{_FIELD}{BLANK}".encode()) + len(_FIELD))
+        file.write(digits.encode())
+
+
+def is_intact(contents: memoryview, digits: str) -> bool:
+    """Whether a sealed file's bytes are those that `digits`, found in its metadata, were computed from."""
+    end = _header_end(contents[:8])
+    header = contents[:end].tobytes().replace(f"{_FIELD}{digits}".encode(), f"{_FIELD}{BLANK}".encode(), 1)
+    found = hasher().update(header).update(contents[end:])
+    return found.hexdigest()[:TEXT_DIGITS] == digits
+
+
+def _header_end(first_bytes: bytes | memoryview) -> int:
+    return 8 + int.from_bytes(first_bytes, "little")

@@ -1,0 +1,202 @@
+"""A sparse delta: what turns one base model into one tuned model, as a value."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rst.delta.parameter_delta import Op, ParameterDelta, stored_op
+from rst.errors import ParameterMismatchError
+from rst.numerics.exactness import bit_equal
+from rst.numerics.fingerprint import digest_text
+
+if TYPE_CHECKING:
+    from rst.live.apply import PreparedDelta
+
+Encoding = Literal["coo", "packed"]
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The base model's name and revision where known, and how many of its weights were compared."""
+
+    name: str | None = None
+    revision: str | None = None
+    weights: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDelta(Mapping[str, ParameterDelta]):
+    """A mapping from parameter name to `ParameterDelta`, and the tensors that are stored whole.
+
+    Attributes:
+        parameters: changed parameters; unchanged ones are absent.
+        dense: whole tensors: modules saved whole, buffers that changed, whatever the base lacks.
+        buffers: the names in `dense` that are buffers.
+        tied: other names of a parameter, to the name it has in `parameters` or `dense`.
+        base: the identity of the base model.
+        config: the settings it was made with, in JSON types.
+    """
+
+    parameters: Mapping[str, ParameterDelta]
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    base: BaseIdentity = field(default_factory=BaseIdentity)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> ParameterDelta:
+        """The change of one parameter."""
+        return self.parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the changed parameters."""
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        """Number of changed parameters."""
+        return len(self.parameters)
+
+    @property
+    def nnz(self) -> int:
+        """Number of changed weights, without the tensors stored whole."""
+        return sum(change.nnz for change in self.parameters.values())
+
+    @property
+    def op(self) -> Op:
+        """What the values are: "add", "replace" or "step". Dtypes without residuals have "replace" for "add".
+
+        Raises:
+            ParameterMismatchError: parameters of one dtype, or steps and others, are mixed.
+        """
+        ops = {change.op for change in self.parameters.values()}
+        op: Op = "add" if "add" in ops or not ops else min(ops)
+        if any(change.op != stored_op(op, change.dtype) for change in self.parameters.values()):
+            raise ParameterMismatchError(f"the parameters mix the operations {sorted(ops)}; rst.convert makes them one")
+        return op
+
+    @property
+    def density(self) -> float:
+        """Changed share of the base's compared weights, in [0, 1]."""
+        return self.nnz / self.base.weights if self.base.weights else 0.0
+
+    def dsp(self) -> int:
+        """Downstream parameters of this one task (Sec. IV-A): changed weights, plus all of the modules saved whole."""
+        return self.nnz + sum(tensor.numel() for name, tensor in self.dense.items() if name not in self.buffers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in memory."""
+        whole = sum(tensor.nbytes for tensor in self.dense.values())
+        return whole + sum(change.nbytes for change in self.parameters.values())
+
+    def fingerprint(self) -> str | None:
+        """One digest of the base tensors that this delta touches; None if any is unknown (after arithmetic)."""
+        lines = []
+        for name in sorted(self.parameters):
+            base = self.parameters[name].base
+            if base is None:
+                return None
+            lines.append(f"{name} {base.whole}")
+        return digest_text("\n".join(lines))
+
+    def to(self, device: torch.device | str) -> "SparseDelta":
+        """Copy to a device."""
+        return replace(
+            self,
+            parameters={name: change.to(device) for name, change in self.parameters.items()},
+            dense={name: tensor.to(device) for name, tensor in self.dense.items()},
+        )
+
+    def names_of(self, name: str) -> list[str]:
+        """Every name of a tensor: the delta's own, then those tied to it."""
+        return [name, *(alias for alias, owner in self.tied.items() if owner == name)]
+
+    def sparse_only(self) -> "SparseDelta":
+        """The residuals alone, without the tensors stored whole, for arithmetic."""
+        tied = {alias: name for alias, name in self.tied.items() if name in self.parameters}
+        return replace(self, dense={}, buffers=frozenset(), tied=tied)
+
+    def save(self, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
+        """Write `delta.safetensors`, format 1, atomically. See `rst.delta.file.save`."""
+        from rst.delta.file import save
+
+        save(self, path, encoding)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SparseDelta":
+        """Read and validate a file written by `save`. See `rst.delta.file.load`."""
+        from rst.delta.file import load
+
+        return load(path)
+
+    def prepare(self, module: nn.Module) -> "PreparedDelta":
+        """Make the delta ready for a live module, to be swapped in and out at O(nnz). See `rst.live.apply.prepare`."""
+        from rst.live.apply import prepare
+
+        return prepare(module, self)
+
+    def apply(self, module: nn.Module) -> "PreparedDelta":
+        """Change a live module in place, all or nothing; the result's `remove()` restores every byte.
+
+        Raises as `rst.live.apply.prepare` does, before anything is changed.
+        """
+        return self.prepare(module).apply()
+
+    def summary(self) -> str:
+        """A table in plain text: changed weights, density and bytes of each parameter, and the totals."""
+        from rst.delta.summary import summarize
+
+        return summarize(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where parameters, whole tensors (bit for bit), ties and base agree; the settings do not count."""
+        if not isinstance(other, SparseDelta):
+            return NotImplemented
+        return (
+            dict(self.parameters) == dict(other.parameters)
+            and self.dense.keys() == other.dense.keys()
+            and all(bit_equal(tensor, other.dense[name]) for name, tensor in self.dense.items())
+            and (self.buffers, dict(self.tied), self.base) == (other.buffers, dict(other.tied), other.base)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Sizes, not the arrays."""
+        whole = f", {len(self.dense)} tensors whole" if self.dense else ""
+        return f"SparseDelta({self.nnz} weights in {len(self)} parameters{whole}, {self.nbytes} bytes)"
+
+    def __mul__(self, factor: float) -> "SparseDelta":
+        """Scale every residual (task arithmetic). Raises `ParameterMismatchError` if tensors are stored whole."""
+        self._refuse_dense("scale")
+        return replace(self, parameters={name: change * factor for name, change in self.parameters.items()})
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "SparseDelta") -> "SparseDelta":
+        """Add the residuals of two tasks, or, exactly, the steps of a chain: `self` on its base, `other` on the result.
+
+        Raises:
+            ParameterMismatchError: tensors are stored whole, or the operations differ or are "replace".
+        """
+        self._refuse_dense("add")
+        other._refuse_dense("add")
+        total = {}
+        for name, change in {**self.parameters, **other.parameters}.items():
+            if name in self.parameters and name in other.parameters:
+                total[name] = self[name] + other[name]
+            else:  # steps stay exact and so keep their base; residuals are rounded alike everywhere
+                total[name] = change if change.op == "step" else change * 1.0
+        return replace(self, parameters=total, tied={**self.tied, **other.tied})
+
+    def _refuse_dense(self, verb: str) -> None:
+        if self.dense:
+            names = ", ".join(sorted(self.dense)[:3])
+            raise ParameterMismatchError(
+                f"cannot {verb}: {len(self.dense)} tensors are stored whole ({names}), which have no residual; "
+                "take delta.sparse_only() first"
+            )

@@ -1,0 +1,192 @@
+"""A delta on a sharded model: each process changes its own shard, and all of them do or none."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rst.delta.parameter_delta import ParameterDelta, gather
+from rst.delta.sparse_delta import SparseDelta
+from rst.delta.validation import validate
+from rst.errors import ConfigError, ParameterMismatchError
+from rst.live.apply import Places, PreparedDelta, find_place, places_of, prepare_at
+from rst.naming import unwrap
+from rst.numerics.fingerprint import digest
+from rst.operations.input_identity import delta_digest
+from rst.shards.blocks import Block, find_layout, local
+from rst.shards.collectives import tell_all, together
+from rst.shards.layout import ShardLayout
+from rst.training.tracking import live_tensors
+
+
+class PreparedShards:
+    """A delta made ready for a sharded model: `apply()` and `remove()`, in every process, as often as you like."""
+
+    def __init__(self, model: nn.Module, layout: ShardLayout, mine: PreparedDelta) -> None:
+        """Use `apply_sharded`, which checks everything first."""
+        self._model, self._layout, self._mine = model, layout, mine
+
+    @property
+    def applied(self) -> bool:
+        """Whether the delta is on."""
+        return self._mine.applied
+
+    def apply(self) -> "PreparedShards":
+        """Exchange the base's elements for the tuned ones. Returns itself; on already, it does nothing. Collective.
+
+        Raises:
+            WrongBaseError: the model no longer has the base's elements, in any process; all raise, none is changed.
+            ParameterMismatchError: a tensor was moved or replaced since the delta was prepared.
+        """
+        self._switch(self._mine.apply, self._mine.remove)
+        return self
+
+    def remove(self) -> None:
+        """Put back every overwritten element, bit for bit. Off already, it does nothing. Collective.
+
+        Raises:
+            ParameterMismatchError: a tensor was moved or replaced, in any process; all raise, none is changed.
+        """
+        self._switch(self._mine.remove, self._mine.apply)
+
+    def __enter__(self) -> "PreparedShards":
+        """Apply."""
+        return self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        """Remove."""
+        self.remove()
+
+    def _switch(self, there: Callable[[], object], back: Callable[[], object]) -> None:
+        live_tensors(self._model)  # FSDP2 gives up what it has gathered, which would outlive the change of the shards
+        try:
+            together(there, self._layout.device)
+        except BaseException:
+            back()
+            raise
+
+
+@torch.no_grad()
+def apply_sharded(model: nn.Module, delta: SparseDelta) -> PreparedShards:
+    """Change a model of DTensors in place, each process its own shard, all or nothing. Collective.
+
+    >>> with apply_sharded(model, SparseDelta.load("delta.safetensors")):
+    ...     model(images)  # tuned
+    >>> model(images)  # the base again, every byte
+
+    The first process gathers the base's values at the changed positions, one parameter at a time, to hold them against
+    the digest that the delta has of them. Each process keeps the new and old elements of its own shard.
+
+    Args:
+        model: sharded by `fully_shard` or `parallelize_module`; it holds the base weights.
+        delta: the same in every process.
+
+    Raises:
+        ConfigError: no tensor of the model is sharded.
+        DeltaFormatError: a change is malformed.
+        ParameterMismatchError: the model lacks a tensor, or has it in another shape or dtype, or the deltas differ.
+        WrongBaseError: the weights at the changed positions are not those the delta was made from.
+    """
+    model = unwrap(model)
+    live = live_tensors(model)
+    layout = find_layout(model, live)
+    if layout is None:
+        raise ConfigError("no parameter of the model is a DTensor; call delta.apply(model)")
+    _check_same(delta, layout)
+    names = together(lambda: _names(model, live, delta, layout), layout.device)
+    mine = _my_part(delta, names, layout)
+    parts = {name: (_Parts(siblings), attribute) for name, (siblings, attribute) in places_of(model).items()}
+    prepared = together(lambda: _prepare(parts, mine), layout.device)
+    _check_base(delta, mine, names, {name: local(live[owner]) for name, owner in names.items()}, layout)
+    return PreparedShards(model, layout, prepared).apply()
+
+
+class _Parts(Mapping[str, Tensor | None]):
+    """What this process has of a module's tensors, as they are when asked for."""
+
+    def __init__(self, siblings: Mapping[str, Tensor | None]) -> None:
+        self._siblings = siblings
+
+    def __getitem__(self, attribute: str) -> Tensor | None:
+        tensor = self._siblings[attribute]
+        return None if tensor is None else local(tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._siblings)
+
+    def __len__(self) -> int:
+        return len(self._siblings)
+
+
+def _check_same(delta: SparseDelta, layout: ShardLayout) -> None:
+    """Raise, in every process, unless the delta is well formed and the same in all."""
+    together(lambda: validate(delta.parameters, "delta"), layout.device)
+    digests = tell_all(delta_digest(delta))
+    if different := [rank for rank, found in enumerate(digests) if found != digests[0]]:
+        raise ParameterMismatchError(f"the delta of rank {different[0]} is not that of rank 0")
+
+
+def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, layout: ShardLayout) -> dict[str, str]:
+    """The model's own name for each tensor of the delta, whose shape it has."""
+    owner_of = {id(tensor): name for name, tensor in live.items()}
+    places = places_of(model)
+    shapes = {name: change.shape for name, change in delta.parameters.items()}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in delta.dense.items()}
+    names = {}
+    for name, shape in shapes.items():
+        siblings, attribute = find_place(name, places, delta)
+        names[name] = owner = owner_of.get(id(siblings[attribute]), name)
+        if owner not in layout.blocks:
+            raise ParameterMismatchError(f"{name}: in the delta, but the model does not save what it has there")
+        if (found := layout.blocks[owner].shape) != shape:
+            raise ParameterMismatchError(f"{name}: the delta is for {shape}, the model has {found}")
+    return names
+
+
+def _my_part(delta: SparseDelta, names: Mapping[str, str], layout: ShardLayout) -> SparseDelta:
+    """The delta of this process' blocks, as if each were a parameter of its own."""
+    blocks = {name: layout.blocks[owner] for name, owner in names.items()}
+    return replace(
+        delta,
+        parameters={name: _cut(change, blocks[name]) for name, change in delta.parameters.items()},
+        dense={name: tensor[blocks[name].slices].clone() for name, tensor in delta.dense.items()},
+    )
+
+
+def _cut(change: ParameterDelta, block: Block) -> ParameterDelta:
+    """The entries of a change in a block. What it says of the base is about the whole parameter, so left out."""
+    chosen, positions = block.cut(change.indices.long().cpu())
+    exact, exact_positions = block.cut(change.exact_indices.long().cpu())
+    return replace(
+        change.to("cpu"),
+        indices=positions,
+        values=gather(change.values.cpu(), chosen),
+        shape=block.size,
+        exact_indices=exact_positions,
+        exact_values=gather(change.overlay.cpu(), exact),
+        base=None,
+    )
+
+
+def _check_base(
+    delta: SparseDelta, mine: SparseDelta, names: Mapping[str, str], parts: Mapping[str, Tensor], layout: ShardLayout
+) -> None:
+    """Raise `WrongBaseError`, in every process, unless the base has the values that the delta was made from."""
+    found: dict[str, str] = {}
+    for name, change in delta.parameters.items():
+        if change.base is not None:
+            origin = gather(parts[name].reshape(-1), mine[name].indices.to(parts[name].device))
+            whole = layout.gather_at(names[name], change.indices.long().cpu(), origin.cpu())
+            if whole is not None:
+                found[name] = digest(whole)
+
+    def check() -> None:
+        for name in found:
+            delta[name].check_touched(name, found[name])
+
+    together(check, layout.device)
+
+
+def _prepare(places: Places, mine: SparseDelta) -> PreparedDelta:
+    return prepare_at(places, replace(mine, parameters={name: part for name, part in mine.items() if part.nnz}))

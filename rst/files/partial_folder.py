@@ -1,0 +1,137 @@
+"""A folder of large files that a killed process leaves half done in plain sight, and the next one continues.
+
+`OUTPUT.partial` has the files and a journal, one JSON object a line: the digest of the whole job (inputs, settings,
+this library's version), then name and digest of each file that is finished. Only what these prove is used again.
+"""
+
+import fcntl
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rst.errors import CheckpointError, RSTError
+from rst.files.atomic import sync_to_disk
+from rst.numerics.fingerprint import TEXT_DIGITS, digest_file
+
+_JOURNAL = "rst-journal.jsonl"
+
+
+class PartialFolder:
+    """The unfinished files of one output. An error of this library removes it, as a second try would end there too.
+
+    >>> with PartialFolder(Path("tuned"), job, ["a.safetensors"]) as partial:
+    ...     if not partial.has("a.safetensors"):
+    ...         write(partial.path / "a.safetensors")
+    ...         partial.finish("a.safetensors")
+    ...     partial.publish()
+    """
+
+    def __init__(self, output: Path, job: str, files: Collection[str]) -> None:
+        """Make the folder beside `output`, or continue in it if its journal is of the same job.
+
+        Args:
+            output: what is being made.
+            job: a digest of everything that determines the files.
+            files: the names of all files there will be.
+
+        Raises:
+            CheckpointError: another process is at work there, or the folder has files that no journal explains.
+        """
+        self._output = output.resolve()
+        self.path = self._output.with_name(f"{self._output.name}.partial")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
+            raise CheckpointError(f"{self.path}: has files but no {_JOURNAL} to continue from; remove it")
+        self.path.mkdir(exist_ok=True)
+        self._journal = (self.path / _JOURNAL).open("a+b")
+        try:
+            self._lock()
+            self._files, self._digests = set(files), self._continue(job)
+            if not self._digests:
+                self._start(job)
+            self._check_strangers()
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def __enter__(self) -> "PartialFolder":
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Let other processes in; after an error of this library there is nothing to continue."""
+        if isinstance(error, RSTError):
+            self.discard()
+        self._journal.close()
+
+    def has(self, name: str) -> bool:
+        """Whether a file is finished and still has the bytes that it had then; reads it once."""
+        path = self.path / name
+        return name in self._digests and path.is_file() and _digest(path) == self._digests[name]
+
+    def finish(self, name: str) -> None:
+        """Bring a file to the disk, then say so in the journal."""
+        sync_to_disk(self.path / name)
+        sync_to_disk(self.path)
+        self._write({"file": name, "digest": _digest(self.path / name)})
+
+    def publish(self) -> None:
+        """Give the folder its final name, all files at once; there it must be missing or empty."""
+        (self.path / _JOURNAL).unlink()
+        if self._output.is_dir():
+            self._output.rmdir()
+        self.path.rename(self._output)
+        sync_to_disk(self._output.parent)
+
+    def discard(self) -> None:
+        """Remove the files and the folder."""
+        for name in (*self._files, _JOURNAL):  # the journal last: it says whose the others are
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self.path.rmdir()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"{self.path}: another process is writing it") from error
+
+    def _continue(self, job: str) -> dict[str, str]:
+        """The digests of the finished files; none if the journal is of another job, whose files are removed."""
+        self._journal.seek(0)
+        lines = [line for line in self._journal if line.endswith(b"\n")]  # the last may be torn
+        self._journal.truncate(sum(map(len, lines)))
+        try:
+            first, *finished = [json.loads(line) for line in lines] or [{"job": None, "files": []}]
+            digests = {record["file"]: record["digest"] for record in finished}
+            found, files = first["job"], [Path(name).name for name in first["files"]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.path}: its {_JOURNAL} is damaged; remove the folder") from error
+        for unfinished in self.path.glob(".*.tmp"):
+            unfinished.unlink()
+        if found == job:
+            return digests
+        for name in files:
+            (self.path / name).unlink(missing_ok=True)
+        return {}
+
+    def _start(self, job: str) -> None:
+        self._journal.truncate(0)
+        self._write({"job": job, "files": sorted(self._files)})
+        sync_to_disk(self.path)
+        sync_to_disk(self.path.parent)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._journal.write(json.dumps(record).encode() + b"\n")
+        self._journal.flush()
+        sync_to_disk(self.path / _JOURNAL)
+
+    def _check_strangers(self) -> None:
+        if strangers := {path.name for path in self.path.iterdir()} - self._files - {_JOURNAL}:
+            raise CheckpointError(f"{self.path}: holds {min(strangers)}, which is no part of {self._output}; remove it")
+
+
+def _digest(path: Path) -> str:
+    return digest_file(path)[:TEXT_DIGITS]

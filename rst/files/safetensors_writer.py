@@ -1,0 +1,82 @@
+"""A safetensors file written tensor by tensor, so that memory follows the largest tensor and not the file.
+
+safetensors' own writer wants all tensors at once, and orders metadata at random.
+The format: 8 bytes of header length, the header in JSON, the data.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rst.errors import CheckpointError
+from rst.numerics.dtypes import NAME_OF_DTYPE
+from rst.numerics.exactness import as_bytes
+
+TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+_ALIGNMENT = 8
+_WEIGHTS_OF_TORCH = {"format": "pt"}  # transformers refuses files without it
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str] = _WEIGHTS_OF_TORCH,
+) -> None:
+    """Write tensors one after another; while one is written the next is asked for.
+
+    Args:
+        path: file to write.
+        specs: dtype and shape by name. Readers expect wide dtypes first, for alignment: see `by_width`.
+        tensors: CPU tensors, one for each entry of `specs` in the same order.
+        metadata: for the header.
+
+    Raises:
+        CheckpointError: a dtype that the format lacks.
+        OSError: the disk is full, or the like; the error names the file.
+    """
+    try:
+        _write(Path(path), specs, tensors, metadata)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a write alone does not know it
+        raise
+
+
+def _write(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        last = writer.submit(file.write, _header(specs, metadata))
+        for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
+            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
+            last.result()
+            last = writer.submit(file.write, as_bytes(tensor).numpy().data)
+        last.result()
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """Dtype and shape of each tensor, in the order that readers expect."""
+    return by_width({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+
+
+def by_width(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Order entries by falling element width, then by name, so that every tensor starts at a multiple of its width."""
+    return dict(sorted(specs.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
+
+
+def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in specs.items():
+        if dtype not in NAME_OF_DTYPE:
+            raise CheckpointError(f"{name}: safetensors has no {dtype}")
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        entries[name] = {"dtype": NAME_OF_DTYPE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

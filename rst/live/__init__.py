@@ -1,0 +1,1 @@
+"""Deltas on a model in memory: apply, swap, and the verbs of PEFT."""

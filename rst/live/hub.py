@@ -1,0 +1,97 @@
+"""Adapters on the Hugging Face hub, through huggingface_hub: a folder from an id, and back."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from rst.delta.sparse_delta import Encoding, SparseDelta
+from rst.errors import CheckpointError
+from rst.extras import install_command
+from rst.live.adapter_folder import CARD_FILE, CONFIG_FILE, DELTA_FILE, write_adapter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class HubOptions(TypedDict, total=False):
+    """Where and how to look for an adapter, as huggingface_hub calls it."""
+
+    subfolder: str | None
+    """Of the folder or the repository."""
+    revision: str | None
+    """Of the adapter, not of its base."""
+    token: str | bool | None
+    """For a private repository."""
+    cache_dir: str | None
+    """Where downloaded files are kept."""
+    local_files_only: bool
+    """Do not go to the network."""
+
+
+class PushOptions(TypedDict, total=False):
+    """How to upload an adapter, as huggingface_hub calls it."""
+
+    commit_message: str
+    commit_description: str | None
+    private: bool | None
+    """Of a repository that is created; one that exists stays as it is."""
+    token: str | bool | None
+    revision: str | None
+    """The branch to upload to, made if it is not there."""
+    create_pr: bool
+
+
+def find_adapter(model_id: str, **options: "Unpack[HubOptions]") -> Path:
+    """Return the local folder of an adapter: `model_id` itself if there is such a folder, else the hub's, downloaded.
+
+    Raises:
+        CheckpointError: neither a folder nor an adapter on the hub, or the hub cannot be reached.
+    """
+    local = Path(model_id)
+    if local.is_dir():
+        return local / (options.get("subfolder") or "")
+    hub = _import_hub(f"{model_id}: no such folder; to look for it on the hub")
+    try:
+        files = [hub.hf_hub_download(model_id, name, **options) for name in (CONFIG_FILE, DELTA_FILE)]
+    except Exception as error:  # a network's failures have another class in each version of huggingface_hub
+        raise CheckpointError(f"{model_id}: no such folder, and not an RST adapter on the hub ({error})") from error
+    return Path(files[0]).parent
+
+
+def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", **options: "Unpack[PushOptions]") -> str:
+    """Create the repository if need be, upload the adapter's folder in one commit, and return the commit's URL.
+
+    A card that the repository has already is left as it is.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed.
+        huggingface_hub.errors.HfHubHTTPError: the hub refuses.
+    """
+    hub = _import_hub(f"{repo_id}: to upload to the hub")
+    api = hub.HfApi(token=options.get("token"))
+    repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
+    revision = options.get("revision")
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    names = [CONFIG_FILE, DELTA_FILE]
+    if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+        names.append(CARD_FILE)
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(folder, delta, encoding)
+        info = api.create_commit(  # not upload_folder, which may make several
+            repo_id,
+            [hub.CommitOperationAdd(name, Path(folder) / name) for name in names],
+            commit_message=options.get("commit_message", "Upload an RST adapter"),
+            commit_description=options.get("commit_description"),
+            revision=revision,
+            create_pr=options.get("create_pr", False),
+        )
+    return str(info.commit_url)
+
+
+def _import_hub(purpose: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(f"{purpose}, {install_command('peft')}") from error
+    return huggingface_hub

@@ -1,0 +1,328 @@
+"""PEFT's verbs over sparse deltas: load, set, disable, merge and save adapters on one base model, in place and exactly.
+
+An adapter that is active is in the base's own weights; another takes its place by exchanging the changed elements. The
+forward pass is the base's, at the base's speed.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from rst.config import RSTConfig
+from rst.delta.sparse_delta import Encoding, SparseDelta
+from rst.errors import ConfigError
+from rst.live.adapter_bank import BASE, AdapterBank
+from rst.live.adapter_folder import adapter_subfolder, read_adapter, write_adapter
+from rst.live.adapters import TrainingAdapter
+from rst.live.hub import find_adapter, push_adapter
+from rst.live.model_status import ModelStatus
+from rst.naming import unwrap
+from rst.training.tracking import live_tensors
+from rst.training.trainer import ResidualSparseTrainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rst.live.hub import HubOptions, PushOptions
+    from rst.operations.combine import MajoritySignMethod, Method
+
+
+class RSTModel(nn.Module):
+    """A base model and its adapters, at most one of them active.
+
+    >>> model = RSTModel.from_pretrained(base, "ar2cl/")
+    >>> model.load_adapter("pr2cl/", adapter_name="pr2cl")
+    >>> model.set_adapter("pr2cl")
+    >>> with model.disable_adapter():
+    ...     model(images)  # the base, bit for bit
+    >>> tuned = model.merge_and_unload()
+
+    The base is changed in place. It stays reachable as `base_model`, and what `RSTModel` lacks (`generate`, `config`)
+    is looked up there.
+    """
+
+    base_model: nn.Module
+
+    def __init__(self, model: nn.Module, config: RSTConfig | None = None, adapter_name: str = "default") -> None:
+        """Wrap a base model; with a configuration, start training an adapter (see `get_rst_model`)."""
+        super().__init__()
+        self.base_model = model
+        self._bank = AdapterBank(model)
+        if config is not None:
+            self._bank.train(adapter_name, config)
+
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Run the base model with the active adapter.
+
+        Args:
+            *args: as the base model takes them.
+            adapter_names: one adapter for each sample of the batch, "__base__" for none: one forward over all of them
+                (Eq. 15), see `rst.mixed.batch`. The active adapter plays no part then.
+            **kwargs: as the base model takes them.
+        """
+        if adapter_names is None:
+            return self.base_model(*args, **kwargs)
+        from rst.mixed.batch import mixed_forward
+
+        wanted = {name: self._bank[name].delta for name in {*adapter_names} - {BASE}}
+        with self._bank.disabled():
+            return mixed_forward(self.base_model, wanted, adapter_names, args, kwargs)
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        **hub: "Unpack[HubOptions]",
+    ) -> "RSTModel":
+        """Wrap `model` and load its first adapter, which becomes active. See `load_adapter`."""
+        wrapped = cls(model)
+        wrapped.load_adapter(model_id, adapter_name, is_trainable, **hub)
+        return wrapped
+
+    def load_adapter(
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        is_trainable: bool = False,
+        **hub: "Unpack[HubOptions]",
+    ) -> None:
+        """Read an adapter and check it against the base; the first one becomes active.
+
+        Args:
+            model_id: a folder that `save_pretrained` wrote, or a repository on the hub.
+            adapter_name: the name to call it by.
+            is_trainable: whether to go on training it; it becomes active then.
+            **hub: which revision, subfolder and so on: `rst.live.hub.HubOptions`.
+
+        Raises:
+            CheckpointError: there is no such adapter.
+            ConfigError: the name is taken.
+            DeltaFormatError: it is damaged.
+            ParameterMismatchError: it is for another architecture.
+            WrongBaseError: it is for other weights. The model is unchanged in every case.
+        """
+        self.add_adapter(adapter_name, read_adapter(find_adapter(os.fspath(model_id), **hub)), is_trainable)
+
+    def add_adapter(self, adapter_name: str, adapter: SparseDelta | RSTConfig, is_trainable: bool = False) -> None:
+        """Add a delta, or with a configuration start training a new adapter, which then is active.
+
+        Raises:
+            ConfigError: the name is taken, or a delta to be trained has no settings.
+            RSTError: as `load_adapter`.
+        """
+        if isinstance(adapter, RSTConfig):
+            self._bank.train(adapter_name, adapter)
+        elif is_trainable:
+            if not adapter.config:
+                raise ConfigError(f"{adapter_name}: the delta has no settings to go on training with")
+            self._bank.train(adapter_name, RSTConfig.from_dict(dict(adapter.config)), start=adapter)
+        else:
+            self._bank.add(adapter_name, adapter)
+
+    def hotswap_adapter(
+        self, model_id: str | os.PathLike[str], adapter_name: str = "default", **hub: "Unpack[HubOptions]"
+    ) -> None:
+        """Put another adapter under a loaded one's name, and into the weights if that is active.
+
+        Raises:
+            RSTError: as `load_adapter`, or no adapter of this name is loaded; nothing has changed then.
+        """
+        self._bank.replace(adapter_name, read_adapter(find_adapter(os.fspath(model_id), **hub)))
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        selected_adapters: Sequence[str] | None = None,
+        *,
+        encoding: Encoding = "coo",
+    ) -> None:
+        """Write adapters as folders: "default" into `save_directory`, others into subfolders of their names.
+
+        Args:
+            save_directory: made if missing.
+            selected_adapters: all of them if left out.
+            encoding: "coo" is readable with safetensors alone, "packed" takes a third of the bytes.
+
+        Raises:
+            ConfigError: no such adapter, or a name that cannot be a folder's.
+            OSError: the folder cannot be written.
+        """
+        names = list(self._bank) if selected_adapters is None else selected_adapters
+        folders = {name: adapter_subfolder(Path(save_directory), name) for name in names}
+        for name, folder in folders.items():
+            write_adapter(folder, self.get_delta(name), encoding)
+
+    def push_to_hub(self, repo_id: str, adapter_name: str | None = None, **options: "Unpack[PushOptions]") -> str:
+        """Upload an adapter, the active one if not named, and return the commit's URL; see `push_adapter`."""
+        return push_adapter(self.get_delta(adapter_name), repo_id, **options)
+
+    # Choosing
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Every loaded adapter."""
+        return list(self._bank)
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter that is on, or comes back on when adapters are enabled."""
+        return self._bank.active
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The same as a list, as transformers asks for it."""
+        return [] if self._bank.active is None else [self._bank.active]
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Exchange the active adapter, and enable adapters.
+
+        Raises:
+            ConfigError: no such adapter, or several.
+            RSTError: the base is no longer the adapter's; the one before stays active.
+        """
+        self._bank.activate(self._only([adapter_name] if isinstance(adapter_name, str) else adapter_name))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; if it is active, the base's weights are back. Raises `ConfigError` for an unknown one."""
+        self._bank.delete(adapter_name)
+
+    def disable_adapters(self) -> None:
+        """Put the base's weights back, bit for bit, until `enable_adapters` or `set_adapter`."""
+        self._bank.disable()
+
+    def enable_adapters(self) -> None:
+        """Put the active adapter back on."""
+        self._bank.enable()
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Be the base model, bit for bit, inside a `with`."""
+        return self._bank.disabled()
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None) -> None:
+        """Have one adapter, the active one if none is named, in the base's weights: where `set_adapter` puts it.
+
+        Raises:
+            ConfigError: several names, or none and none is active.
+        """
+        self._bank.activate(self._only(self.active_adapters if adapter_names is None else adapter_names))
+
+    def unmerge_adapter(self) -> None:
+        """Put the base's weights back, bit for bit, as `disable_adapters` does."""
+        self._bank.disable()
+
+    def merge_and_unload(self, adapter_names: Sequence[str] | None = None) -> nn.Module:
+        """Leave one adapter in the base's weights for good, forget all adapters and return the base model.
+
+        Raises:
+            ConfigError: as `merge_adapter`.
+        """
+        self.merge_adapter(adapter_names)
+        if self.trainer is not None:
+            self.trainer.export()  # selects, so that the weights are what the delta would give
+        self._bank.clear()
+        return self.base_model
+
+    def unload(self) -> nn.Module:
+        """Forget all adapters and return the base model, its bytes as they were."""
+        self._bank.disable()
+        self._bank.clear()
+        return self.base_model
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: "Method" = "linear",
+        density: float | None = None,
+        majority_sign_method: "MajoritySignMethod" = "total",
+    ) -> None:
+        """Combine adapters into a new one, in O(sum of their changed weights). See `rst.combine`.
+
+        Raises:
+            ConfigError: an unknown adapter or combination, or the name is taken.
+            ParameterMismatchError: tensors stored whole, which cannot be averaged, differ.
+        """
+        from rst.operations.combine import combine
+
+        combined = combine(
+            [self.get_delta(name) for name in adapters],
+            weights,
+            method=combination_type,
+            density=density,
+            majority_sign_method=majority_sign_method,
+        )
+        self._bank.add(adapter_name, combined)
+
+    # Looking
+
+    @property
+    def trainer(self) -> ResidualSparseTrainer | None:
+        """The trainer of the active adapter, None if that is not in training: `model.trainer.attach(optimizer)`."""
+        active = None if self._bank.active is None else self._bank[self._bank.active]
+        return active.trainer if isinstance(active, TrainingAdapter) else None
+
+    def get_delta(self, adapter_name: str | None = None) -> SparseDelta:
+        """One adapter's delta, the active one's if not named. Raises `ConfigError` if there is none."""
+        return self._bank[self._only(self.active_adapters) if adapter_name is None else adapter_name].delta
+
+    def get_model_status(self) -> ModelStatus:
+        """What is loaded, active, trainable, and where."""
+        return ModelStatus.of(self.base_model, self._bank)
+
+    def print_trainable_parameters(self) -> None:
+        """Print what trains, and of that what would be stored: of RST, far less."""
+        print(self.get_model_status().parameters_line())
+
+    def get_base_model(self) -> nn.Module:
+        """The wrapped model, with the active adapter in its weights."""
+        return self.base_model
+
+    def __getattr__(self, name: str) -> Any:
+        """What this class lacks, the base model may have."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # base_model is not there yet, or the search would never end; __deepcopy__ and its like are the base's own
+            if name == "base_model" or name.startswith("__"):
+                raise
+            return getattr(self.base_model, name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RSTModel":
+        """Move or cast (`to`, `cuda`, `half`) the base without its adapters, so that both stay exact."""
+        live = live_tensors(unwrap(self.base_model))
+        dtypes = {name: fn(tensor.detach().new_empty(0)).dtype for name, tensor in live.items()}
+        self._bank.move(dtypes, lambda: nn.Module._apply(self, fn, recurse))  # type: ignore[no-untyped-call]
+        return self
+
+    def _only(self, names: Sequence[str]) -> str:
+        if not names:
+            raise ConfigError(f"no adapter is active; name one of {self.adapter_names}")
+        if len(names) != 1:
+            raise ConfigError(f"one adapter is active at a time, got {list(names)}; add_weighted_adapter combines them")
+        return names[0]
+
+
+def get_rst_model(model: nn.Module, config: RSTConfig, adapter_name: str = "default") -> RSTModel:
+    """Wrap a pretrained model to train an adapter on it, as `peft.get_peft_model` does.
+
+    >>> model = get_rst_model(model, RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> model.trainer.attach(optimizer)
+    >>> ...  # train as always
+    >>> model.save_pretrained("ar2cl/")
+
+    Raises:
+        RSTError: as `ResidualSparseTrainer`.
+    """
+    return RSTModel(model, config, adapter_name)

@@ -1,0 +1,1 @@
+"""One batch whose samples use different adapters."""

@@ -1,0 +1,164 @@
+"""One forward over a batch whose samples use different adapters: `h = w0 x + w_sp x` (Eq. 15), for inference.
+
+The base's weights do one dense pass over all samples; each adapter adds its sparse products to its own. The model is
+neither changed nor hooked.
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rst.delta.sparse_delta import SparseDelta
+from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from rst.live.adapter_bank import BASE
+from rst.live.apply import prepare
+from rst.live.patch import EVERYTHING, Patch, Spot
+from rst.mixed.change import Change, SparseChange, Varying, WholeChange
+from rst.mixed.context import Derived, MixedContext, tensors_in
+from rst.mixed.sample_groups import SampleGroups
+from rst.naming import plain_name, unwrap
+
+
+def mixed_forward(
+    model: nn.Module,
+    deltas: Mapping[str, SparseDelta],
+    adapter_names: Sequence[str],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Run the model that holds the base's weights, each sample with its own delta, without gradients.
+
+    What `RSTModel.forward(adapter_names=...)` does, for deltas without an `RSTModel`. Nothing is written into the
+    model, so other threads may use it meanwhile.
+
+    >>> logits = mixed_forward(model, {"art": art, "photo": photo}, ["photo", "__base__", "art"], (images,))
+
+    Dimension 0 of every activation must be the samples (GPT-2's `addmm` may have them flattened with the tokens). A
+    model that puts tokens first is refused where the sizes tell the two apart. Linear, convolution, embedding and
+    norms add sparse or per-sample terms, `nn.MultiheadAttention` too; any other operation on a changed tensor runs
+    once an adapter, on that adapter's samples. What an operation of torch does not read goes unnoticed: a weight inside
+    a `torch.autograd.Function`, or one that was copied or transposed before.
+
+    A delta is checked against the base, by its digests, at its first use with a model; later calls only look whether
+    the tensors are where they were.
+
+    Args:
+        model: in eval mode, on any device; a compiled one runs uncompiled.
+        deltas: by adapter name.
+        adapter_names: one a sample, "__base__" for none.
+        args: the model's; the first tensor in them or else in `kwargs` has the samples in dimension 0.
+        kwargs: the model's.
+
+    Raises:
+        ConfigError: not one name a sample, an unknown name, no tensor among the inputs, a model in training mode or
+            compiled by `torch.jit`.
+        ParameterMismatchError: an operation on a changed parameter that cannot be done sample by sample; both named.
+        RSTError: as `rst.live.apply.prepare`. The model is unchanged in every case.
+    """
+    module, kwargs = unwrap(model), kwargs or {}
+    _check(module, deltas, adapter_names, args, kwargs)
+    adapters = {name: _prepared(module, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
+    with torch.no_grad(), MixedContext(_varying(adapters), SampleGroups(adapter_names)):
+        output = module(*args, **kwargs)
+    for tensor in tensors_in(output):
+        if isinstance(tensor, Derived):
+            raise ParameterMismatchError(
+                f"{tensor.varying.name}: the output {tuple(tensor.shape)} differs between adapters, but has no samples"
+            )
+    return output
+
+
+@dataclass(frozen=True)
+class _PreparedAdapter:
+    """The changes of one delta, checked against one model."""
+
+    changes: Sequence[tuple[Spot, Change]]
+
+    def fits(self) -> bool:
+        """Whether the model still has its tensors where they were."""
+        try:
+            for spot, _ in self.changes:
+                spot.check()
+        except ParameterMismatchError:
+            return False
+        return all(_live(spot).dtype == spot.tensor.dtype for spot, _ in self.changes)
+
+
+# Model to a delta's id to what was prepared. It ends with the model or the delta, whichever goes first.
+_known: weakref.WeakKeyDictionary[nn.Module, dict[int, _PreparedAdapter]] = weakref.WeakKeyDictionary()
+
+
+def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
+    known = _known.setdefault(module, {})
+    found = known.get(id(delta))
+    if found is None or not found.fits():
+        _refuse_scripted(module, delta)
+        patches = [patch for patch in prepare(module, delta).patches if patch.spot.tensor.numel()]
+        found = _PreparedAdapter([(patch.spot, _change(patch, delta)) for patch in patches])
+        known[id(delta)] = found
+        weakref.finalize(delta, _forget, weakref.ref(module), id(delta)).atexit = False
+    return found
+
+
+def _refuse_scripted(module: nn.Module, delta: SparseDelta) -> None:
+    for path, owner in module.named_modules():
+        inside = [name for name in [*delta, *delta.dense] if not path or name.startswith(f"{plain_name(path)}.")]
+        if isinstance(owner, torch.jit.ScriptModule) and inside:
+            raise ConfigError(f"{inside[0]}: in a module compiled by torch.jit, which hides what reads a parameter")
+
+
+def _forget(module: "weakref.ref[nn.Module]", delta: int) -> None:
+    model = module()
+    if model is not None:
+        _known.get(model, {}).pop(delta, None)
+
+
+def _change(patch: Patch, delta: SparseDelta) -> Change:
+    spot = patch.spot
+    if patch.positions is EVERYTHING:
+        return WholeChange(delta.dense[spot.name].to(spot.tensor.device))
+    positions = delta[spot.name].indices.to(spot.tensor.device, torch.int64)
+    origin, values = (torch.as_tensor(part).view(spot.tensor.dtype) for part in (patch.old, patch.new))
+    change = SparseChange(positions, origin, values, tuple(spot.tensor.shape))
+    if not change.residual.isfinite().all():
+        raise NonFiniteError(f"{spot.name}: the change has infinite weights, which no product can be corrected for")
+    return change
+
+
+def _varying(adapters: Mapping[str, _PreparedAdapter]) -> list[tuple[Tensor, Varying]]:
+    """Every tensor that an adapter changes, as the model has it, with all adapters' changes."""
+    found: dict[int, tuple[Tensor, str, dict[str, Change]]] = {}
+    for adapter, prepared in adapters.items():
+        for spot, change in prepared.changes:
+            tensor = _live(spot)
+            found.setdefault(id(tensor), (tensor, spot.name, {}))[2][adapter] = change
+    return [(tensor, Varying(name, tensor, changes)) for tensor, name, changes in found.values()]
+
+
+def _live(spot: Spot) -> Tensor:
+    tensor = spot.siblings[spot.attribute]
+    assert tensor is not None
+    return tensor
+
+
+def _check(
+    module: nn.Module,
+    deltas: Mapping[str, SparseDelta],
+    adapter_names: Sequence[str],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> None:
+    if module.training:
+        raise ConfigError("adapter_names are for inference, the model is in training mode; call model.eval() first")
+    unknown = sorted({*adapter_names} - {BASE, *deltas})
+    if unknown:
+        raise ConfigError(f"adapter_names: unknown {unknown}; there are {[*deltas]} and {BASE!r}")
+    first = next((tensor for tensor in tensors_in([args, kwargs]) if tensor.ndim), None)
+    if first is None:
+        raise ConfigError("adapter_names need a batch, but no tensor with dimensions is among the model's inputs")
+    if len(first) != len(adapter_names):
+        raise ConfigError(f"{len(adapter_names)} adapter_names for a batch of {len(first)} samples")

@@ -1,0 +1,226 @@
+"""Layers' operations over a batch of several adapters: one dense operation for all samples, a sparse one for each.
+
+Every function has the signature of torch's, after the context. `None` leaves the call to
+`MixedContext.per_adapter`, which is right for anything whose inputs and output have the samples in dimension 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rst.errors import ParameterMismatchError
+from rst.mixed.change import SparseChange
+from rst.mixed.sparse_product import Changes, add_convolution, add_linear, put_embeddings
+
+if TYPE_CHECKING:
+    from rst.mixed.context import MixedContext
+
+Rule = Callable[..., Any]
+
+
+def linear(context: "MixedContext", input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """`input` (samples, ..., in), `weight` (out, in)."""
+    changes = sparse_changes(context, weight, bias)
+    if changes is None or not context.has_samples(input):
+        return None
+    output = functional.linear(input, weight, bias)
+    add_linear(output, input, *changes, context.groups)
+    return output
+
+
+def matmul(context: "MixedContext", input: Tensor, other: Tensor) -> Tensor | None:
+    """`input` (samples, ..., in) times a matrix (in, out)."""
+    changes = sparse_changes(context, other, None)
+    if changes is None or not context.has_samples(input) or input.ndim < 2 or other.ndim != 2:
+        return None
+    output = torch.matmul(input, other)
+    add_linear(output, input, *changes, context.groups, transposed=True)
+    return output
+
+
+def addmm(context: "MixedContext", input: Tensor, mat1: Tensor, mat2: Tensor, **factors: float) -> Tensor | None:
+    """As GPT-2's layers use it: bias (out,), activations (samples times tokens, in), a matrix (in, out)."""
+    changes = sparse_changes(context, mat2, input)
+    samples = context.groups.size
+    if changes is None or factors or input.ndim != 1 or context.varying(mat1) is not None or len(mat1) % samples:
+        return None
+    output = torch.addmm(input, mat1, mat2)
+    by_sample = (samples, len(mat1) // samples, -1)
+    add_linear(output.view(by_sample), mat1.reshape(by_sample), *changes, context.groups, transposed=True)
+    return output
+
+
+def convolution(dense: Rule) -> Rule:
+    """The rule for `dense`, one of torch's convolutions."""
+
+    def convolve(
+        context: "MixedContext",
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor | None:
+        changes = sparse_changes(context, weight, bias)
+        if changes is None or not context.has_samples(input) or input.ndim != weight.ndim:
+            return None
+        output: Tensor = dense(input, weight, bias, stride, padding, dilation, groups)
+        kernel = weight.shape[2:]
+        dilations = _each(dilation, len(kernel))
+        add_convolution(
+            output,
+            input,
+            *changes,
+            context.groups,
+            kernel=kernel,
+            stride=_each(stride, len(kernel)),
+            padding=_both_sides(padding, kernel, dilations),
+            dilation=dilations,
+            channel_groups=groups,
+        )
+        return output
+
+    return convolve
+
+
+def embedding(
+    context: "MixedContext",
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor | None:
+    """`input` (samples, ...) or (1, ...): positions that all samples share."""
+    if max_norm is not None:
+        raise ParameterMismatchError(f"{context.name(weight)}: max_norm={max_norm} writes to the base's weights")
+    changes = sparse_changes(context, weight, None)
+    size = context.groups.size
+    if changes is None or context.varying(input) is not None or not input.ndim or len(input) not in (1, size):
+        return None
+    if input.ndim == 1 and torch.equal(input, torch.arange(size, device=input.device)):
+        raise ParameterMismatchError(
+            f"{context.name(weight)}: the ids 0 to {size - 1} in one dimension may be {size} samples or {size} "
+            "positions; give positions a first dimension of 1"
+        )
+    ids = input.expand(size, *input.shape[1:])
+    output = functional.embedding(ids, weight)
+    put_embeddings(output, ids, changes[0], context.groups)
+    return output
+
+
+def layer_norm(
+    context: "MixedContext",
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """`input` (samples, ..., *normalized_shape)."""
+    if not context.has_samples(input) or input.ndim <= len(normalized_shape):
+        return None
+    normal = functional.layer_norm(input, normalized_shape, eps=eps)
+    return _scale_and_shift(context, normal, weight, bias, after=input.ndim - len(normalized_shape))
+
+
+def group_norm(
+    context: "MixedContext",
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """`input` (samples, channels, ...)."""
+    if not context.has_samples(input):
+        return None
+    return _scale_and_shift(context, functional.group_norm(input, num_groups, eps=eps), weight, bias, after=1)
+
+
+def batch_norm(
+    context: "MixedContext",
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """`input` (samples, channels, ...), with the running statistics."""
+    tensors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    if training:
+        names = ", ".join(context.name(tensor) for tensor in tensors.values() if context.varying(tensor) is not None)
+        raise ParameterMismatchError(f"{names}: the batch's own statistics would mix its samples")
+    if not context.has_samples(input) or any(context.varying(one) is not None for one in (running_mean, running_var)):
+        return None
+    normal = functional.batch_norm(input, running_mean, running_var, eps=eps)
+    return _scale_and_shift(context, normal, weight, bias, after=1)
+
+
+def per_sample(context: "MixedContext", tensor: Tensor) -> Tensor:
+    """Lay a small tensor out for each sample: (samples, *shape); (1, *shape) where no adapter changes it."""
+    varying = context.varying(tensor)
+    if varying is None:
+        return tensor.unsqueeze(0)
+    laid = varying.base.detach().unsqueeze(0).repeat(context.groups.size, *[1] * varying.base.ndim)
+    for adapter, samples in context.groups.on(laid.device).items():
+        if adapter in varying.changes:
+            laid[samples] = varying.under(adapter)
+    return laid
+
+
+def sparse_changes(
+    context: "MixedContext", weight: Tensor, bias: Tensor | None
+) -> tuple[dict[str, SparseChange], dict[str, SparseChange]] | None:
+    """The sparse changes of both, none for a tensor that does not vary; None if one varies in another way."""
+    found: list[dict[str, SparseChange]] = []
+    for tensor in (weight, bias):
+        varying = context.varying(tensor)
+        changes: Changes | None = {} if varying is None else varying.sparse
+        if changes is None or context.is_derived(tensor):
+            return None
+        found.append(dict(changes))
+    return found[0], found[1]
+
+
+def _scale_and_shift(
+    context: "MixedContext", normal: Tensor, weight: Tensor | None, bias: Tensor | None, after: int
+) -> Tensor:
+    """`normal * weight + bias` in place, their dimensions aligned with the ones of `normal` from `after` on."""
+
+    def aligned(tensor: Tensor) -> Tensor:
+        laid = per_sample(context, tensor)
+        behind = normal.ndim - after - tensor.ndim
+        return laid.view(len(laid), *[1] * (after - 1), *tensor.shape, *[1] * behind)
+
+    if weight is not None:
+        normal *= aligned(weight)
+    if bias is not None:
+        normal += aligned(bias)
+    return normal
+
+
+def _each(setting: int | Sequence[int], dimensions: int) -> list[int]:
+    values = [setting] if isinstance(setting, int) else list(setting)
+    return values * dimensions if len(values) == 1 else values
+
+
+def _both_sides(
+    padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    if padding == "same":
+        totals = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    if isinstance(padding, str):
+        return [(0, 0)] * len(kernel)
+    return [(side, side) for side in _each(padding, len(kernel))]

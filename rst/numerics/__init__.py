@@ -1,0 +1,1 @@
+"""Bits, digests and threads: what the rest computes with."""

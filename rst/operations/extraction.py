@@ -1,0 +1,101 @@
+"""The loop at the heart of every export: pairs of tensors in, one `SparseDelta` out."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rst.checkpoints.checkpoint import Checkpoint
+from rst.delta.parameter_delta import Op, ParameterDelta, check_like, check_no_nan, check_real
+from rst.delta.sparse_delta import BaseIdentity, SparseDelta
+from rst.numerics.exactness import bit_equal
+
+Progress = Callable[[int, int], None]
+
+
+def shifted(on_progress: Progress | None, start: int, total: int) -> Progress | None:
+    """Progress of a part, begun after `start` bytes, as progress of the whole of `total` bytes."""
+    return on_progress and (lambda done, _: on_progress(start + done, total))
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What to compare with what.
+
+    Attributes:
+        base: w0 by name.
+        tuned: wt by name.
+        names: tensors to look at, in this order.
+        whole: those stored whole, changed or not.
+        buffers: those that are no parameters: stored whole if they changed, never selected by `threshold`.
+        tied: other names of the same tensors.
+        threshold: tau of Eq. 17; None keeps every changed bit.
+        identity: the base's name and revision.
+        config: settings to record, in JSON types.
+        op: what to store of each parameter, as in `ParameterDelta`.
+        source: where the tuned weights come from, for messages.
+    """
+
+    base: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor]
+    names: Sequence[str]
+    whole: Collection[str] = ()
+    buffers: Collection[str] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    threshold: float | None = None
+    identity: BaseIdentity = field(default_factory=BaseIdentity)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    op: Op = "add"
+    source: str | None = None
+
+    def run(self, on_progress: Progress | None = None) -> SparseDelta:
+        """Compare tensor by tensor. Raises as `ParameterDelta.between` does, before anything is written."""
+        parameters: dict[str, ParameterDelta] = {}
+        dense: dict[str, Tensor] = {}
+        weights = done = 0
+        total = sum(map(self.nbytes, self.names))
+        for name in self.names:
+            tuned = self.tuned[name].detach()
+            where = f"{self.source}: {name}" if self.source else name
+            if name in self.whole or name in self.buffers:
+                if self._is_stored_whole(name, where, tuned):
+                    dense[name] = tuned.clone().contiguous()
+            else:
+                weights += tuned.numel()
+                change = ParameterDelta.between(where, self.base[name], tuned, self.threshold, self.op)
+                if change.nnz:
+                    parameters[name] = change
+            self._release(name)
+            done += tuned.nbytes
+            if on_progress:
+                on_progress(done, total)
+        for read in (self.base, self.tuned):
+            if isinstance(read, Checkpoint):
+                read.check_unchanged()
+        return SparseDelta(
+            parameters=parameters,
+            dense=dense,
+            buffers=frozenset(dense.keys() & set(self.buffers)),
+            tied={alias: owner for alias, owner in self.tied.items() if owner in parameters or owner in dense},
+            base=BaseIdentity(self.identity.name, self.identity.revision, weights),
+            config=dict(self.config),
+        )
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tuned tensor."""
+        tuned = self.tuned
+        return (tuned.outline(name) if isinstance(tuned, Checkpoint) else tuned[name]).nbytes
+
+    def _is_stored_whole(self, name: str, where: str, tuned: Tensor) -> bool:
+        """Check a tensor that is stored whole or not at all; a buffer only if it changed."""
+        if name not in self.whole:
+            check_like(where, tuned, self.base[name])
+        check_real(where, tuned)
+        check_no_nan(where, tuned)
+        return name in self.whole or not bit_equal(self.base[name], tuned)
+
+    def _release(self, name: str) -> None:
+        for weights in (self.base, self.tuned):
+            if isinstance(weights, Checkpoint):
+                weights.release(name)

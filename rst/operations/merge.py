@@ -1,0 +1,140 @@
+"""Base plus delta: the tuned weights again, bit for bit (Algorithm 2)."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import overload
+
+from torch import Tensor
+
+from rst.checkpoints.checkpoint import PICKLED_SUFFIXES, open_checkpoint
+from rst.checkpoints.nested_state import replace_state
+from rst.checkpoints.pickle_writer import write_pickle
+from rst.delta.sparse_delta import SparseDelta
+from rst.errors import CheckpointError, ConfigError
+from rst.files.atomic import atomic_write
+from rst.files.safetensors_writer import by_width, write_safetensors
+from rst.files.weight_index import LARGEST_SHARD, parse_size
+from rst.operations.extraction import Progress
+from rst.operations.merge_folder import check_folder, merge_into_folder
+from rst.operations.merged_tensors import MergedTensors
+
+PathLike = str | os.PathLike[str]
+
+
+@overload
+def merge(base: Mapping[str, Tensor], delta: SparseDelta) -> dict[str, Tensor]: ...
+@overload
+def merge(
+    base: PathLike,
+    delta: SparseDelta | PathLike,
+    output: PathLike,
+    *,
+    max_shard_size: int | str | None = None,
+    on_progress: Progress | None = None,
+) -> Path: ...
+def merge(
+    base: Mapping[str, Tensor] | PathLike,
+    delta: SparseDelta | PathLike,
+    output: PathLike | None = None,
+    *,
+    max_shard_size: int | str | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, Tensor] | Path:
+    """Add a delta to its base. The result equals the tuned weights bit for bit.
+
+    >>> merge("base.safetensors", "delta.safetensors", "tuned.safetensors")
+    >>> merge("base/", "delta.safetensors", "tuned/")  # shards and their index
+
+    A folder grows under the name `tuned.partial`, which becomes `tuned` when all is in it. If the process is killed,
+    the same call goes on after the last finished shard, unless the base, the delta or this library has changed.
+
+    Args:
+        base: a state dict, left as it is, or a file or folder (see `open_checkpoint`).
+        delta: the delta or its file.
+        output: with files, where to write: `.safetensors` is streamed tensor by tensor; `.pt`, `.pth`, `.ckpt`,
+            `.th` and `.bin` need a pickled base and keep its structure, and hold the changed tensors in memory. A
+            name without a suffix, and an empty folder, become a folder of safetensors as transformers reads it, with
+            the settings and tokenizer of a base that is a folder.
+        max_shard_size: of an output folder, the bytes of tensors in one file: a number, or as `5GB` (the default).
+        on_progress: called after each tensor with bytes done and bytes in all.
+
+    Returns:
+        The merged state dict with the base's own names, or the path written.
+
+    Raises:
+        CheckpointError: unreadable base, an output that cannot be written from it, or a folder with something in it.
+        ConfigError: a `max_shard_size` that is no size, or with an output that is one file.
+        DeltaFormatError: the delta is damaged.
+        ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
+        WrongBaseError: a base tensor is not the one that the delta was made from. Nothing is written.
+    """
+    if isinstance(base, Mapping):
+        if not isinstance(delta, SparseDelta) or output is not None:
+            raise TypeError("a state dict is merged with a SparseDelta, and returned")
+        return MergedTensors(open_checkpoint(base), delta).in_memory()
+    if output is None:
+        raise TypeError("merging a file needs the path of the output")
+    merging, target = _open(base, delta), Path(output)
+    _check_output(merging, target, max_shard_size)
+    if is_folder(target, max_shard_size):
+        merge_into_folder(merging, Path(base), target, parse_size(max_shard_size or LARGEST_SHARD), on_progress)
+    else:
+        _merge_into_file(merging, target, on_progress)
+    return target
+
+
+def rehearse(
+    base: PathLike,
+    delta: SparseDelta | PathLike,
+    output: PathLike | None = None,
+    *,
+    max_shard_size: int | str | None = None,
+    on_progress: Progress | None = None,
+) -> int:
+    """Do everything that `merge` of a file does, and raise what it raises, but write nothing.
+
+    >>> rehearse("base.safetensors", "delta.safetensors")  # is this the base of this delta?
+
+    Returns:
+        Bytes of all merged tensors.
+    """
+    merging = _open(base, delta)
+    if output is not None:
+        _check_output(merging, Path(output), max_shard_size)
+    return sum(tensor.nbytes for tensor in merging.stream(merging.specs(), on_progress))
+
+
+def _open(base: PathLike, delta: SparseDelta | PathLike) -> MergedTensors:
+    change = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
+    return MergedTensors(open_checkpoint(base), change)
+
+
+def is_folder(output: Path, max_shard_size: int | str | None) -> bool:
+    """Whether `merge` writes shards into a folder of this name, or one file."""
+    return output.is_dir() or not output.suffix or max_shard_size is not None
+
+
+def _merge_into_file(merging: MergedTensors, output: Path, on_progress: Progress | None) -> None:
+    with atomic_write(output) as temporary:
+        if output.suffix in PICKLED_SUFFIXES:
+            merged = replace_state(merging.base.container, merging.in_memory(on_progress))
+            write_pickle(merged, temporary)
+        else:
+            specs = by_width(merging.specs())
+            named = {merging.original(name): spec for name, spec in specs.items()}
+            write_safetensors(temporary, named, merging.stream(specs, on_progress))
+
+
+def _check_output(merging: MergedTensors, output: Path, max_shard_size: int | str | None) -> None:
+    if max_shard_size is not None:
+        parse_size(max_shard_size)
+        if output.suffix in (".safetensors", *PICKLED_SUFFIXES):
+            raise ConfigError(f"max_shard_size={max_shard_size!r} is for an output folder, {output} is one file")
+    if is_folder(output, max_shard_size):
+        check_folder(output)
+    elif output.suffix in PICKLED_SUFFIXES:
+        if merging.base.container is None:
+            raise CheckpointError(f"{output}: the base {merging.base.source} is no pickle; write .safetensors")
+    elif output.suffix != ".safetensors":
+        raise CheckpointError(f"{output}: write .safetensors, {', '.join(PICKLED_SUFFIXES)}, or a folder")

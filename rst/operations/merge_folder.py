@@ -1,0 +1,56 @@
+"""A merged model as a folder of shards, which appears whole or not at all, and which a killed merge continues."""
+
+from pathlib import Path
+from shutil import copyfile
+
+from rst.checkpoints.checkpoint import checkpoint_files
+from rst.errors import CheckpointError
+from rst.files.partial_folder import PartialFolder
+from rst.files.safetensors_writer import by_width, write_safetensors
+from rst.files.weight_index import INDEX, bytes_of, index_text, plan_shards
+from rst.operations.companion_files import companion_files
+from rst.operations.extraction import Progress, shifted
+from rst.operations.input_identity import delta_digest, job_digest
+from rst.operations.merged_tensors import MergedTensors
+
+
+def check_folder(output: Path) -> None:
+    """Raise `CheckpointError` unless `output` is missing or an empty folder; what is in one is never touched."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output}: exists; a folder of shards is written to a new or empty folder")
+
+
+def merge_into_folder(
+    merged: MergedTensors, base: Path, output: Path, largest: int, on_progress: Progress | None
+) -> None:
+    """Write `model.safetensors`, or shards of at most `largest` bytes of tensors and their index.
+
+    A base that is a folder lends its settings and tokenizer. What an earlier process finished from the same base and
+    delta is kept; see `PartialFolder`.
+    """
+    specs = merged.specs()
+    total, done = bytes_of(specs.values()), 0
+    plan = plan_shards(specs, largest)
+    shards = {file: [merged.original(name) for name in names] for file, names in plan.items()}
+    weights = checkpoint_files(base)
+    companions = {path.name: path for path in companion_files(base, weights)}
+    job = job_digest(["merge", delta_digest(merged.delta), shards], [*weights, *companions.values()])
+    with PartialFolder(output, job, [*plan, INDEX, *companions]) as partial:
+        for file, names in plan.items():
+            part = by_width({name: specs[name] for name in names})
+            after = done + bytes_of(part.values())
+            if not partial.has(file):
+                named = {merged.original(name): spec for name, spec in part.items()}
+                write_safetensors(partial.path / file, named, merged.stream(part, shifted(on_progress, done, total)))
+                partial.finish(file)
+            elif on_progress:
+                on_progress(after, total)
+            done = after
+        if len(plan) > 1:
+            (partial.path / INDEX).write_text(index_text(shards, total))
+            partial.finish(INDEX)
+        for file, companion in companions.items():
+            if not partial.has(file):
+                copyfile(companion, partial.path / file)
+                partial.finish(file)
+        partial.publish()

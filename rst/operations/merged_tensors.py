@@ -1,0 +1,104 @@
+"""The tensors of a base with a delta added, made one at a time."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from rst.checkpoints.checkpoint import Checkpoint
+from rst.delta.parameter_delta import ParameterDelta, gather
+from rst.delta.sparse_delta import SparseDelta
+from rst.delta.validation import validate
+from rst.errors import WrongBaseError
+from rst.files.safetensors_writer import TensorSpec
+from rst.files.weight_index import bytes_of
+from rst.numerics.exactness import bits
+from rst.numerics.fingerprint import digest
+from rst.operations.base_lookup import check_fits, names_in_base
+from rst.operations.extraction import Progress
+
+
+class MergedTensors:
+    """A base and a delta that have been checked against each other by name, shape and dtype."""
+
+    def __init__(self, base: Checkpoint, delta: SparseDelta) -> None:
+        """Check one against the other. Raises `ParameterMismatchError` and `DeltaFormatError`."""
+        self.base = base = base.named_as([*delta, *delta.dense])
+        self.delta = delta
+        self.changed: dict[str, ParameterDelta] = {}
+        self.whole: dict[str, Tensor] = {}
+        validate(delta.parameters, "delta")
+        for name, change in delta.parameters.items():
+            for present in names_in_base(name, delta, base):
+                check_fits(present, change, base)
+                self.changed[present] = change
+        for name, tensor in delta.dense.items():
+            aliases = [alias for alias in delta.names_of(name) if alias in base]
+            self.whole |= dict.fromkeys([name, *aliases], tensor)
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Dtype and shape of every merged tensor, by plain name."""
+        specs = {name: _spec(self.base.outline(name)) for name in self.base}
+        return specs | {name: _spec(tensor) for name, tensor in self.whole.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """One merged tensor; the base's own where nothing changed. Raises `WrongBaseError`."""
+        if name in self.whole:
+            return self.whole[name]
+        if name not in self.changed:
+            return self.base[name]
+        change, origin = self.changed[name], self.base[name].detach()
+        self._check_base(name, change, origin)
+        merged = origin.clone(memory_format=torch.contiguous_format)
+        change = change.to(merged.device)
+        positions = change.indices.long()
+        flat = merged.view(-1)
+        bits(flat).index_copy_(0, positions, bits(change.tuned_values(gather(flat, positions))))
+        return merged
+
+    def _check_base(self, name: str, change: ParameterDelta, origin: Tensor) -> None:
+        if change.base is not None and (found := digest(origin)) != change.base.whole:
+            raise WrongBaseError(
+                f"{self.base.source}: {name} is not the tensor the delta was made from "
+                f"(BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})"
+            )
+
+    def original(self, name: str) -> str:
+        """The base's own name for a tensor, with its wrapper's prefix; new tensors get the same prefix."""
+        known = self.base.original_names
+        prefixes = (own.removesuffix(plain) for plain, own in known.items() if own.endswith(plain))
+        return known[name] if name in known else next(prefixes, "") + name
+
+    def in_memory(self, on_progress: Progress | None = None) -> dict[str, Tensor]:
+        """All merged tensors under the base's own names; tied ones stay one tensor."""
+        specs = self.specs()
+        shared = {alias: owner for alias, owner in self.base.tied.items() if self._alike(alias, owner)}
+        own = {name: spec for name, spec in specs.items() if name not in shared}
+        # strict: the stream is asked to its end, where it looks at the base's files once more
+        merged = dict(zip(own, self.stream(own, on_progress), strict=True))
+        return {self.original(name): merged[shared.get(name, name)] for name in specs}
+
+    def _alike(self, alias: str, owner: str) -> bool:
+        """Whether two names of one base tensor are still one afterwards; tuning may have untied them."""
+        same_change = self.changed.get(alias) is self.changed.get(owner)
+        return same_change and self.whole.get(alias) is self.whole.get(owner)
+
+    def stream(self, specs: Mapping[str, TensorSpec], on_progress: Progress | None) -> Iterator[Tensor]:
+        """The merged tensors that `specs` names, one after another."""
+        total = bytes_of(specs.values())
+        done, written = 0, ""
+        for name in specs:
+            tensor = self.tensor(name)
+            if name in self.changed:
+                self.base.release(name)  # copied
+            yield tensor
+            self.base.release(written)  # a writer may still be busy with the last, not with the one before
+            written = name
+            done += tensor.nbytes
+            if on_progress:
+                on_progress(done, total)
+        self.base.check_unchanged()
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    return tensor.dtype, tuple(tensor.shape)

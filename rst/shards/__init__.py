@@ -1,0 +1,1 @@
+"""Which process of a sharded model has which part of each tensor."""

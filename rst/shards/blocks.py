@@ -1,0 +1,137 @@
+"""Which part of a sharded tensor (a DTensor) this process has, and where in the whole that part lies."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rst.errors import ConfigError, ParameterMismatchError
+
+if TYPE_CHECKING:
+    from rst.shards.layout import ShardLayout
+
+_FLAT = "FullyShardedDataParallel"
+
+
+@dataclass(frozen=True)
+class Block:
+    """An N-D box of a tensor: what one process has of it.
+
+    Attributes:
+        shape: the shape of the whole tensor.
+        offset: the first element's coordinates in it.
+        size: the shape of the box.
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the box."""
+        return math.prod(self.size)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index of the whole tensor."""
+        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.size, strict=True))
+
+    def to_global(self, positions: Tensor) -> Tensor:
+        """Turn flat row-major positions in the box, int64 of shape (n,), into those in the whole tensor."""
+        if self.size[1:] == self.shape[1:]:  # whole rows, so one run of memory
+            return positions + self.offset[0] * math.prod(self.shape[1:]) if self.shape else positions
+        axes = torch.unravel_index(positions, self.size)
+        flat = torch.zeros_like(positions)
+        for axis, start, length in zip(axes, self.offset, self.shape, strict=True):
+            flat = flat * length + axis + start
+        return flat
+
+    def cut(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Find which of sorted flat positions in the whole tensor, int64 of shape (n,), lie in the box.
+
+        Returns:
+            Their places among `positions`, and their flat positions in the box, both int64 of shape (m,).
+        """
+        if self.size[1:] == self.shape[1:]:  # whole rows, so one run of memory
+            row = math.prod(self.shape[1:])
+            start = self.offset[0] * row if self.shape else 0
+            ends = torch.searchsorted(positions, torch.tensor([start, start + self.numel]))
+            chosen = torch.arange(int(ends[0]), int(ends[1]))
+            return chosen, positions[chosen] - start
+        axes = torch.stack(torch.unravel_index(positions, self.shape)) - torch.tensor(self.offset)[:, None]
+        inside = ((axes >= 0) & (axes < torch.tensor(self.size)[:, None])).all(0)
+        flat = torch.zeros_like(positions)
+        for axis, length in zip(axes, self.size, strict=True):
+            flat = flat * length + axis
+        return inside.nonzero().squeeze(1), flat[inside]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; told by its interface, as importing DTensor takes a second."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor, detached, in the same memory: all of it, unless it is a DTensor."""
+    part: Any = tensor
+    return (part.to_local() if is_sharded(tensor) else part).detach()  # type: ignore[no-any-return]
+
+
+def locals_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`local` of each tensor."""
+    return {name: local(tensor) for name, tensor in tensors.items()}
+
+
+def block_of(name: str, tensor: Tensor) -> Block:
+    """Where `local(tensor)` lies in the whole.
+
+    Raises:
+        ParameterMismatchError: the tensor is a DTensor that waits for a reduction, or is cut other than evenly.
+    """
+    shape = tuple(tensor.shape)
+    if not is_sharded(tensor):
+        return Block(shape, (0,) * len(shape), shape)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    part: Any = tensor
+    if any(placement.is_partial() for placement in part.placements):
+        raise ParameterMismatchError(f"{name}: placed as {part.placements}; a partial sum has no weights yet")
+    size, offset = compute_local_shape_and_global_offset(shape, part.device_mesh, part.placements)
+    found = tuple(local(tensor).shape)
+    if tuple(size) != found:
+        raise ParameterMismatchError(
+            f"{name}: placed as {part.placements}, this process has {found}, not {tuple(size)}"
+        )
+    return Block(shape, tuple(offset), found)
+
+
+def like(tensor: Tensor, part: Tensor) -> Tensor:
+    """A DTensor placed as `tensor`, of which this process has `part`; `part` itself if `tensor` is none."""
+    if not is_sharded(tensor):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    whole: Any = tensor
+    return DTensor.from_local(
+        part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def find_layout(model: nn.Module, live: Mapping[str, Tensor]) -> "ShardLayout | None":
+    """How the tensors of a model lie over the processes; None, and no communication, where none is a DTensor.
+
+    Raises:
+        ConfigError: the model is cut by the first FSDP, whose pieces have no place in their parameter.
+        ParameterMismatchError: a tensor is placed in a way that is not supported, or not complete.
+    """
+    if any(kind.__name__ == _FLAT for module in model.modules() for kind in type(module).__mro__):
+        raise ConfigError(f"{_FLAT} flattens parameters; shard with torch.distributed.fsdp.fully_shard instead")
+    if not any(is_sharded(tensor) for tensor in live.values()):
+        return None
+    from rst.shards.layout import ShardLayout
+
+    return ShardLayout(live)

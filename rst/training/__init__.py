@@ -1,0 +1,1 @@
+"""The method: remember w0, select after every step."""

@@ -1,0 +1,102 @@
+"""Where the pretrained weights `w0` are kept while `wt` is trained: beside it, in CPU memory, or in a mapped file."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from rst.config import BaseStorage
+from rst.delta.parameter_delta import check_like
+
+_ALIGNMENT = 64
+
+
+class BaseWeights(Mapping[str, Tensor]):
+    """Copies of the pretrained weights by name."""
+
+    def __init__(self, weights: Mapping[str, Tensor], storage: BaseStorage) -> None:
+        """Copy `weights`, same strides, to where `storage` says.
+
+        Args:
+            weights: the live tensors by name, any device.
+            storage: "device" copies beside each weight; "cpu" to CPU memory, pinned for weights on CUDA; "mmap" to an
+                unnamed temporary file mapped into memory, whose pages the system may drop and read again.
+        """
+        self._storage = storage
+        if storage == "mmap":
+            self._copies = _map_to_file(weights)
+        elif storage == "cpu":
+            self._copies = {name: _to_cpu(weight.detach()) for name, weight in weights.items()}
+        else:
+            self._copies = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """w0 of one parameter, where it is stored."""
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names."""
+        return iter(self._copies)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._copies)
+
+    def beside(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """View of w0, each tensor brought to the device of its live weight when it is asked for.
+
+        With "device" storage it stays there from then on. Asking raises `ParameterMismatchError` if the weight's shape
+        or dtype has changed since.
+        """
+        return _Beside(self, live)
+
+    def bring(self, name: str, weight: Tensor) -> Tensor:
+        """w0 of one parameter on the device of `weight`; see `beside`."""
+        origin = self._copies[name]
+        check_like(name, weight, origin)
+        moved = origin.to(weight.device, non_blocking=True)
+        if self._storage == "device":
+            self._copies[name] = moved
+        return moved
+
+
+class _Beside(Mapping[str, Tensor]):
+    def __init__(self, base: BaseWeights, live: Mapping[str, Tensor]) -> None:
+        self._base, self._live = base, live
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._base.bring(name, self._live[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+
+def _to_cpu(weight: Tensor) -> Tensor:
+    if weight.device.type == "cpu":
+        return weight.clone()
+    copy = torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)  # pragma: no cover  (CUDA)
+    return copy.copy_(weight)  # pragma: no cover  (CUDA)
+
+
+def _map_to_file(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    sizes = {name: weight.nbytes for name, weight in weights.items()}
+    padded = {name: -(-size // _ALIGNMENT) * _ALIGNMENT for name, size in sizes.items()}
+    with tempfile.NamedTemporaryFile(prefix="rst-base-") as file:  # unlinked at once; the mapping keeps it alive
+        total = max(sum(padded.values()), 1)
+        file.truncate(total)
+        memory = torch.from_file(file.name, shared=True, size=total, dtype=torch.uint8)
+    mapped, offset = {}, 0
+    for name, weight in weights.items():
+        view = memory[offset : offset + sizes[name]].view(weight.dtype)
+        mapped[name] = view.as_strided(weight.shape, _dense_strides(weight)).copy_(weight.detach())
+        offset += padded[name]
+    return mapped
+
+
+def _dense_strides(weight: Tensor) -> tuple[int, ...]:
+    """Strides of a copy without gaps that keeps the memory order, as `clone` gives."""
+    return torch.empty_like(weight, device="meta").stride()

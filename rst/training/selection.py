@@ -1,0 +1,149 @@
+"""Which changes survive: by threshold (Eq. 17), the top r % (App. M), or biases only (App. M)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rst.config import RSTConfig
+from rst.errors import NonFiniteError
+from rst.numerics.kth_largest import Floats, Positions, kth_largest
+from rst.numerics.worker_pool import CHUNK
+from rst.training.projection import Backend, project_
+
+Tie = tuple[Tensor, Tensor, Tensor]
+"""A parameter, row-major positions in it, int64 of shape (n,), and the weights to keep there, of shape (n,)."""
+
+Boundary = tuple[float, list[Tie]]
+"""What top-r % keeps: changes above a threshold, and some of those equal to it."""
+
+FindBoundary = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], Boundary]
+
+
+def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float) -> Boundary:
+    """Find where the top `ratio` of all changes ends.
+
+    Raises:
+        NonFiniteError: a weight is NaN.
+    """
+    total = sum(weight.numel() for weight in tuned.values())
+    budget = round(ratio * total)
+    if not budget:
+        return float("inf"), []
+    wide = wide_dtype_of(tuned)
+    pieces = [piece for name, weight in tuned.items() for piece in pieces_of(name, weight, base)]
+    kth = kth_largest(lambda piece, step: piece.changes(step, wide), pieces, budget, total)
+    return kth.value, _first_ties(pieces, kth.ties, budget - kth.above) if kth.value > 0 else []
+
+
+@torch.no_grad()
+def select_(
+    tuned: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    config: RSTConfig,
+    progress: float,
+    backend: Backend = "eager",
+    find_boundary: FindBoundary = boundary,
+) -> None:
+    """Reset, in place, every weight that the configuration does not keep to its pretrained value, bit for bit.
+
+    Args:
+        tuned: wt by name, changed in place.
+        base: w0 by name, same shapes, dtypes and devices; read tensor by tensor.
+        config: what to keep.
+        progress: position in the run, in [0, 1], for schedules.
+        backend: how Eq. 17 is computed; the bits are the same.
+        find_boundary: how `select="top"` finds its boundary; another one where the weights are a part of the model.
+
+    Raises:
+        NonFiniteError: with `select="top"`, a weight is NaN: its change has no rank.
+    """
+    if config.select == "top":
+        _select_top(tuned, base, find_boundary(tuned, base, config.ratio_at(progress)), backend)
+    elif config.select == "bias":
+        _select_bias(tuned, base)
+    else:
+        pairs = ((weight, base[name]) for name, weight in tuned.items())
+        project_(pairs, config.threshold_at(progress), backend)
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias by its name: `bias`, and fused ones such as `in_proj_bias`."""
+    return name.endswith("bias")
+
+
+def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+    for name, weight in tuned.items():
+        if not is_bias(name):
+            weight.copy_(base[name])
+
+
+def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, backend: Backend) -> None:
+    """Keep exactly `round(ratio * N)` of the N weights, fewer only where fewer changed.
+
+    Of equal changes at the boundary the first are kept, in the order of the parameters and of their elements, so the
+    result does not depend on the machine.
+    """
+    threshold, ties = found
+    for dtype in {weight.dtype: None for weight in tuned.values()}:
+        pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
+        project_(pairs, _at_most(threshold, dtype), backend)
+    for weight, positions, values in ties:
+        weight[torch.unravel_index(positions, weight.shape)] = values
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some consecutive elements, in row-major order, of one parameter."""
+
+    name: str
+    parameter: Tensor
+    start: int
+    weight: Tensor
+    origin: Tensor
+
+    def changes(self, step: int, dtype: torch.dtype) -> Floats:
+        """`|wt - w0|` of every `step`-th element, rounded in the parameter's dtype. Raises `NonFiniteError`."""
+        weight, origin = self.weight[::step], self.origin[::step]
+        change = (weight - origin).abs_()
+        if change.amax().isnan():
+            # An infinite weight that stayed where it was has not changed, though inf - inf is NaN.
+            change[weight == origin] = 0.0
+            if change.isnan().any():
+                nans = int(self.parameter.isnan().sum())
+                raise NonFiniteError(f"{self.name}: {nans} of {self.parameter.numel()} weights are NaN")
+        array: Floats = change.to(dtype).cpu().numpy()
+        return array
+
+
+def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """Divide a parameter beside its w0 into chunks; none where it is empty."""
+    if weight.numel() == 0:
+        return
+    parts = torch.split(weight.reshape(-1), CHUNK), torch.split(base[name].reshape(-1), CHUNK)
+    for number, (part, origin) in enumerate(zip(*parts, strict=True)):
+        yield Piece(name, weight, number * CHUNK, part, origin)
+
+
+def wide_dtype_of(tuned: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype in which the changes of all these weights are compared, exactly."""
+    return torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
+
+
+def _first_ties(pieces: Sequence[Piece], ties: Sequence[Positions], wanted: int) -> list[Tie]:
+    """The first `wanted` of the equal changes: parameter, positions in it, and the weights to keep there."""
+    chosen = []
+    for piece, positions in zip(pieces, ties, strict=True):
+        places = torch.from_numpy(positions[:wanted]).to(piece.weight.device)
+        wanted -= places.numel()
+        chosen.append((piece.parameter, places + piece.start, piece.weight[places]))
+    return chosen
+
+
+def _at_most(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is at most `threshold`; a parameter's changes compare alike with both."""
+    rounded = torch.tensor(threshold, dtype=dtype)
+    if float(rounded) > threshold:
+        rounded = torch.nextafter(rounded, torch.tensor(0.0, dtype=dtype))
+    return float(rounded)

@@ -1,0 +1,83 @@
+"""Which tensors of a module are trained sparsely, which are stored whole, and which are only watched."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from rst.config import RSTConfig
+from rst.delta.parameter_delta import check_real
+from rst.errors import ConfigError, ParameterMismatchError
+from rst.naming import check_patterns, matches, plain_name
+from rst.numerics.exactness import RESIDUAL_DTYPES
+
+
+@dataclass(frozen=True)
+class TrackedTensors:
+    """The tensors of one module, sorted by what becomes of them.
+
+    Attributes:
+        sparse: parameters that Residual Sparse Training selects from, by name.
+        saved: names of the parameters and buffers of the modules stored whole.
+        buffers: names of the other persistent buffers, stored where they change (BatchNorm's statistics).
+        frozen: names of the parameters that may not move.
+        tied: other names of the same tensors.
+    """
+
+    sparse: Mapping[str, nn.Parameter]
+    saved: Sequence[str]
+    buffers: Sequence[str]
+    frozen: Sequence[str]
+    tied: Mapping[str, str]
+
+
+def live_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of a module by plain name, tied ones once, as they are now."""
+    persistent = {plain_name(name) for name in model.state_dict(keep_vars=True)}
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    buffers = {plain_name(name): buffer for name, buffer in model.named_buffers() if plain_name(name) in persistent}
+    return {**parameters, **buffers}
+
+
+def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
+    """Sort the tensors of `model` by what the configuration makes of them.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train sparsely.
+        ParameterMismatchError: a parameter to train is complex, not floating point, or on the meta device.
+    """
+    live = live_tensors(model)
+    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
+        check_patterns(setting, getattr(config, setting), list(live))
+    saved = [name for name in live if matches(name, config.modules_to_save)]
+    parameters = {name: tensor for name, tensor in live.items() if isinstance(tensor, nn.Parameter)}
+    sparse = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name not in saved and parameter.requires_grad and _is_target(name, config)
+    }
+    if not sparse:
+        raise ConfigError("no trainable parameter is left to train sparsely; look at target_modules and requires_grad")
+    for name, parameter in sparse.items():
+        check_real(name, parameter)
+        if parameter.dtype not in RESIDUAL_DTYPES or parameter.is_meta:
+            raise ParameterMismatchError(f"{name}: {parameter.dtype} on {parameter.device} cannot be trained")
+    return TrackedTensors(
+        sparse=sparse,
+        saved=saved,
+        buffers=[name for name in live if name not in saved and name not in parameters],
+        frozen=[name for name in parameters if name not in saved and name not in sparse],
+        tied=_find_tied(model, live),
+    )
+
+
+def _is_target(name: str, config: RSTConfig) -> bool:
+    wanted = config.target_modules is None or matches(name, config.target_modules)
+    return wanted and not matches(name, config.exclude_modules)
+
+
+def _find_tied(model: nn.Module, owners: Mapping[str, Tensor]) -> dict[str, str]:
+    owner_of = {id(tensor): name for name, tensor in owners.items()}
+    every_name = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    names = {plain_name(name): owner_of.get(id(tensor)) for name, tensor in every_name}
+    return {name: owner for name, owner in names.items() if owner is not None and owner != name}

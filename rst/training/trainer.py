@@ -1,0 +1,266 @@
+"""Residual Sparse Training: wrap a model, train it as always, export what is left of the change (Algorithm 1).
+
+Read top to bottom and you have seen the method: remember w0; after every optimiser step put back what barely moved;
+at the end store `w_sp = wt - w0`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
+from rst.checkpoints.trainer_record import read_trainer_record
+from rst.config import RSTConfig
+from rst.delta.parameter_delta import Op, check_like
+from rst.delta.sparse_delta import BaseIdentity, SparseDelta
+from rst.errors import ConfigError
+from rst.naming import unwrap
+from rst.numerics.difference import count_changed
+from rst.operations.extraction import Extraction
+from rst.shards.blocks import find_layout, like, local, locals_of
+from rst.training.base_weights import BaseWeights
+from rst.training.projection import choose_backend
+from rst.training.selection import boundary, select_
+from rst.training.tracking import TrackedTensors, live_tensors, track
+
+if TYPE_CHECKING:
+    from rst.shards.layout import ShardLayout
+
+
+class ResidualSparseTrainer:
+    """Keeps a model close to its pretrained weights and exports the sparse difference.
+
+    >>> trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> trainer.attach(optimizer)
+    >>> ...  # train as always
+    >>> trainer.export().save("delta.safetensors")
+
+    The model may be wrapped by `torch.compile` or `DataParallel`, before or after; tied weights count once. Parameters
+    that the configuration neither targets nor saves whole are frozen.
+
+    Of a model sharded by `fully_shard` or `parallelize_module` (DTensors) each process keeps and projects its own part;
+    make the trainer after sharding, in every process, and export with `rst.distributed.export_sharded`.
+    """
+
+    def __init__(self, model: nn.Module, config: RSTConfig | None = None) -> None:
+        """Remember the weights of `model`, which must be the pretrained ones, as w0.
+
+        Raises:
+            ConfigError: a pattern of the configuration matches nothing, or there is nothing to train.
+            ParameterMismatchError: a parameter is complex, on the meta device, or sharded in a way not supported.
+        """
+        self.model = unwrap(model)
+        self.config = config or RSTConfig()
+        self._tracked = track(self.model, self.config)
+        live = live_tensors(self.model)
+        self._layout = find_layout(self.model, live)
+        for name in self._tracked.frozen:
+            live[name].requires_grad_(False)
+        watched = {name: local(live[name]) for name in (*self._tracked.sparse, *self._tracked.buffers)}
+        self._base = BaseWeights(watched, self.config.base_storage)
+        self._backend = choose_backend(list(locals_of(self._tracked.sparse).values()))
+        self._identity = _identify(self.model)
+        self._steps = 0
+        self.suspended = False
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def base(self) -> Mapping[str, Tensor]:
+        """w0 of the sparsely trained parameters by name; of sharded ones this process' part."""
+        return {name: self._base[name] for name in self._tracked.sparse}
+
+    def base_beside(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """w0 of all watched tensors, each on the device of its live one (of sharded ones, of its part) when asked."""
+        return self._base.beside(live)
+
+    @property
+    def tracked(self) -> TrackedTensors:
+        """Which tensors are trained sparsely, stored whole, watched and frozen."""
+        return self._tracked
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """The base model's name and revision, where known."""
+        return self._identity
+
+    @property
+    def layout(self) -> "ShardLayout | None":
+        """How the model is sharded; None if no tensor is a DTensor."""
+        return self._layout
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps seen so far."""
+        return self._steps
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call `step()` after every `optimizer.step()` that changes weights.
+
+        A step that `GradScaler` skips for infinite gradients is not counted. With several optimisers attach the one
+        that steps last.
+
+        Raises:
+            ConfigError: attached already, or the optimiser has none of the tracked parameters.
+        """
+        if self._hook:
+            raise ConfigError("already attached; with several optimisers attach the one that steps last")
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # accelerate wraps the optimiser and steps the inner one
+        self._check_optimizer(optimizer)
+        self._hook = optimizer.register_step_post_hook(lambda stepped, *_: self._after(stepped))
+
+    def detach(self) -> None:
+        """Undo `attach`; without one, do nothing."""
+        if self._hook:
+            self._hook.remove()
+        self._hook = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to no optimiser."""
+        return {**self.__dict__, "_hook": None}
+
+    def _after(self, optimizer: torch.optim.Optimizer) -> None:
+        # Fused optimisers receive the scaler's verdict and skip inside their own step.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self.step()
+
+    def step(self) -> None:
+        """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you.
+
+        Raises:
+            ConfigError: the training is suspended, so the weights that were stepped are not its own.
+        """
+        if self.suspended:
+            raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
+        self._steps += 1
+        if self.config.every and self._steps % self.config.every == 0:
+            self.select()
+
+    @torch.no_grad()
+    def select(self) -> None:
+        """Put every weight that the configuration does not keep back to w0, bit for bit (Eq. 17).
+
+        Raises:
+            ParameterMismatchError: a parameter changed its shape or dtype since the start.
+            NonFiniteError: top-r selection met a NaN.
+        """
+        tuned = locals_of(self._tracked.sparse)
+        find_boundary = boundary
+        if self._layout:
+            from rst.training.sharded_selection import sharded_boundary
+
+            find_boundary = partial(sharded_boundary, self._layout)
+        select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend, find_boundary)
+
+    def count_changed(self) -> int:
+        """How many of the tracked weights differ from w0 now, in all processes; reads all of them once more."""
+        tuned = locals_of(self._tracked.sparse)
+        base = self._base.beside(tuned)
+        counts = {name: count_changed(base[name], weight) for name, weight in tuned.items()}
+        return sum((self._layout.add_up(counts) if self._layout else counts).values())
+
+    def export(self, op: Op = "add") -> SparseDelta:
+        """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
+
+        Afterwards the model equals base plus delta, bit for bit.
+
+        Args:
+            op: what to store: residuals, the tuned values ("replace") or steps, as in `ParameterDelta`.
+
+        Raises:
+            ConfigError: a frozen parameter has been made trainable, so its change is lost, or the model is sharded.
+            NonFiniteError: a weight is NaN; the message names the parameter.
+        """
+        if self._layout:
+            raise ConfigError("the model is sharded; every process calls rst.distributed.export_sharded(trainer)")
+        live = self.select_for_export()
+        tracked = self._tracked
+        names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
+        return Extraction(
+            base=self._base.beside(live),
+            tuned=live,
+            names=names,
+            whole=set(tracked.saved),
+            buffers={name for name in names if not isinstance(live[name], nn.Parameter)},
+            tied=tracked.tied,
+            identity=self._identity,
+            config=self.config.to_dict(),
+            op=op,
+        ).run()
+
+    def select_for_export(self) -> dict[str, Tensor]:
+        """Check the model, select once more, and return its tensors by name, as `export` reads them.
+
+        Raises:
+            ConfigError: as `export`.
+        """
+        live = live_tensors(self.model)
+        self._check_unchanged(live)
+        self.select()
+        return live
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs, w0 included, to be saved beside the model and the optimiser.
+
+        `rst export` finds it under any key of a checkpoint and needs no other base. Of a sharded model it has DTensors,
+        to be saved, and loaded into in place on any number of processes, by `torch.distributed.checkpoint`.
+        """
+        live = live_tensors(self.model) if self._layout else self._base
+        tau = self.config.threshold_at(self._progress()) if self.config.select == "threshold" else None
+        return {
+            "format": TRAINER_RECORD,
+            "version": RECORD_VERSION,
+            "steps": self._steps,
+            "config": self.config.to_dict(),
+            "threshold": tau,
+            "base": {name: like(live[name], self._base[name]) for name in self._tracked.sparse},
+            "buffers": {name: like(live[name], self._base[name]) for name in self._tracked.buffers},
+            "saved": list(self._tracked.saved),
+            "tied": dict(self._tracked.tied),
+            "identity": {"name": self._identity.name, "revision": self._identity.revision},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` left off, bit for bit, once the model and the optimiser are restored as well.
+
+        Raises:
+            ConfigError: not a trainer's state, or one of other tracked parameters.
+            ParameterMismatchError: a parameter has another shape or dtype.
+        """
+        record = read_trainer_record(state)
+        restored = locals_of({**record.base, **record.buffers})
+        if different := sorted(restored.keys() ^ self._base.keys()):
+            raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
+        for name, origin in self._base.items():
+            check_like(name, restored[name], origin)
+        for name, origin in self._base.items():
+            origin.copy_(restored[name])
+        self._steps = record.steps
+
+    def _progress(self) -> float:
+        return min(self._steps / self.config.total_steps, 1.0) if self.config.total_steps else 1.0
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(id(parameter) in stepped for parameter in self._tracked.sparse.values()):
+            count = len(self._tracked.sparse)
+            raise ConfigError(f"the optimiser has none of the {count} tracked parameters; build it from this model")
+
+    def _check_unchanged(self, live: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._tracked.sparse.items():
+            if live.get(name) is not parameter:
+                raise ConfigError(f"{name}: replaced since the trainer was made; wrap the model after changing it")
+        for name in self._tracked.frozen:
+            if live[name].requires_grad:
+                raise ConfigError(f"{name}: made trainable after the trainer froze it, its change would be lost")
+
+
+def _identify(model: nn.Module) -> BaseIdentity:
+    """Name and revision that transformers keeps on its models; unknown for others."""
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return BaseIdentity(name=getattr(model, "name_or_path", None) or None, revision=revision)

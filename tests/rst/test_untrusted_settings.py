@@ -1,0 +1,113 @@
+"""Settings, names and records of a stranger are refused by the errors of this library, and lead nowhere else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rst import CheckpointError, ConfigError, DeltaFormatError, RSTConfig, RSTModel, export, get_rst_model
+from rst.interop.peft_adapters import from_peft
+from rst.live.adapter_folder import adapter_subfolder, read_adapter, write_adapter
+from rst.sync import ChainDamageError, read_version, write_version
+from rst.sync.chain import step_of_name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": "1e-6"},
+        {"threshold": [1]},
+        {"threshold": True},
+        {"threshold": 10**400},
+        {"threshold": {"schedule": "linear", "start": "0", "end": 1}, "total_steps": 3},
+        {"threshold": {"schedule": ["linear"]}},
+        {"select": []},
+        {"every": "1"},
+        {"every": 1.5},
+        {"total_steps": "x"},
+        {"target_modules": 3},
+        {"target_modules": [["a"]]},
+        {"modules_to_save": {"a": 1}},
+        {"exclude_modules": [1]},
+        {"base_storage": {}},
+    ],
+    ids=str,
+)
+def test_settings_of_the_wrong_kind(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings)) + "|schedule"):
+        RSTConfig.from_dict(settings)
+
+
+def test_a_pattern_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="target_modules: '\\(' is no regular expression"):
+        get_rst_model(nn.Linear(2, 2), RSTConfig(target_modules="("))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": "rst", "format": "rst"}', '{"format": NaN}', "\ud800"])
+def test_a_configuration_that_is_no_plain_json(tmp_path: Path, text: str) -> None:
+    write_adapter(tmp_path, export({"w": torch.zeros(3)}, {"w": torch.ones(3)}))
+    (tmp_path / "rst_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DeltaFormatError, match=r"rst_config\.json: malformed"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/b", "a\\b", "a\0b"])
+def test_adapter_names_that_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="not the name of a folder"):
+        adapter_subfolder(tmp_path, name)
+
+
+def test_an_adapter_is_not_written_through_a_link(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir(), folder.mkdir()
+    (folder / "x").symlink_to(outside)
+    model = RSTModel(nn.Linear(2, 2))
+    model.add_adapter("x", export({"weight": torch.zeros(2, 2)}, {"weight": torch.zeros(2, 2)}))
+    with pytest.raises(ConfigError, match="a link that leads out of"):
+        model.save_pretrained(folder)
+    assert not list(outside.iterdir())
+
+
+def test_a_version_is_not_read_through_a_link(tmp_path: Path) -> None:
+    path = write_version(tmp_path / "versions", 1, {"w": torch.ones(3)}).path
+    path.rename(tmp_path / "elsewhere.safetensors")
+    path.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ChainDamageError, match="not the file that version.json describes"):
+        read_version(tmp_path / "versions", 1)
+
+
+@pytest.mark.parametrize("base_version", [[[]], "0", True, 1.0, {}], ids=str)
+def test_a_version_based_on_what_is_no_number(tmp_path: Path, base_version: Any) -> None:
+    record = write_version(tmp_path, 1, {"w": torch.ones(3)}).path.with_name("version.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"base_version": base_version}))
+    with pytest.raises(ChainDamageError, match="malformed version"):
+        read_version(tmp_path, 1)
+
+
+@pytest.mark.parametrize("digits", ["7", "٠٠٠٠٠٠٠٠٠٣", "00000000007", "9" * 5000])
+def test_names_that_the_chain_does_not_write_are_no_steps(digits: str) -> None:
+    assert step_of_name(f"delta-{digits}.safetensors") is None
+    assert step_of_name("delta-0000000007.safetensors") == 7
+    assert step_of_name("anchor-12345678901.safetensors") == 12345678901
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"peft_type": "LORA", "megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "has megatron_config"),
+        ({"peft_type": "XLORA", "adapters": {"a": "/elsewhere"}}, "has adapters"),
+        ({"peft_type": "LORA", "r": 1 << 40}, "r is larger than the"),
+        ({"peft_type": "LORA", "r": 2, "rank_pattern": {"x": 1 << 40}}, "rank_pattern is larger"),
+        ({"peft_type": "LORA", "target_modules": {"x": 1}, "r": []}, "PEFT cannot load it"),
+        ([], "no JSON object"),
+    ],
+    ids=str,
+)
+def test_what_an_adapter_may_not_make_peft_do(tmp_path: Path, content: Any, message: str) -> None:
+    pytest.importorskip("peft")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        from_peft(tmp_path, nn.Sequential(nn.Linear(2, 2)))
