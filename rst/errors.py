@@ -1,8 +1,31 @@
 """The errors that this library raises on purpose, each in one sentence that names file, parameter and numbers."""
 
+import os
+
 
 class RSTError(Exception):
-    """Base class. Catch this to catch everything the library refuses."""
+    """Base class. Catch this to catch everything the library refuses.
+
+    Its text is `file: parameter: reason`, without what does not apply.
+
+    Attributes:
+        reason: what happened, with the numbers, and what to do.
+        file: the file, folder or address that it is about, or None.
+        parameter: the name of the parameter or buffer that it is about, or None.
+    """
+
+    def __init__(
+        self, reason: str, *, file: "str | os.PathLike[str] | None" = None, parameter: str | None = None
+    ) -> None:
+        """Keep what the error is about; none of it is made safe for a terminal here."""
+        super().__init__(reason)
+        self.reason = reason
+        self.file = None if file is None else str(file)
+        self.parameter = parameter
+
+    def __str__(self) -> str:
+        """Compose the sentence."""
+        return ": ".join(part for part in (self.file, self.parameter, self.reason) if part is not None)
 
 
 class ConfigError(RSTError):

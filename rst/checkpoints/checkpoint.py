@@ -65,7 +65,7 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             return self.read(original)
         except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{self.source}: cannot read {original} ({error})") from error
+            raise CheckpointError(f"cannot read {original} ({error})", file=self.source) from error
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a tensor, without reading it."""
@@ -142,7 +142,7 @@ def _open_file(path: Path) -> Checkpoint:
     if path.suffix in PICKLED_SUFFIXES:
         return _from_pickle(path)
     known = ", ".join((".safetensors", ".index.json", *PICKLED_SUFFIXES))
-    raise CheckpointError(f"{path}: unknown kind of checkpoint; known are {known} and model folders")
+    raise CheckpointError(f"unknown kind of checkpoint; known are {known} and model folders", file=path)
 
 
 def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -165,16 +165,16 @@ def _resolve(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError("no such file or folder", file=path)
     for name in _FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path}: the folder has none of {', '.join(_FOLDER_FILES)}")
+    raise CheckpointError(f"the folder has none of {', '.join(_FOLDER_FILES)}", file=path)
 
 
 def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     if not state:
-        raise CheckpointError(f"{source}: holds no tensors")
+        raise CheckpointError("holds no tensors", file=source)
     names = _original_names(state)
     return Checkpoint(source, names, state.__getitem__, _find_tied(names, state))
 
@@ -203,9 +203,9 @@ def _from_safetensors(path: Path) -> Checkpoint:
         file = safe_open(path, framework="pt")
         names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        raise CheckpointError(f"not a readable safetensors file ({error})", file=path) from error
     if not names:
-        raise CheckpointError(f"{path}: holds no tensors")
+        raise CheckpointError("holds no tensors", file=path)
     stamps = dict.fromkeys(names, stamp)
     return Checkpoint(str(path), _original_names(names), file.get_tensor, mapped=True, stamps=stamps)
 
@@ -213,7 +213,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
 def _from_shards(path: Path) -> Checkpoint:
     weight_map = _read_index(path)
     if not weight_map:
-        raise CheckpointError(f"{path}: holds no tensors")
+        raise CheckpointError("holds no tensors", file=path)
     shards = {file_name: _open_file(_resolve(path.parent / file_name)) for file_name in sorted({*weight_map.values()})}
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
     stamps = {name: stamp for shard in shards.values() for name, stamp in shard.stamps.items()}
@@ -234,11 +234,11 @@ def _read_index(path: Path) -> dict[str, str]:
         weight_map: dict[str, str] = parse_json(path.read_bytes())["weight_map"]
         shards = set(strings(list(weight_map.values()), "weight_map"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a shard index ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"not a shard index ({type(error).__name__}: {error})", file=path) from error
     for name in shards:
         plain = Path(name).name == name and "\0" not in name and len(name.encode()) <= _LONGEST_NAME
         if not plain or Path(name).suffix not in (".safetensors", *PICKLED_SUFFIXES):
-            raise CheckpointError(f"{path}: shard {name[:99]!r} is not a plain file name in the same folder")
+            raise CheckpointError(f"shard {name[:99]!r} is not a plain file name in the same folder", file=path)
     return weight_map
 
 
@@ -248,9 +248,9 @@ def _from_pickle(path: Path) -> Checkpoint:
     try:
         state = find_state(container)
     except RecursionError as error:
-        raise CheckpointError(f"{path}: holds itself") from error
+        raise CheckpointError("holds itself", file=path) from error
     if state is None:
-        raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(NESTED_UNDER)}")
+        raise CheckpointError(f"no weights found, plain or under {', '.join(NESTED_UNDER)}", file=path)
     check_tensors(str(path), state, path.stat().st_size)
     found = _from_mapping(state, str(path))
     stamps = dict.fromkeys(state, stamp)

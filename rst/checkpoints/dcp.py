@@ -62,9 +62,9 @@ def open_dcp(path: Path) -> DcpWeights:
         tree = folder.tree()
         state = find_state(tree)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # sizes or nesting that nothing can have
-        raise CheckpointError(f"{path}: not readable metadata of torch.distributed.checkpoint ({error})") from error
+        raise CheckpointError(f"not readable metadata of torch.distributed.checkpoint ({error})", file=path) from error
     if state is None:
-        raise CheckpointError(f"{path}: no weights found, plain or under {', '.join(NESTED_UNDER)}")
+        raise CheckpointError(f"no weights found, plain or under {', '.join(NESTED_UNDER)}", file=path)
     return DcpWeights(state, _find_record(folder, tree), folder)
 
 
@@ -118,7 +118,7 @@ class _Folder:
         except Exception as error:  # of the system, of torch.load, or of the reader's own checks
             forget_failed_load()
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise CheckpointError(f"{self._path}: cannot read {key} ({reason})") from error
+            raise CheckpointError(f"cannot read {key} ({reason})", file=self._path) from error
         return state[key]
 
     def lazily(self, tree: Mapping[str, Any]) -> Any:

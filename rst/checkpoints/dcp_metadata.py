@@ -51,7 +51,7 @@ def read_metadata(path: Path) -> Metadata:
         return _checked(found, path.parent)
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path}: not readable metadata of torch.distributed.checkpoint ({reason})") from error
+        raise CheckpointError(f"not readable metadata of torch.distributed.checkpoint ({reason})", file=path) from error
 
 
 def _check_sizes(data: bytes) -> None:

@@ -21,7 +21,7 @@ def unpickle(path: Path) -> Any:
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
         forget_failed_load()
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise CheckpointError(f"not a readable checkpoint ({reason})", file=path) from error
 
 
 def forget_failed_load() -> None:

@@ -50,7 +50,7 @@ def read_source(
     if kind is Source.DELTA:
         return read_adapter(path) if path.is_dir() else SparseDelta.load(path)
     if base is None:
-        raise ConfigError(f"{path}: {kind.value} becomes a delta of its base; name that with --base")
+        raise ConfigError(f"{kind.value} becomes a delta of its base; name that with --base", file=path)
     if kind is Source.ADAPTER:
         return from_peft(path, base, threshold=threshold)
     prefixes = {"backbone_prefix": backbone_prefix, "head_prefix": head_prefix}

@@ -74,11 +74,11 @@ def load(path: str | os.PathLike[str]) -> SparseDelta:
     contents = read_safetensors(source)
     _check_version(source, contents.metadata)
     if not is_intact(contents.data, contents.metadata.get("digest", "")):
-        raise DeltaFormatError(f"{source}: the digest does not fit the contents; the file was altered or damaged")
+        raise DeltaFormatError("the digest does not fit the contents; the file was altered or damaged", file=source)
     try:
         return _rebuild(source, contents.metadata, contents.arrays)
     except _DAMAGE as error:
-        raise DeltaFormatError(f"{source}: malformed metadata ({type(error).__name__}: {error})") from error
+        raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
 
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
@@ -101,16 +101,17 @@ def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
 def _check_version(source: str, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         found = f'format is {metadata.get("format")!r}, wanted "{FORMAT}"'
-        raise DeltaFormatError(f"{source}: not an RST delta ({found}); rst export makes one of two checkpoints")
+        raise DeltaFormatError(f"not an RST delta ({found}); rst export makes one of two checkpoints", file=source)
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
-        raise DeltaFormatError(f"{source}: format version {version}; this library reads version {FORMAT_VERSION}")
+        raise DeltaFormatError(f"format version {version}; this library reads version {FORMAT_VERSION}", file=source)
     for setting, known in (("encoding", get_args(Encoding)), ("op", get_args(Op))):
         if metadata.get(setting) not in known:
             written_by = metadata.get("library_version", "of unknown version")
             raise DeltaFormatError(
-                f"{source}: {setting} {metadata.get(setting)!r}, written by rst {written_by}; "
-                f"rst {__version__} reads {list(known)}"
+                f"{setting} {metadata.get(setting)!r}, written by rst {written_by}; "
+                f"rst {__version__} reads {list(known)}",
+                file=source,
             )
 
 
@@ -120,7 +121,7 @@ def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]
     whole = parse_json(metadata["dense"])
     dense = {name: arrays.pop(f"{name}.dense") for name in strings(whole["names"], "dense")}
     if arrays:
-        raise DeltaFormatError(f"{source}: {len(arrays)} arrays that the metadata lacks, first {min(arrays)!r}")
+        raise DeltaFormatError(f"{len(arrays)} arrays that the metadata lacks, first {min(arrays)!r}", file=source)
     delta = SparseDelta(
         parameters=parameters,
         dense=dense,
@@ -151,9 +152,9 @@ def _check_names(source: str, delta: SparseDelta) -> None:
     """Raise `DeltaFormatError` if one name means two tensors."""
     for what, names in (("changed", delta.parameters), ("stored whole", delta.dense)):
         if alias := min(delta.tied.keys() & names.keys(), default=None):
-            raise DeltaFormatError(f"{source}: {alias} is tied to {delta.tied[alias]} and {what} itself")
+            raise DeltaFormatError(f"{alias} is tied to {delta.tied[alias]} and {what} itself", file=source)
     if name := min(delta.parameters.keys() & delta.dense.keys(), default=None):
-        raise DeltaFormatError(f"{source}: {name} is changed and stored whole")
+        raise DeltaFormatError(f"{name} is changed and stored whole", file=source)
 
 
 def _mapping(text: str) -> dict[str, Any]:

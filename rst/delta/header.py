@@ -43,7 +43,7 @@ def write_records(parameters: Mapping[str, ParameterDelta]) -> str:
 
 def _describe(name: str, change: ParameterDelta) -> dict[str, Any]:
     if change.dtype not in NAME_OF_DTYPE:
-        raise DeltaFormatError(f"{name}: safetensors has no {change.dtype}")
+        raise DeltaFormatError(f"safetensors has no {change.dtype}", parameter=name)
     record: dict[str, Any] = {"shape": list(change.shape), "dtype": NAME_OF_DTYPE[change.dtype]}
     if change.base is not None:
         record |= {"base": change.base.whole, "touched": change.base.touched}

@@ -87,10 +87,10 @@ def unpack_records(source: str, stream: Tensor) -> str:
     try:
         text = inflater.decompress(stream.numpy().tobytes(), most)
         if not inflater.eof:
-            raise DeltaFormatError(f"{source}: records is cut, or longer than {most} bytes")
+            raise DeltaFormatError(f"records is cut, or longer than {most} bytes", file=source)
         return text.decode()
     except (zlib.error, UnicodeDecodeError) as error:
-        raise DeltaFormatError(f"{source}: records cannot be read ({error})") from error
+        raise DeltaFormatError(f"records cannot be read ({error})", file=source) from error
 
 
 def _most_unfolded(packed: int) -> int:
@@ -128,7 +128,7 @@ class _Streams:
         gaps = self.array(name, index_dtype(starts[-1])).numpy()
         positions = np.cumsum(gaps + 1, dtype=gaps.dtype) - 1  # an overflow leaves an order that validation refuses
         if gaps.min() < 0 or not 0 <= positions[-1] < starts[-1]:
-            raise DeltaFormatError(f"{self.source}: {name} lead outside the {starts[-1]} entries there are")
+            raise DeltaFormatError(f"{name} lead outside the {starts[-1]} entries there are", file=self.source)
         edges = np.searchsorted(positions, np.array(starts, dtype=positions.dtype))
         return positions, np.diff(edges).tolist()
 
@@ -136,7 +136,7 @@ class _Streams:
         """Invert `_pack_values`: for each part its own values."""
         array = self.array(name, dtype)
         if array.numel() != sum(lengths):
-            raise DeltaFormatError(f"{self.source}: {array.numel()} {name} for {sum(lengths)} positions")
+            raise DeltaFormatError(f"{array.numel()} {name} for {sum(lengths)} positions", file=self.source)
         return torch.split(array, list(lengths))
 
 

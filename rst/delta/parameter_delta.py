@@ -163,7 +163,8 @@ class ParameterDelta:
         """Raise `WrongBaseError` unless `found`, the digest of w0 at `indices`, is the recorded one, if any is."""
         if self.base is not None and found != self.base.touched:
             raise WrongBaseError(
-                f"{name}: the base's values at the {self.nnz} changed positions are not those the delta was made from"
+                f"the base's values at the {self.nnz} changed positions are not those the delta was made from",
+                parameter=name,
             )
 
     def to(self, device: torch.device | str) -> "ParameterDelta":
@@ -276,20 +277,23 @@ def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
     """Raise `ParameterMismatchError` unless shape and dtype agree."""
     if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
         raise ParameterMismatchError(
-            f"{name}: {found.dtype} {tuple(found.shape)} does not fit the base's {wanted.dtype} {tuple(wanted.shape)}"
+            f"{found.dtype} {tuple(found.shape)} does not fit the base's {wanted.dtype} {tuple(wanted.shape)}",
+            parameter=name,
         )
 
 
 def check_real(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a complex tensor."""
     if tensor.is_complex():
-        raise ParameterMismatchError(f"{name}: {tensor.dtype} is not supported; split it into real and imaginary parts")
+        raise ParameterMismatchError(
+            f"{tensor.dtype} is not supported; split it into real and imaginary parts", parameter=name
+        )
 
 
 def check_no_nan(name: str, tensor: Tensor) -> None:
     """Raise `NonFiniteError` if a float tensor has a NaN."""
     if nans := count_nans(tensor):
-        raise NonFiniteError(f"{name}: {nans} of {tensor.numel()} weights are NaN")
+        raise NonFiniteError(f"{nans} of {tensor.numel()} weights are NaN", parameter=name)
 
 
 def count_nans(tensor: Tensor) -> int:

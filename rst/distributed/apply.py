@@ -138,9 +138,9 @@ def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, lay
         siblings, attribute = find_place(name, places, delta)
         names[name] = owner = owner_of.get(id(siblings[attribute]), name)
         if owner not in layout.blocks:
-            raise ParameterMismatchError(f"{name}: in the delta, but the model does not save what it has there")
+            raise ParameterMismatchError("in the delta, but the model does not save what it has there", parameter=name)
         if (found := layout.blocks[owner].shape) != shape:
-            raise ParameterMismatchError(f"{name}: the delta is for {shape}, the model has {found}")
+            raise ParameterMismatchError(f"the delta is for {shape}, the model has {found}", parameter=name)
     return names
 
 

@@ -43,7 +43,7 @@ class PartialFolder:
         self._output = output.resolve()
         self.path = self._output.with_name(f"{self._output.name}.partial")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
-            raise CheckpointError(f"{self.path}: has files but no {_JOURNAL} to continue from; remove it")
+            raise CheckpointError(f"has files but no {_JOURNAL} to continue from; remove it", file=self.path)
         self.path.mkdir(exist_ok=True)
         self._journal = (self.path / _JOURNAL).open("a+b")
         try:
@@ -96,7 +96,7 @@ class PartialFolder:
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckpointError(f"{self.path}: another process is writing it") from error
+            raise CheckpointError("another process is writing it", file=self.path) from error
 
     def _continue(self, job: str) -> dict[str, str]:
         """The digests of the finished files; none if the journal is of another job, whose files are removed."""
@@ -108,7 +108,7 @@ class PartialFolder:
             digests = {record["file"]: record["digest"] for record in finished}
             found, files = first["job"], [Path(name).name for name in first["files"]]
         except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{self.path}: its {_JOURNAL} is damaged; remove the folder") from error
+            raise CheckpointError(f"its {_JOURNAL} is damaged; remove the folder", file=self.path) from error
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
         if found == job:
@@ -130,7 +130,9 @@ class PartialFolder:
 
     def _check_strangers(self) -> None:
         if strangers := {path.name for path in self.path.iterdir()} - self._files - {_JOURNAL}:
-            raise CheckpointError(f"{self.path}: holds {min(strangers)}, which is no part of {self._output}; remove it")
+            raise CheckpointError(
+                f"holds {min(strangers)}, which is no part of {self._output}; remove it", file=self.path
+            )
 
 
 def _digest(path: Path) -> str:

@@ -31,7 +31,7 @@ def read_safetensors(source: str) -> Contents:
         DeltaFormatError: it cannot be read, or is no safetensors file.
     """
     if not Path(source).is_file():
-        raise CheckpointError(f"{source}: {_instead_of_a_file(Path(source))}")
+        raise CheckpointError(f"{_instead_of_a_file(Path(source))}", file=source)
     try:
         with safe_open(source, framework="np"):  # judges the header, which may be hostile
             data = np.fromfile(source, dtype=np.uint8)
@@ -50,7 +50,7 @@ def read_safetensors(source: str) -> Contents:
         MemoryError,
     ) as error:
         hint = "" if source.endswith(".safetensors") else "; rst export makes a delta, a .safetensors file"
-        raise DeltaFormatError(f"{source}: not a readable safetensors file ({error}){hint}") from error
+        raise DeltaFormatError(f"not a readable safetensors file ({error}){hint}", file=source) from error
     return Contents(metadata, arrays, data.data)
 
 

@@ -73,7 +73,7 @@ def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> byt
     offset = 0
     for name, (dtype, shape) in specs.items():
         if dtype not in NAME_OF_DTYPE:
-            raise CheckpointError(f"{name}: safetensors has no {dtype}")
+            raise CheckpointError(f"safetensors has no {dtype}", parameter=name)
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         entries[name] = {"dtype": NAME_OF_DTYPE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end

@@ -32,20 +32,20 @@ def check_adapter_config(folder: Path) -> None:
     """
     path = folder / _FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no folder of a PEFT adapter, which has an {_FILE}")
+        raise CheckpointError(f"no folder of a PEFT adapter, which has an {_FILE}", file=folder)
     try:
         config = parse_json(path.read_bytes())
         largest = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        raise CheckpointError(f"cannot be read ({error})", file=path) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: no JSON object")
+        raise CheckpointError("no JSON object", file=path)
     for key in _REFUSED:
         if config.get(key):
-            raise CheckpointError(f"{path}: has {key}, which is not followed")
+            raise CheckpointError(f"has {key}, which is not followed", file=path)
     for key in _RANKS:
         if any(number > largest for number in _numbers(config.get(key))):
-            raise CheckpointError(f"{path}: {key} is larger than the {largest} bytes of the adapter")
+            raise CheckpointError(f"{key} is larger than the {largest} bytes of the adapter", file=path)
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -84,8 +84,9 @@ class RSTCallback(Callback):
         """
         if trainer.ckpt_path and self._record is None:
             raise ConfigError(
-                f"{trainer.ckpt_path}: written without RSTCallback, so w0 is unknown; load its weights into the model "
-                "before fit() to have them as w0"
+                "written without RSTCallback, so w0 is unknown; load its weights into the model "
+                "before fit() to have them as w0",
+                file=trainer.ckpt_path,
             )
         self._track(pl_module)
         if self._record is not None:

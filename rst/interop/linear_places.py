@@ -45,7 +45,7 @@ def obstacle(name: str, change: ParameterDelta, places: Mapping[str, Sequence[Pl
     for place in places[name]:
         shape = tuple(place.module.get_parameter(place.attribute).shape)
         if shape != change.shape:
-            raise ParameterMismatchError(f"{name}: {change.shape} does not fit the base's {shape}")
+            raise ParameterMismatchError(f"{change.shape} does not fit the base's {shape}", parameter=name)
         if type(place.module) is not nn.Linear or place.attribute != "weight":
             return f"is the {place.attribute} of {type(place.module).__name__} {place.module_name}".rstrip()
         if isinstance(place.parent, _READ_WITHOUT_CALLING):

@@ -61,7 +61,7 @@ def from_official(
     heads = {head_prefix + stored_name: tensor.clone() for stored_name, tensor in head.items()}
     for name, tensor in heads.items():
         if name.removeprefix(backbone_prefix) in backbone and name.startswith(backbone_prefix):
-            raise ParameterMismatchError(f"{source}: {name} is in the backbone and the head; choose other prefixes")
+            raise ParameterMismatchError(f"{name} is in the backbone and the head; choose other prefixes", file=source)
         check_real(f"{source}: {name}", tensor)
         check_no_nan(f"{source}: {name}", tensor)
     return SparseDelta(
@@ -76,13 +76,13 @@ def from_official(
 
 def _read(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     if not Path(source).is_file():
-        raise CheckpointError(f"{source}: no such file")
+        raise CheckpointError("no such file", file=source)
     with warnings.catch_warnings():  # that looking at every position, as it should, takes time
         warnings.filterwarnings("ignore", "Validating sparse tensor invariants", UserWarning)
         container = unpickle(Path(source))
     for key in (_BACKBONE, _HEAD):
         if not isinstance(container, Mapping) or not _is_state_dict(container.get(key)):
-            raise CheckpointError(f"{source}: not a released checkpoint: {key} is no dict of tensors")
+            raise CheckpointError(f"not a released checkpoint: {key} is no dict of tensors", file=source)
     check_tensors(source, container[_HEAD], Path(source).stat().st_size)
     return container[_BACKBONE], container[_HEAD]
 

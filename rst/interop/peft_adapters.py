@@ -57,7 +57,7 @@ def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float
     try:
         delta = export(base, tuned, threshold=threshold, modules_to_save=whole or None)
     except NonFiniteError as error:
-        raise NonFiniteError(f"{adapter}: merged, {error}") from error
+        raise NonFiniteError(f"merged, {error}", file=adapter) from error
     return replace(delta, config={**delta.config, "converted_from": {"peft_type": kind}})
 
 
@@ -70,12 +70,12 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
         adapted = PeftModel.from_pretrained(model, os.fspath(adapter), torch_device="cpu")
         stored = load_peft_weights(os.fspath(adapter), device="cpu")
     except ImportError as error:
-        raise CheckpointError(f"{adapter}: to read a PEFT adapter, {install_command('peft')} ({error})") from error
+        raise CheckpointError(f"to read a PEFT adapter, {install_command('peft')} ({error})", file=adapter) from error
     except Exception as error:  # what a malformed configuration makes PEFT raise has no common class
-        raise CheckpointError(f"{adapter}: PEFT cannot load it ({error})") from error
+        raise CheckpointError(f"PEFT cannot load it ({error})", file=adapter) from error
     if not hasattr(adapted, "merge_and_unload"):
         raise CheckpointError(
-            f"{adapter}: {_kind(adapted)} adapters add inputs or layers, and change no weight to merge"
+            f"{_kind(adapted)} adapters add inputs or layers, and change no weight to merge", file=adapter
         )
     _check_complete(adapter, adapted, stored)
     return adapted
@@ -87,7 +87,7 @@ def _merge(adapter: PathLike, adapted: "PeftModel") -> nn.Module:
         with torch.sparse.check_sparse_tensor_invariants(True):  # type: ignore[no-untyped-call]
             merged: nn.Module = adapted.merge_and_unload()
     except Exception as error:  # as above
-        raise CheckpointError(f"{adapter}: PEFT cannot merge it ({error})") from error
+        raise CheckpointError(f"PEFT cannot merge it ({error})", file=adapter) from error
     return merged
 
 
@@ -103,7 +103,7 @@ def _check_complete(adapter: PathLike, adapted: "PeftModel", stored: Mapping[str
     ):
         if names:
             example = min(names).removeprefix(_WRAPPER)
-            raise ParameterMismatchError(f"{adapter}: {what} {len(names)} weights, such as {example}; another base?")
+            raise ParameterMismatchError(f"{what} {len(names)} weights, such as {example}; another base?", file=adapter)
 
 
 def _kind(adapted: "PeftModel") -> str:

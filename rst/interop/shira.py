@@ -84,7 +84,7 @@ def to_shira(
     check_carried(os.fspath(folder), reasons, partial, len(changes))
     if not changes:
         raise NotCarriedError(
-            f"{folder}: the delta changes no Linear weight, and PEFT loads no adapter without a layer"
+            "the delta changes no Linear weight, and PEFT loads no adapter without a layer", file=folder
         )
 
     targets = {place.module_name: changes[name] for name in changes for place in places[name]}
@@ -141,7 +141,7 @@ def _write(
     try:
         from peft import ShiraConfig
     except ImportError as error:
-        raise CheckpointError(f"{folder}: to write a SHiRA adapter, {install_command('peft')} ({error})") from error
+        raise CheckpointError(f"to write a SHiRA adapter, {install_command('peft')} ({error})", file=folder) from error
     config = ShiraConfig(
         r=rank,
         target_modules="|".join(map(re.escape, targets)),  # a list would mean every module whose name ends so

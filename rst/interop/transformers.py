@@ -175,7 +175,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = {"weights": None, "trainer": None, **unpickle(path)}
         read_trainer_record(record["trainer"], f"{path}: the trainer's state in it")
     except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: not the record of RSTCallback ({error})") from error
+        raise CheckpointError(f"not the record of RSTCallback ({error})", file=path) from error
     return record
 
 

@@ -87,13 +87,13 @@ def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
         DeltaFormatError: the delta is malformed.
     """
     if delta.dense:
-        raise NotCarriedError(f"{min(delta.dense)}: stored whole; send such tensors as dense weights")
+        raise NotCarriedError("stored whole; send such tensors as dense weights", parameter=min(delta.dense))
     validate(delta.parameters, "delta")
     weights = open_checkpoint(base).named_as(delta)
     patches, reverting = [], []
     for name, change in delta.items():
         if not change.dtype.is_floating_point:
-            raise NotCarriedError(f"{name}: patches have floating-point values, the delta has {change.dtype}")
+            raise NotCarriedError(f"patches have floating-point values, the delta has {change.dtype}", parameter=name)
         for present in names_in_base(name, delta, weights):
             check_fits(present, change, weights)
             there, back = _pair(present, weights.original_names[present], change, weights[present].detach())

@@ -77,12 +77,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> SparseDelta:
 
 def _check_config(path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; a folder written by save_pretrained has one")
+        raise CheckpointError("no such file; a folder written by save_pretrained has one", file=path)
     try:
         content = parse_json(path.read_bytes())
         kind, version = content["format"], content["format_version"]
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise DeltaFormatError(f"{path}: malformed ({type(error).__name__}: {error})") from error
+        raise DeltaFormatError(f"malformed ({type(error).__name__}: {error})", file=path) from error
     if kind != "rst" or version != FORMAT_VERSION:
         found = f"{str(kind)[:99]!r} version {str(version)[:99]}"
-        raise DeltaFormatError(f"{path}: format {found}; this library reads rst {FORMAT_VERSION}")
+        raise DeltaFormatError(f"format {found}; this library reads rst {FORMAT_VERSION}", file=path)

@@ -174,7 +174,7 @@ class TrainingAdapter:
         """Stay as it is: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
         for name, origin in {**self.trainer.base, **self._originals}.items():
             if dtypes[name] != origin.dtype:
-                raise ConfigError(f"{name}: in training as {origin.dtype}, so it cannot become {dtypes[name]}")
+                raise ConfigError(f"in training as {origin.dtype}, so it cannot become {dtypes[name]}", parameter=name)
 
     def moved(self) -> None:
         """Prepare anew."""

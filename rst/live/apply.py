@@ -65,8 +65,9 @@ class PreparedDelta:
         for group in self._groups:
             if (name := group.stranger()) is not None:
                 raise WrongBaseError(
-                    f"{name}: no longer has the base's values where the delta changes it; "
-                    "is another delta applied, or was the module trained?"
+                    "no longer has the base's values where the delta changes it; "
+                    "is another delta applied, or was the module trained?",
+                    parameter=name,
                 )
         self._exchange(applied=True)
         return self
@@ -157,7 +158,7 @@ def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...],
     target = spot.tensor
     if tuple(target.shape) != shape or target.dtype != dtype:
         raise ParameterMismatchError(
-            f"{name}: the delta is for {dtype} {shape}, the module has {target.dtype} {tuple(target.shape)}"
+            f"the delta is for {dtype} {shape}, the module has {target.dtype} {tuple(target.shape)}", parameter=name
         )
     return spot
 
@@ -167,7 +168,7 @@ def find_place(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[s
     for candidate in delta.names_of(name):
         if candidate in places:
             return places[candidate]
-    raise ParameterMismatchError(f"{name}: in the delta, but the module has no such parameter or buffer")
+    raise ParameterMismatchError("in the delta, but the module has no such parameter or buffer", parameter=name)
 
 
 def _patch_changes(changes: Mapping[str, tuple[Spot, ParameterDelta]]) -> Iterator[PatchGroup]:

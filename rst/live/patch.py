@@ -43,7 +43,7 @@ class Spot:
         found = siblings[attribute]
         if found is None or found.is_meta:
             there = "None" if found is None else "a tensor without values, on the meta device,"
-            raise ParameterMismatchError(f"{name}: in the delta, but the module has {there} there")
+            raise ParameterMismatchError(f"in the delta, but the module has {there} there", parameter=name)
         return cls(name, siblings, attribute, found.detach(), found.data_ptr())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,7 +55,7 @@ class Spot:
         now = self.siblings.get(self.attribute)
         if now is None or now.data_ptr() != self.address or now.device != self.tensor.device:
             raise ParameterMismatchError(
-                f"{self.name}: moved or replaced since the delta was prepared; prepare it anew"
+                "moved or replaced since the delta was prepared; prepare it anew", parameter=self.name
             )
 
 

@@ -67,7 +67,8 @@ def mixed_forward(
     for tensor in tensors_in(output):
         if isinstance(tensor, Derived):
             raise ParameterMismatchError(
-                f"{tensor.varying.name}: the output {tuple(tensor.shape)} differs between adapters, but has no samples"
+                f"the output {tuple(tensor.shape)} differs between adapters, but has no samples",
+                parameter=tensor.varying.name,
             )
     return output
 
@@ -108,7 +109,9 @@ def _refuse_scripted(module: nn.Module, delta: SparseDelta) -> None:
     for path, owner in module.named_modules():
         inside = [name for name in [*delta, *delta.dense] if not path or name.startswith(f"{plain_name(path)}.")]
         if isinstance(owner, torch.jit.ScriptModule) and inside:
-            raise ConfigError(f"{inside[0]}: in a module compiled by torch.jit, which hides what reads a parameter")
+            raise ConfigError(
+                "in a module compiled by torch.jit, which hides what reads a parameter", parameter=inside[0]
+            )
 
 
 def _forget(module: "weakref.ref[nn.Module]", delta: int) -> None:
@@ -125,7 +128,9 @@ def _change(patch: Patch, delta: SparseDelta) -> Change:
     origin, values = (torch.as_tensor(part).view(spot.tensor.dtype) for part in (patch.old, patch.new))
     change = SparseChange(positions, origin, values, tuple(spot.tensor.shape))
     if not change.residual.isfinite().all():
-        raise NonFiniteError(f"{spot.name}: the change has infinite weights, which no product can be corrected for")
+        raise NonFiniteError(
+            "the change has infinite weights, which no product can be corrected for", parameter=spot.name
+        )
     return change
 
 

@@ -100,15 +100,18 @@ def embedding(
 ) -> Tensor | None:
     """`input` (samples, ...) or (1, ...): positions that all samples share."""
     if max_norm is not None:
-        raise ParameterMismatchError(f"{context.name(weight)}: max_norm={max_norm} writes to the base's weights")
+        raise ParameterMismatchError(
+            f"max_norm={max_norm} writes to the base's weights", parameter=context.name(weight)
+        )
     changes = sparse_changes(context, weight, None)
     size = context.groups.size
     if changes is None or context.varying(input) is not None or not input.ndim or len(input) not in (1, size):
         return None
     if input.ndim == 1 and torch.equal(input, torch.arange(size, device=input.device)):
         raise ParameterMismatchError(
-            f"{context.name(weight)}: the ids 0 to {size - 1} in one dimension may be {size} samples or {size} "
-            "positions; give positions a first dimension of 1"
+            f"the ids 0 to {size - 1} in one dimension may be {size} samples or {size} "
+            "positions; give positions a first dimension of 1",
+            parameter=context.name(weight),
         )
     ids = input.expand(size, *input.shape[1:])
     output = functional.embedding(ids, weight)

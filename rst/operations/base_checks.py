@@ -74,8 +74,8 @@ def on_base(name: str, change: ParameterDelta, known: Iterable[BaseDigests], bas
     for wanted in known:
         if found != wanted.whole:
             raise WrongBaseError(
-                f"{base.source}: {name} is not the tensor the deltas were made from "
-                f"(BLAKE3 {found[:12]}, wanted {wanted.whole[:12]})"
+                f"{name} is not the tensor the deltas were made from (BLAKE3 {found[:12]}, wanted {wanted.whole[:12]})",
+                file=base.source,
             )
     change = change.to(origin.device)
     positions = change.indices.long()

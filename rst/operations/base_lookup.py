@@ -10,7 +10,7 @@ def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
     """The names that the base has for a changed parameter. Raises `ParameterMismatchError` if there is none."""
     present = [candidate for candidate in delta.names_of(name) if candidate in base]
     if not present:
-        raise ParameterMismatchError(f"{base.source}: lacks {name}, which the delta changes")
+        raise ParameterMismatchError(f"lacks {name}, which the delta changes", file=base.source)
     return present
 
 
@@ -20,5 +20,5 @@ def check_fits(name: str, change: ParameterDelta, base: Checkpoint) -> None:
     if tuple(tensor.shape) != change.shape or tensor.dtype != change.dtype:
         found = f"{tensor.dtype} {tuple(tensor.shape)}"
         raise ParameterMismatchError(
-            f"{base.source}: {name} is {found}, the delta is for {change.dtype} {change.shape}"
+            f"{name} is {found}, the delta is for {change.dtype} {change.shape}", file=base.source
         )

@@ -162,7 +162,9 @@ def _add_up(
         total /= count.clamp(min=1)
     residuals = total.to(like.dtype)
     if not residuals.isfinite().all():
-        raise NonFiniteError(f"{name}: a combined residual exceeds the range of {like.dtype}; use smaller weights")
+        raise NonFiniteError(
+            f"a combined residual exceeds the range of {like.dtype}; use smaller weights", parameter=name
+        )
     changed = residuals != 0
     return replace(
         like,

@@ -47,7 +47,7 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
         if change.op == stored_op(op, change.dtype):
             converted[name] = change
         elif weights is None:
-            raise ConfigError(f'{name}: from op "{change.op}" to "{op}" needs the base weights')
+            raise ConfigError(f'from op "{change.op}" to "{op}" needs the base weights', parameter=name)
         else:
             present = names_in_base(name, source, weights)[0]
             check_fits(present, change, weights)

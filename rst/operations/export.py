@@ -114,8 +114,9 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
     record = tuned.record
     if record is None:
         raise CheckpointError(
-            f"{tuned.source}: no base in the checkpoint (a trainer's state_dict() in it or in {RECORD_FILE} beside it "
-            "would bring one); name the base weights with --base or the argument base"
+            f"no base in the checkpoint (a trainer's state_dict() in it or in {RECORD_FILE} beside it "
+            "would bring one); name the base weights with --base or the argument base",
+            file=tuned.source,
         )
     try:
         read = read_trainer_record(record, f"{tuned.source}: the trainer's record in it")
@@ -130,7 +131,7 @@ def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, 
     tuned = tuned.named_as(names)
     missing = [name for name in names if name not in tuned]
     if missing:
-        raise ParameterMismatchError(f"{tuned.source}: lacks {_shown(missing)}, which the trainer's record names")
+        raise ParameterMismatchError(f"lacks {_shown(missing)}, which the trainer's record names", file=tuned.source)
     return Extraction(
         base=base,
         tuned=tuned,
@@ -157,7 +158,7 @@ def _check_complete(base: Checkpoint, tuned: Checkpoint, tied: Mapping[str, str]
     missing = [name for name in base if name not in tuned and name not in tied and not matches(name, exclude)]
     if missing:
         raise ParameterMismatchError(
-            f"{tuned.source}: lacks {_shown(missing)} of {base.source}; exclude what is to stay as the base has it"
+            f"lacks {_shown(missing)} of {base.source}; exclude what is to stay as the base has it", file=tuned.source
         )
 
 

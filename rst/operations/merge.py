@@ -135,6 +135,6 @@ def _check_output(merging: MergedTensors, output: Path, max_shard_size: int | st
         check_folder(output)
     elif output.suffix in PICKLED_SUFFIXES:
         if merging.base.container is None:
-            raise CheckpointError(f"{output}: the base {merging.base.source} is no pickle; write .safetensors")
+            raise CheckpointError(f"the base {merging.base.source} is no pickle; write .safetensors", file=output)
     elif output.suffix != ".safetensors":
-        raise CheckpointError(f"{output}: write .safetensors, {', '.join(PICKLED_SUFFIXES)}, or a folder")
+        raise CheckpointError(f"write .safetensors, {', '.join(PICKLED_SUFFIXES)}, or a folder", file=output)

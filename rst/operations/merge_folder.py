@@ -17,7 +17,7 @@ from rst.operations.merged_tensors import MergedTensors
 def check_folder(output: Path) -> None:
     """Raise `CheckpointError` unless `output` is missing or an empty folder; what is in one is never touched."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output}: exists; a folder of shards is written to a new or empty folder")
+        raise CheckpointError("exists; a folder of shards is written to a new or empty folder", file=output)
 
 
 def merge_into_folder(

@@ -59,8 +59,9 @@ class MergedTensors:
     def _check_base(self, name: str, change: ParameterDelta, origin: Tensor) -> None:
         if change.base is not None and (found := digest(origin)) != change.base.whole:
             raise WrongBaseError(
-                f"{self.base.source}: {name} is not the tensor the delta was made from "
-                f"(BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})"
+                f"{name} is not the tensor the delta was made from "
+                f"(BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})",
+                file=self.base.source,
             )
 
     def original(self, name: str) -> str:

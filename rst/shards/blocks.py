@@ -99,12 +99,12 @@ def block_of(name: str, tensor: Tensor) -> Block:
 
     part: Any = tensor
     if any(placement.is_partial() for placement in part.placements):
-        raise ParameterMismatchError(f"{name}: placed as {part.placements}; a partial sum has no weights yet")
+        raise ParameterMismatchError(f"placed as {part.placements}; a partial sum has no weights yet", parameter=name)
     size, offset = compute_local_shape_and_global_offset(shape, part.device_mesh, part.placements)
     found = tuple(local(tensor).shape)
     if tuple(size) != found:
         raise ParameterMismatchError(
-            f"{name}: placed as {part.placements}, this process has {found}, not {tuple(size)}"
+            f"placed as {part.placements}, this process has {found}, not {tuple(size)}", parameter=name
         )
     return Block(shape, tuple(offset), found)
 

@@ -102,12 +102,13 @@ def _device(kind: str) -> torch.device:
 def _check_same_tensors(here: Blocks, there: Blocks, rank: int) -> None:
     if different := sorted(here.keys() ^ there.keys()):
         raise ParameterMismatchError(
-            f"{different[0]}: not in every process (rank {dist.get_rank()} and rank {rank} differ in {len(different)} "
-            "tensors); pipelines are not supported"
+            f"not in every process (rank {dist.get_rank()} and rank {rank} differ in {len(different)} "
+            "tensors); pipelines are not supported",
+            parameter=different[0],
         )
     for name, block in here.items():
         if block.shape != there[name].shape:
-            raise ParameterMismatchError(f"{name}: {block.shape}, but {there[name].shape} on rank {rank}")
+            raise ParameterMismatchError(f"{block.shape}, but {there[name].shape} on rank {rank}", parameter=name)
 
 
 def _check_complete(name: str, shape: tuple[int, ...], blocks: Sequence[Block], placements: object) -> None:
@@ -120,9 +121,12 @@ def _check_complete(name: str, shape: tuple[int, ...], blocks: Sequence[Block], 
         ends = [0, *(start + size for start, size in spans)]
         if [start for start, _ in spans] != ends[:-1] or ends[-1] != length:
             raise ParameterMismatchError(
-                f"{name}: placed as {placements}, its {length} elements along axis {axis} are cut to {spans} "
-                "(start, length); only blocks in a grid are supported"
+                f"placed as {placements}, its {length} elements along axis {axis} are cut to {spans} "
+                "(start, length); only blocks in a grid are supported",
+                parameter=name,
             )
         cells *= len(spans)
     if cells != len(blocks):
-        raise ParameterMismatchError(f"{name}: placed as {placements}, {len(blocks)} of {cells} blocks are there")
+        raise ParameterMismatchError(
+            f"placed as {placements}, {len(blocks)} of {cells} blocks are there", parameter=name
+        )

@@ -77,7 +77,7 @@ def last_anchor(store: Store, pointer: Pointer, above: int = -1) -> tuple[dict[s
         try:
             weights, link = read_anchor(store, step)
             if link.chain != pointer.chain or pointer.expected(step) not in (None, link.yields):
-                raise ChainOrderError(f"{store.location}: the anchor of step {step} is of another chain")
+                raise ChainOrderError(f"the anchor of step {step} is of another chain", file=store.location)
             return weights, link
         except ChainError as error:
             damage = damage or error

@@ -165,15 +165,15 @@ def link_of(delta: SparseDelta, source: str = "delta") -> Link:
 def read_link(record: Any, source: str) -> Link:
     """Read a link as `header` or an anchor wrote it. Raises `ChainDamageError`."""
     if not isinstance(record, Mapping):
-        raise ChainDamageError(f"{source}: its header names no chain; was it written by a Publisher?")
+        raise ChainDamageError("its header names no chain; was it written by a Publisher?", file=source)
     try:
         link = Link(**record)
         for key, kind in (("chain", str), ("after", int), ("step", int), ("applies_to", str), ("yields", str)):
             typed(record, key, kind)
     except (KeyError, TypeError) as error:
-        raise ChainDamageError(f"{source}: its header's link is malformed ({error})") from error
+        raise ChainDamageError(f"its header's link is malformed ({error})", file=source) from error
     if not 0 <= link.after <= link.step < _MOST_STEPS:
-        raise ChainDamageError(f"{source}: its header's steps, from {link.after} to {link.step}, are malformed")
+        raise ChainDamageError(f"its header's steps, from {link.after} to {link.step}, are malformed", file=source)
     return link
 
 

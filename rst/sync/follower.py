@@ -54,7 +54,7 @@ class Follower:
         store = open_store(store)
         found = last_anchor(store, pointer)
         if found is None:
-            raise ChainGapError(f"{store.location}: has no anchor")
+            raise ChainGapError("has no anchor", file=store.location)
         return cls._at(store, *found)
 
     @classmethod
@@ -98,7 +98,9 @@ class Follower:
         if pointer.chain != self._chain:
             self._chain, self._step = pointer.chain, pointer.step_of(self.state)
         elif self._step is not None and pointer.step < self._step:
-            raise ChainOrderError(f"{self.store.location}: ends at step {pointer.step}, the model is at {self._step}")
+            raise ChainOrderError(
+                f"ends at step {pointer.step}, the model is at {self._step}", file=self.store.location
+            )
         while self._step is None or self._step < pointer.step:
             self._step = self._advance(pointer, self._step)
         if self.state != pointer.state:
@@ -139,8 +141,9 @@ class Follower:
             delta, link = read_delta(self.store, step + 1)
             if (link.chain, link.after, link.step) != (pointer.chain, step, step + 1):
                 raise ChainOrderError(
-                    f"{self.store.location}: where step {step + 1} should be there is step {link.step}, after "
-                    f"{link.after}, of chain {link.chain}"
+                    f"where step {step + 1} should be there is step {link.step}, after "
+                    f"{link.after}, of chain {link.chain}",
+                    file=self.store.location,
                 )
             if pointer.expected(link.step) not in (None, link.yields):
                 raise ChainStateError(f"step {link.step} yields {link.yields}, the chain says otherwise")
@@ -177,8 +180,9 @@ class Follower:
         found = last_anchor(self.store, pointer, above)
         if found is None:
             raise ChainGapError(
-                f"{self.store.location}: no anchor between steps {above + 1} and {pointer.step}; a follower must start "
-                "from a model at one of the chain's steps"
+                f"no anchor between steps {above + 1} and {pointer.step}; a follower must start "
+                "from a model at one of the chain's steps",
+                file=self.store.location,
             )
         weights, link = found
         own, tied = live_weights(self._module)

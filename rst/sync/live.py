@@ -34,10 +34,11 @@ def check_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
     """Raise `ParameterMismatchError` unless both have the same names, shapes and dtypes."""
     if strangers := sorted(found.keys() ^ wanted.keys()):
         lacks = "lacks" if strangers[0] in wanted else "has, besides those of the chain,"
-        raise ParameterMismatchError(f"{source}: {lacks} {strangers[0]} ({len(strangers)} such names)")
+        raise ParameterMismatchError(f"{lacks} {strangers[0]} ({len(strangers)} such names)", file=source)
     for name, tensor in wanted.items():
         if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
             raise ParameterMismatchError(
-                f"{source}: {name} is {found[name].dtype} {tuple(found[name].shape)}, "
-                f"in the chain {tensor.dtype} {tuple(tensor.shape)}"
+                f"{name} is {found[name].dtype} {tuple(found[name].shape)}, "
+                f"in the chain {tensor.dtype} {tuple(tensor.shape)}",
+                file=source,
             )

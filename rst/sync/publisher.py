@@ -148,8 +148,9 @@ class Publisher:
             raise ChainOrderError(f"step {step}: the next step of {self.store.location} is {following}")
         if read_pointer(self.store) != self._pointer:
             raise ChainConflictError(
-                f"{self.store.location}: no longer ends at step {self._pointer.step} as this publisher left it; "
-                "a new Publisher goes on from what is there"
+                f"no longer ends at step {self._pointer.step} as this publisher left it; "
+                "a new Publisher goes on from what is there",
+                file=self.store.location,
             )
         live, tied = live_weights(self._weights)
         check_same_tensors(live, self._shapes, "the weights")

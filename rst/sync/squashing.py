@@ -29,7 +29,9 @@ def squash(first: SparseDelta, second: SparseDelta) -> SparseDelta:
     for source, delta in (("the first delta", first), ("the second delta", second)):
         validate(delta.parameters, source)
         if delta.dense:
-            raise ParameterMismatchError(f"{source}: stores {len(delta.dense)} tensors whole, which a chain never does")
+            raise ParameterMismatchError(
+                f"stores {len(delta.dense)} tensors whole, which a chain never does", file=source
+            )
     parameters = {**first.parameters, **second.parameters}
     for name in first.parameters.keys() & second.parameters.keys():
         parameters[name] = _composed(name, first[name], second[name])
@@ -52,7 +54,8 @@ def _joined(first: Link, second: Link) -> Link:
 def _composed(name: str, first: ParameterDelta, second: ParameterDelta) -> ParameterDelta:
     if (first.op, first.shape, first.dtype) != (second.op, second.shape, second.dtype):
         raise ParameterMismatchError(
-            f'{name}: op "{first.op}" {first.dtype} {first.shape}, then op "{second.op}" {second.dtype} {second.shape}'
+            f'op "{first.op}" {first.dtype} {first.shape}, then op "{second.op}" {second.dtype} {second.shape}',
+            parameter=name,
         )
     return first + second if first.op == "step" else _overwritten(first, second)
 
@@ -68,5 +71,7 @@ def _overwritten(first: ParameterDelta, second: ParameterDelta) -> ParameterDelt
 
 def _check_op(delta: SparseDelta) -> None:
     if residuals := [name for name, change in delta.items() if change.op == "add"]:
-        raise ParameterMismatchError(f'{residuals[0]}: residuals (op "add") are not composed exactly; rst.convert them')
+        raise ParameterMismatchError(
+            'residuals (op "add") are not composed exactly; rst.convert them', parameter=residuals[0]
+        )
     _ = delta.op  # refuses mixtures

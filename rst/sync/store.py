@@ -55,7 +55,7 @@ class FolderStore:
         """The file itself."""
         path = self.folder / name
         if not path.is_file():
-            raise ChainGapError(f"{path}: no such file")
+            raise ChainGapError("no such file", file=path)
         yield path
 
     def delete(self, name: str) -> None:
@@ -122,4 +122,4 @@ def open_store(location: "str | os.PathLike[str] | Store") -> Store:
     try:
         return FsspecStore(*import_module("fsspec.core").url_to_fs(os.fspath(location)))
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{location}: a URL needs fsspec with support for its protocol ({error})") from error
+        raise ConfigError(f"a URL needs fsspec with support for its protocol ({error})", file=location) from error

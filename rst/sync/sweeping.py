@@ -15,7 +15,7 @@ def sweep(store: Store) -> Pointer | None:
     steps = {name: step for name in names if (step := step_of_name(name)) is not None}
     pointer = read_pointer(store) if POINTER in names else None
     if pointer is None and any(steps.values()):
-        raise ChainDamageError(f"{store.location}: has steps up to {max(steps.values())} and no {POINTER}")
+        raise ChainDamageError(f"has steps up to {max(steps.values())} and no {POINTER}", file=store.location)
     last = pointer.step if pointer else -1
     unpublished = [name for name, step in steps.items() if step > last]
     for name in [*unpublished, *(name for name in names if _is_temporary(name))]:

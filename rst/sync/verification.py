@@ -50,7 +50,7 @@ def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
     anchors = sorted(anchor_steps(store, pointer.step))
     names = set(store.names())
     if not anchors:
-        raise ChainGapError(f"{store.location}: has no anchor")
+        raise ChainGapError("has no anchor", file=store.location)
     replay = Follower.from_anchor(store, anchors[0])
     deltas = changed = 0
     for step in range(anchors[0], pointer.step + 1):
@@ -59,7 +59,7 @@ def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
             replay.apply(delta)
             deltas, changed = deltas + 1, changed + delta.nnz
         elif step not in anchors:
-            raise ChainGapError(f"{store.location}: step {step} has neither a delta nor an anchor")
+            raise ChainGapError(f"step {step} has neither a delta nor an anchor", file=store.location)
         if step in anchors:
             replay.verify()
             anchored = Follower.from_anchor(store, step)

@@ -76,9 +76,9 @@ def write_version(
         )
     target = _folder_of(folder, number)
     if target.exists():
-        raise ChainOrderError(f"{target}: this version is there already")
+        raise ChainOrderError("this version is there already", file=target)
     if base_version is not None and not _folder_of(folder, base_version).is_dir():
-        raise ChainOrderError(f"{target}: its base, version {base_version}, is not there")
+        raise ChainOrderError(f"its base, version {base_version}, is not there", file=target)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with temporary_beside(target, "folder") as temporary:
         file = temporary / _FILE_OF[kind]
@@ -104,7 +104,7 @@ def read_version(folder: str | os.PathLike[str], number: int) -> Version:
     """
     source = _folder_of(folder, number)
     if not source.is_dir():
-        raise ChainGapError(f"{source}: no such version")
+        raise ChainGapError("no such version", file=source)
     try:
         record = parse_json((source / _RECORD).read_bytes())
         path = source / _FILE_OF[record["kind"]]
@@ -114,9 +114,9 @@ def read_version(folder: str | os.PathLike[str], number: int) -> Version:
         version = Version(number, record["kind"], base_version, path, typed(record, "blake3", str))
         size = path.stat().st_size
         if not known or size != record["bytes"] or digest_file(path) != version.checksum:
-            raise ChainDamageError(f"{path}: {size} bytes, not the file that {_RECORD} describes")
+            raise ChainDamageError(f"{size} bytes, not the file that {_RECORD} describes", file=path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ChainDamageError(f"{source}: malformed version ({type(error).__name__}: {error})") from error
+        raise ChainDamageError(f"malformed version ({type(error).__name__}: {error})", file=source) from error
     return version
 
 
@@ -124,12 +124,12 @@ def _write_contents(path: Path, contents: SparseDelta | Mapping[str, Tensor]) ->
     if isinstance(contents, SparseDelta):
         if contents.dense or any(change.op != "replace" for change in contents.values()):
             raise ParameterMismatchError(
-                f'{path.name}: engines take absolute values alone; rst.convert to op "replace"'
+                'engines take absolute values alone; rst.convert to op "replace"', file=path.name
             )
         contents.save(path)
         return
     if not contents:
-        raise CheckpointError(f"{path.name}: no weights to write")
+        raise CheckpointError("no weights to write", file=path.name)
     specs = specs_of(contents)
     write_safetensors(path, specs, (contents[name].detach().cpu() for name in specs))
 

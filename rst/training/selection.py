@@ -112,7 +112,7 @@ class Piece:
             change[weight == origin] = 0.0
             if change.isnan().any():
                 nans = int(self.parameter.isnan().sum())
-                raise NonFiniteError(f"{self.name}: {nans} of {self.parameter.numel()} weights are NaN")
+                raise NonFiniteError(f"{nans} of {self.parameter.numel()} weights are NaN", parameter=self.name)
         array: Floats = change.to(dtype).cpu().numpy()
         return array
 

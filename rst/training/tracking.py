@@ -61,7 +61,7 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     for name, parameter in sparse.items():
         check_real(name, parameter)
         if parameter.dtype not in RESIDUAL_DTYPES or parameter.is_meta:
-            raise ParameterMismatchError(f"{name}: {parameter.dtype} on {parameter.device} cannot be trained")
+            raise ParameterMismatchError(f"{parameter.dtype} on {parameter.device} cannot be trained", parameter=name)
     return TrackedTensors(
         sparse=sparse,
         saved=saved,

@@ -254,10 +254,12 @@ class ResidualSparseTrainer:
     def _check_unchanged(self, live: Mapping[str, Tensor]) -> None:
         for name, parameter in self._tracked.sparse.items():
             if live.get(name) is not parameter:
-                raise ConfigError(f"{name}: replaced since the trainer was made; wrap the model after changing it")
+                raise ConfigError(
+                    "replaced since the trainer was made; wrap the model after changing it", parameter=name
+                )
         for name in self._tracked.frozen:
             if live[name].requires_grad:
-                raise ConfigError(f"{name}: made trainable after the trainer froze it, its change would be lost")
+                raise ConfigError("made trainable after the trainer froze it, its change would be lost", parameter=name)
 
 
 def _identify(model: nn.Module) -> BaseIdentity:
