@@ -20,7 +20,8 @@ def bits(tensor: Tensor) -> Tensor:
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """The elements in row-major order as uint8 of shape (bytes,)."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8)  # whose stride may be 0
 
 
 def bit_equal(left: Tensor, right: Tensor) -> bool:

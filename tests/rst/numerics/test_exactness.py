@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from rst.numerics.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals, from_ordered_keys, ordered_keys
+from rst.numerics.exactness import (
+    RESIDUAL_DTYPES,
+    as_bytes,
+    bit_equal,
+    bits,
+    exact_residuals,
+    from_ordered_keys,
+    ordered_keys,
+)
 
 RAW = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
@@ -53,3 +61,11 @@ def test_ordered_keys_are_a_bijection_in_numerical_order(dtype: torch.dtype) -> 
     keys = ordered_keys(ladder)
     assert (keys[1:] > keys[:-1]).all()
     assert int(keys[4] - keys[3]) == 1
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bfloat16, torch.uint8])
+def test_bytes_of_any_tensor_whatever_its_strides(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    spread = torch.ones((), dtype=dtype).expand(shape)  # all strides are 0
+    assert as_bytes(spread).shape == (spread.numel() * dtype.itemsize,)
+    assert as_bytes(spread).dtype == torch.uint8

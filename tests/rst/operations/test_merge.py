@@ -1,11 +1,14 @@
 """Merging files and state dicts: byte equality, structure, and refusals that leave nothing behind."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from rst import CheckpointError, DeltaFormatError, ParameterMismatchError, SparseDelta, WrongBaseError, export, merge
@@ -45,21 +48,43 @@ def assert_equal(found: Any, wanted: dict[str, torch.Tensor]) -> None:
         assert bit_equal(found[name], tensor), name
 
 
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a file or a folder of shards, without this library."""
+    if path.is_dir():
+        return {name: tensor for shard in path.glob("*.safetensors") for name, tensor in load_file(shard).items()}
+    found: dict[str, torch.Tensor] = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+    return found
+
+
+def doubled(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that residuals alone lead to, so that the delta's overlay is empty."""
+    return base | {"norm.weight": base["norm.weight"] * 2}
+
+
+@pytest.mark.parametrize("encoding", ["coo", "packed"])
+@pytest.mark.parametrize("tune", [tuned, doubled])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_files_of_every_kind_merge_to_the_tuned_bytes(tmp_path: Path, dtype: torch.dtype) -> None:
-    base = weights(dtype)
-    wanted = tuned(base)
-    export(base, wanted).save(tmp_path / "delta.safetensors")
+def test_every_kind_of_base_merges_into_every_kind_of_output(
+    tmp_path: Path, dtype: torch.dtype, tune: Callable[..., dict[str, torch.Tensor]], encoding: Any
+) -> None:
+    base, delta = weights(dtype), tmp_path / "delta.safetensors"
+    wanted = tune(base)
+    export(base, wanted).save(delta, encoding)
+    assert_equal(merge(base, SparseDelta.load(delta)), wanted)
     save_file(base, tmp_path / "base.safetensors")
     torch.save(base, tmp_path / "base.pt")
-    for source in ("base.safetensors", "base.pt"):
-        merge(tmp_path / source, tmp_path / "delta.safetensors", tmp_path / "out.safetensors")
-        assert_equal(load_file(tmp_path / "out.safetensors"), wanted)
-    merge(tmp_path / "base.pt", tmp_path / "delta.safetensors", tmp_path / "out.pt")
-    assert_equal(torch.load(tmp_path / "out.pt", weights_only=True), wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["base.pt", "base.safetensors", "delta.safetensors", "out.pt", "out.safetensors"]
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no process group; older torch warns of itself, too
+        dcp.save(base, checkpoint_id=tmp_path / "base")
+    outputs: dict[str, Any] = {"out.safetensors": {}, "out": {}, "shards": {"max_shard_size": 300}}
+    for source in ("base.safetensors", "base.pt", "base"):
+        folder = tmp_path / f"from {source}"
+        folder.mkdir()
+        kinds = outputs | ({"out.pt": {}} if source == "base.pt" else {})
+        for output, settings in kinds.items():
+            merge(tmp_path / source, delta, folder / output, **settings)
+            assert_equal(read(folder / output), wanted)
+        assert {path.name for path in folder.iterdir()} == set(kinds)
 
 
 def test_a_pickled_base_keeps_its_structure_and_prefix(tmp_path: Path) -> None:
