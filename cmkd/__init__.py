@@ -5,7 +5,7 @@ from cmkd.alpha import constant_alpha, entropy_alpha, kl_alpha
 from cmkd.batchnorm import freeze_batchnorm
 from cmkd.clip import AdaptableCLIP, load_open_clip, load_transformers_clip
 from cmkd.distillation import kl_distillation
-from cmkd.eval_mode import eval_mode
+from cmkd.evaluation import eval_mode
 from cmkd.fixmatch import FixMatch, FixMatchTerms, pseudo_label_loss
 from cmkd.gini import gini_balanced, gini_mean
 from cmkd.head import TaskHead

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmkd.eval_mode import eval_mode
+from cmkd.evaluation import eval_mode
 from cmkd.fixmatch import FixMatch
 from cmkd.loss import CMKDLoss
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmkd.eval_mode import eval_mode
+from cmkd.evaluation import eval_mode
 from cmkd.open_clip_model import Statistics, fetched, open_clip_model, open_clip_tokenizer
 from cmkd.prompts import PHOTO, build_prompts
 from cmkd.teacher import TextTeacher

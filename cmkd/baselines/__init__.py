@@ -20,7 +20,7 @@ from cmkd.baselines.pmtrans import PMTrans, neighbour_labels
 from cmkd.baselines.shot import SHOT, information_maximisation_loss
 from cmkd.baselines.ssrt import SSRT, self_refinement_loss
 from cmkd.baselines.target_pass import centroid_labels
-from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.baselines.vision_transformer import ViTTokens, vit_tokens
 from cmkd.objective import Objective
 
 

@@ -1,16 +1,16 @@
 """CDTrans: pairs of source and target images whose cross-attention in the ViT teaches the target's own branch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.target_pass import TargetMemory, due_on_target
-from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.baselines.source_first import SourceFirst
+from cmkd.baselines.vision_transformer import ViTTokens, vit_tokens
 from cmkd.log_view import log_view
-from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
+from cmkd.objective import DomainBatch, Phase, Student
 
 
 class Pairs(NamedTuple):
@@ -56,7 +56,7 @@ def _mean_or_zero(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
 
 
-class CDTrans(Objective):
+class CDTrans(SourceFirst):
     """Three branches with shared weights: source, target, and source-to-target cross-attention on the pairs.
 
     Xu et al., "CDTrans: Cross-domain Transformer for Unsupervised Domain Adaptation", ICLR 2022. The loss is the
@@ -69,30 +69,13 @@ class CDTrans(Objective):
     first `source_fraction` of the iterations are that.
     """
 
-    needs_target_pass = True
-
     def __init__(self, *, source_fraction: float = 0.2, label_smoothing: float = 0.1) -> None:
         """Choose the share of iterations on the source alone, and the label smoothing of the source's cross entropy.
 
         Raises:
             ValueError: if `source_fraction` is not between 0 and 1.
         """
-        super().__init__()
-        if not 0 <= source_fraction <= 1:
-            raise ValueError(f"source_fraction must be between 0 and 1, got {source_fraction}")
-        self.source_fraction = source_fraction
-        self.label_smoothing = label_smoothing
-        self.pseudo_labels = TargetMemory()
-
-    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
-        """When the paired phase starts, and once an epoch after that."""
-        return due_on_target(
-            iteration, source_fraction=self.source_fraction, epoch=epoch, max_iterations=max_iterations
-        )
-
-    def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Take pseudo-labels from class centroids over the whole target training set."""
-        self.pseudo_labels.store_centroid_labels(student, target)
+        super().__init__(source_fraction=source_fraction, label_smoothing=label_smoothing)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
         """Yield the one phase, which trains encoder and head.
@@ -101,17 +84,12 @@ class CDTrans(Objective):
             ValueError: if the encoder is not a ViT.
             RuntimeError: after the source's share, if `refresh` was not called or did not see an image of the batch.
         """
+        vit_tokens(student.encoder)  # now rather than after the source's share of the run
+        yield from super().phases(student, batch, iteration=iteration, max_iterations=max_iterations)
+
+    def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        """The three branches, which train encoder and head."""
         tokens = vit_tokens(student.encoder)
-        if iteration < self.source_fraction * max_iterations:
-            yield self._source_phase(student, batch)
-        else:
-            yield self._paired_phase(student, tokens, batch)
-
-    def _source_phase(self, student: Student, batch: DomainBatch) -> Phase:
-        classification = self._classification(student(batch.source_images), batch)
-        return Phase(classification, {"classification": classification}, trains=("encoder", "head"))
-
-    def _paired_phase(self, student: Student, tokens: ViTTokens, batch: DomainBatch) -> Phase:
         labels = self.pseudo_labels.at(batch.target_positions)
         source_size = len(batch.source_images)
         inputs, features = self._own_branches(tokens, batch)
@@ -121,15 +99,14 @@ class CDTrans(Objective):
         own_logits, mixed_logits = student.head(torch.cat([features, mixed_features])).split_with_sizes(
             [len(features), len(mixed_features)]
         )
-        classification = self._classification(own_logits[:source_size], batch)
+        classification = F.cross_entropy(
+            own_logits[:source_size], batch.source_labels, label_smoothing=self.label_smoothing
+        )
         target_logits = own_logits[source_size:][pairs.target]
         pseudo = _mean_or_zero(F.cross_entropy(target_logits, labels[pairs.target], reduction="none"))
         distillation = distillation_loss(mixed_logits, target_logits)
         terms = {"classification": classification, "pseudo": pseudo, "distillation": distillation}
         return Phase(classification + pseudo + distillation, terms, trains=("encoder", "head"))
-
-    def _classification(self, logits: Tensor, batch: DomainBatch) -> Tensor:
-        return F.cross_entropy(logits, batch.source_labels, label_smoothing=self.label_smoothing)
 
     def _own_branches(self, tokens: ViTTokens, batch: DomainBatch) -> tuple[list[Tensor], Tensor]:
         """Tokens of both domains that entered each block, and the features (S + T, D) in the end."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cmkd.baselines.minent import entropy_loss
 from cmkd.baselines.target_pass import TargetMemory, centroid_labels, view_target
 from cmkd.baselines.views import sample_entropy
-from cmkd.eval_mode import eval_mode
+from cmkd.evaluation import eval_mode
 from cmkd.head import TaskHead
 from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch

@@ -1,14 +1,11 @@
 """Minimum class confusion: target predictions that mix up few pairs of classes."""
 
-from collections.abc import Iterator
-
 from torch import Tensor
-from torch.nn import functional as F
 
-from cmkd.baselines.views import sample_entropy, view_both_domains
+from cmkd.baselines.target_loss import TargetLoss
+from cmkd.baselines.views import sample_entropy
 from cmkd.gini import MIN_CLASS_MASS
 from cmkd.log_view import log_view
-from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 
 def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
@@ -35,12 +32,14 @@ def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
     return (normalised.sum() - normalised.trace()) / logits.shape[1]
 
 
-class MCC(Objective):
+class MCC(TargetLoss):
     """Source cross entropy plus mu times the target's class confusion.
 
     Jin et al., "Minimum Class Confusion for Versatile Domain Adaptation", ECCV 2020, with its mu of 1 and
     temperature of 2.5.
     """
+
+    term = "confusion"
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.5, label_smoothing: float = 0.1) -> None:
         """Choose mu, the temperature and the label smoothing of the source's cross entropy.
@@ -48,18 +47,11 @@ class MCC(Objective):
         Raises:
             ValueError: if `temperature` is not positive.
         """
-        super().__init__()
+        super().__init__(weight=weight, label_smoothing=label_smoothing)
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        self.weight = weight
         self.temperature = temperature
-        self.label_smoothing = label_smoothing
 
-    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything."""
-        views = view_both_domains(student, batch)
-        classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
-        confusion = class_confusion_loss(views.target_logits, self.temperature)
-        yield Phase(
-            classification + self.weight * confusion, {"classification": classification, "confusion": confusion}
-        )
+    def target_loss(self, logits: Tensor) -> Tensor:
+        """The predictions' class confusion."""
+        return class_confusion_loss(logits, self.temperature)

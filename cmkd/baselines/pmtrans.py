@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cmkd.baselines.patch_mix import PatchShares, feature_mixup_loss, label_mixup_loss, label_shares, mix_patches
 from cmkd.baselines.target_pass import TargetMemory, view_target
-from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.baselines.vision_transformer import ViTTokens, vit_tokens
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
 
 ROWS_AT_ONCE = 1024

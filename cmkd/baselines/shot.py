@@ -1,15 +1,14 @@
 """SHOT: a classifier learnt on the source, then frozen, to which the target's features are fitted."""
 
 import math
-from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from cmkd.baselines.minent import entropy_loss
-from cmkd.baselines.target_pass import TargetMemory, due_on_target
+from cmkd.baselines.source_first import SourceFirst
 from cmkd.log_view import log_view
-from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
+from cmkd.objective import DomainBatch, Phase, Student
 
 
 def information_maximisation_loss(logits: Tensor) -> Tensor:
@@ -26,7 +25,7 @@ def information_maximisation_loss(logits: Tensor) -> Tensor:
     return entropy_loss(logits) + (log_mean.exp() * log_mean).sum()
 
 
-class SHOT(Objective):
+class SHOT(SourceFirst):
     """Cross entropy on the source first; then, without source and with the head frozen, self-training on the target.
 
     Liang et al., "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
@@ -37,50 +36,17 @@ class SHOT(Objective):
     head in train mode still follow the target).
     """
 
-    needs_target_pass = True
-
     def __init__(self, *, source_fraction: float = 0.5, beta: float = 0.3, label_smoothing: float = 0.1) -> None:
         """Choose the split between the phases, the weight of the pseudo-labels, and the source's label smoothing.
 
         Raises:
             ValueError: if `source_fraction` is not between 0 and 1.
         """
-        super().__init__()
-        if not 0 <= source_fraction <= 1:
-            raise ValueError(f"source_fraction must be between 0 and 1, got {source_fraction}")
-        self.source_fraction = source_fraction
+        super().__init__(source_fraction=source_fraction, label_smoothing=label_smoothing)
         self.beta = beta
-        self.label_smoothing = label_smoothing
-        self.pseudo_labels = TargetMemory()
 
-    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
-        """When the target phase starts, and once an epoch after that."""
-        return due_on_target(
-            iteration, source_fraction=self.source_fraction, epoch=epoch, max_iterations=max_iterations
-        )
-
-    def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Take pseudo-labels from class centroids over the whole target training set."""
-        self.pseudo_labels.store_centroid_labels(student, target)
-
-    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase: encoder and head on the source, or after the split the encoder on the target.
-
-        Raises:
-            RuntimeError: after the split, if `refresh` was not called or did not see an image of the batch.
-        """
-        if iteration < self.source_fraction * max_iterations:
-            yield self._source_phase(student, batch)
-        else:
-            yield self._target_phase(student, batch)
-
-    def _source_phase(self, student: Student, batch: DomainBatch) -> Phase:
-        classification = F.cross_entropy(
-            student(batch.source_images), batch.source_labels, label_smoothing=self.label_smoothing
-        )
-        return Phase(classification, {"classification": classification}, trains=("encoder", "head"))
-
-    def _target_phase(self, student: Student, batch: DomainBatch) -> Phase:
+    def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        """Information maximisation and pseudo-labels, which train the encoder."""
         labels = self.pseudo_labels.at(batch.target_positions)
         logits = student(batch.target_images)
         information = information_maximisation_loss(logits)

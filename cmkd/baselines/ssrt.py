@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cmkd.baselines.adversary import domain_discriminator, domain_loss, reverse_gradient
 from cmkd.baselines.safe_training import SafeTraining
 from cmkd.baselines.views import split_domains
-from cmkd.baselines.vit_tokens import ViTTokens, vit_tokens
+from cmkd.baselines.vision_transformer import ViTTokens, vit_tokens
 from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 from cmkd.ramp import sigmoid_ramp

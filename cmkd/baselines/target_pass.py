@@ -1,6 +1,5 @@
 """A pass over the whole target training set: its features and predictions, and pseudo-labels by class centroids."""
 
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmkd.eval_mode import eval_mode
+from cmkd.evaluation import eval_mode
 from cmkd.objective import Student, TargetBatch
 
 
@@ -36,16 +35,6 @@ def view_target(student: Student, target: Iterable[TargetBatch]) -> TargetViews:
     if not features:
         raise ValueError("target has no batches to take pseudo-labels from")
     return TargetViews(_full_precision(torch.cat(features)), _full_precision(torch.cat(logits)), torch.cat(positions))
-
-
-def due_on_target(iteration: int, *, source_fraction: float, epoch: int, max_iterations: int) -> bool:
-    """Whether pseudo-labels are due in a run that begins on the source alone: when that ends, and once an epoch after.
-
-    An earlier pass would label the target by a head that has learnt nothing, and in a run that is shorter than two of
-    the target's epochs those labels would stay.
-    """
-    on_target = iteration - math.ceil(source_fraction * max_iterations)
-    return on_target >= 0 and on_target % epoch == 0
 
 
 def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:

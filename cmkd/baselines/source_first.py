@@ -1,0 +1,62 @@
+"""What SHOT and CDTrans have in common: the source alone for a share of the run, then centroid pseudo-labels."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from torch.nn import functional as F
+
+from cmkd.baselines.target_pass import TargetMemory
+from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
+
+
+class SourceFirst(Objective):
+    """Source cross entropy for the first `source_fraction` of the iterations, `target_phase` afterwards."""
+
+    needs_target_pass = True
+
+    def __init__(self, *, source_fraction: float, label_smoothing: float = 0.1) -> None:
+        """Choose the share of iterations on the source alone, and the label smoothing of the source's cross entropy.
+
+        Raises:
+            ValueError: if `source_fraction` is not between 0 and 1.
+        """
+        super().__init__()
+        if not 0 <= source_fraction <= 1:
+            raise ValueError(f"source_fraction must be between 0 and 1, got {source_fraction}")
+        self.source_fraction = source_fraction
+        self.label_smoothing = label_smoothing
+        self.pseudo_labels = TargetMemory()
+
+    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+        """When the source's share ends, and once an epoch after that.
+
+        An earlier pass would label the target by a head that has learnt nothing, and in a run that is shorter than two
+        of the target's epochs those labels would stay.
+        """
+        on_target = iteration - math.ceil(self.source_fraction * max_iterations)
+        return on_target >= 0 and on_target % epoch == 0
+
+    def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
+        """Take pseudo-labels from class centroids over the whole target training set."""
+        self.pseudo_labels.store_centroid_labels(student, target)
+
+    def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
+        """Yield the one phase of this iteration.
+
+        Raises:
+            RuntimeError: after the source's share, if `refresh` was not called or did not see an image of the batch.
+        """
+        if iteration < self.source_fraction * max_iterations:
+            yield self._source_phase(student, batch)
+        else:
+            yield self.target_phase(student, batch)
+
+    def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        """What the method does once there are pseudo-labels."""
+        raise NotImplementedError
+
+    def _source_phase(self, student: Student, batch: DomainBatch) -> Phase:
+        classification = F.cross_entropy(
+            student(batch.source_images), batch.source_labels, label_smoothing=self.label_smoothing
+        )
+        return Phase(classification, {"classification": classification}, trains=("encoder", "head"))
