@@ -14,9 +14,9 @@ from rst.live.apply import Places, PreparedDelta, find_place, places_of, prepare
 from rst.naming import unwrap
 from rst.numerics.fingerprint import digest
 from rst.operations.input_identity import delta_digest
-from rst.shards.blocks import Block, find_layout, local
+from rst.shards.blocks import Block, local
 from rst.shards.collectives import tell_all, together
-from rst.shards.layout import ShardLayout
+from rst.shards.layout import ShardLayout, find_layout
 from rst.training.tracking import live_tensors
 
 

@@ -3,17 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rst.errors import ConfigError, ParameterMismatchError
-
-if TYPE_CHECKING:
-    from rst.shards.layout import ShardLayout
-
-_FLAT = "FullyShardedDataParallel"
+from rst.errors import ParameterMismatchError
 
 
 @dataclass(frozen=True)
@@ -119,19 +114,3 @@ def like(tensor: Tensor, part: Tensor) -> Tensor:
     return DTensor.from_local(
         part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )
-
-
-def find_layout(model: nn.Module, live: Mapping[str, Tensor]) -> "ShardLayout | None":
-    """How the tensors of a model lie over the processes; None, and no communication, where none is a DTensor.
-
-    Raises:
-        ConfigError: the model is cut by the first FSDP, whose pieces have no place in their parameter.
-        ParameterMismatchError: a tensor is placed in a way that is not supported, or not complete.
-    """
-    if any(kind.__name__ == _FLAT for module in model.modules() for kind in type(module).__mro__):
-        raise ConfigError(f"{_FLAT} flattens parameters; shard with torch.distributed.fsdp.fully_shard instead")
-    if not any(is_sharded(tensor) for tensor in live.values()):
-        return None
-    from rst.shards.layout import ShardLayout
-
-    return ShardLayout(live)

@@ -5,14 +5,28 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from rst.errors import ParameterMismatchError
+from rst.errors import ConfigError, ParameterMismatchError
 from rst.numerics.exactness import as_bytes, bits
 from rst.shards.blocks import Block, block_of, is_sharded
 from rst.shards.collectives import add_up, gather_bytes, is_first, tell_all, together
 
 Blocks = dict[str, Block]
+
+_FLAT = "FullyShardedDataParallel"
+
+
+def find_layout(model: nn.Module, live: Mapping[str, Tensor]) -> "ShardLayout | None":
+    """How the tensors of a model lie over the processes; None, and no communication, where none is a DTensor.
+
+    Raises:
+        ConfigError: the model is cut by the first FSDP, whose pieces have no place in their parameter.
+        ParameterMismatchError: a tensor is placed in a way that is not supported, or not complete.
+    """
+    if any(kind.__name__ == _FLAT for module in model.modules() for kind in type(module).__mro__):
+        raise ConfigError(f"{_FLAT} flattens parameters; shard with torch.distributed.fsdp.fully_shard instead")
+    return ShardLayout(live) if any(is_sharded(tensor) for tensor in live.values()) else None
 
 
 class ShardLayout:

@@ -6,7 +6,7 @@ at the end store `w_sp = wt - w0`.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,12 @@ from rst.errors import ConfigError
 from rst.naming import unwrap
 from rst.numerics.difference import count_changed
 from rst.operations.extraction import Extraction
-from rst.shards.blocks import find_layout, like, local, locals_of
+from rst.shards.blocks import like, local, locals_of
+from rst.shards.layout import ShardLayout, find_layout
 from rst.training.base_weights import BaseWeights
 from rst.training.projection import choose_backend
 from rst.training.selection import boundary, select_
 from rst.training.tracking import TrackedTensors, live_tensors, track
-
-if TYPE_CHECKING:
-    from rst.shards.layout import ShardLayout
 
 
 class ResidualSparseTrainer:
@@ -88,7 +86,7 @@ class ResidualSparseTrainer:
         return self._identity
 
     @property
-    def layout(self) -> "ShardLayout | None":
+    def layout(self) -> ShardLayout | None:
         """How the model is sharded; None if no tensor is a DTensor."""
         return self._layout
 

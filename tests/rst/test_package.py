@@ -1,10 +1,12 @@
 """What `import rst` costs and offers."""
 
 import ast
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,32 @@ LAYERS = (
     ("sync", "interop", "report", "doctor"),
     ("cli",),
 )
+# Methods that a user expects of a value, and whose work lies above it: imported in the method's body.
+CONVENIENCES = {
+    ("rst.delta.sparse_delta", "rst.delta.file"),  # save, load
+    ("rst.delta.sparse_delta", "rst.delta.summary"),  # summary
+    ("rst.delta.sparse_delta", "rst.live.apply"),  # prepare, apply
+    ("rst.live.model", "rst.mixed.batch"),  # forward with adapter_names
+}
+# Where the users of version 0.1 import from.
+PUBLIC = {
+    "rst": """BaseDigests BaseIdentity CheckpointError Comparison ConfigError Constant DeltaFormatError Linear
+        NonFiniteError NotCarriedError Overlap ParameterDelta ParameterMismatchError PreparedDelta RSTConfig RSTError
+        RSTModel ResidualSparseTrainer SparseDelta WrongBaseError __version__ combine compare convert export
+        from_official from_peft get_rst_model merge mixed_forward open_checkpoint to_shira to_task_vector""",
+    "rst.sync": """ChainConflictError ChainDamageError ChainError ChainGapError ChainOrderError ChainReport
+        ChainStateError FolderStore Follower FsspecStore Link Pointer Pruned Published Publisher Store Version
+        fingerprint_state link_of open_store prune read_pointer read_version squash verify write_version""",
+    "rst.distributed": "PreparedShards apply_sharded export_sharded",
+    "rst.interop.lightning": "RSTCallback",
+    "rst.interop.official": "from_official",
+    "rst.interop.peft_adapters": "from_peft",
+    "rst.interop.shira": "to_shira",
+    "rst.interop.task_vector": "to_task_vector",
+    "rst.interop.transformers": "RSTCallback",
+    "rst.interop.vllm": "DensePatch EnginePatches SparsePatch to_engine_patches",
+    "rst.cli": "main",
+}
 
 
 def test_import_loads_the_three_dependencies_and_nothing_heavier() -> None:
@@ -51,14 +79,21 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_on_load(file: Path) -> Iterator[str]:
-    """The modules of `rst` that a file imports when it is loaded; those inside functions come later."""
-    for statement in ast.parse(file.read_text()).body:
-        if isinstance(statement, ast.ImportFrom) and statement.module and statement.module.split(".")[0] == "rst":
-            for alias in statement.names:
-                inner = f"{statement.module}.{alias.name}"
+def imports(file: Path) -> Iterator[str]:
+    """The modules of `rst` that a file imports when it is loaded or in a function; not those for annotations alone."""
+    tree = ast.parse(file.read_text())
+    annotations = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
+    skipped = {id(node) for block in annotations for line in block.body for node in ast.walk(line)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and (node.module or "").split(".")[0] == "rst":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
                 is_module = (ROOT.parent / inner.replace(".", "/")).with_suffix(".py").exists()
-                yield inner if is_module else statement.module
+                imported = inner if is_module else str(node.module)
+                if (module_name(file), imported) not in CONVENIENCES:
+                    yield imported
 
 
 def test_imports_point_downwards() -> None:
@@ -67,12 +102,31 @@ def test_imports_point_downwards() -> None:
         f"{module_name(file)} imports {imported}"
         for file in sorted(ROOT.rglob("*.py"))
         if file.parent != ROOT or file.stem in rank
-        for imported in imports_on_load(file)
+        for imported in imports(file)
         if rank[imported.split(".")[1]] > rank[module_name(file).split(".")[1]]
     ]
     assert not upwards, "\n".join(upwards)
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = {module_name(file): set(imports_on_load(file)) for file in ROOT.rglob("*.py")}
+    graph = {module_name(file): set(imports(file)) for file in ROOT.rglob("*.py")}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+SLOW = {"rst.interop.lightning": pytest.mark.slow}  # to import
+
+
+@pytest.mark.parametrize("module", [pytest.param(name, marks=SLOW.get(name, ())) for name in PUBLIC])
+def test_public_names_keep_their_import_paths(module: str) -> None:
+    if module in ("rst.interop.lightning", "rst.interop.transformers"):
+        pytest.importorskip(module.rpartition(".")[2])
+    missing = [name for name in PUBLIC[module].split() if not hasattr(import_module(module), name)]
+    assert not missing
+
+
+def test_no_name_hides_a_module() -> None:
+    """It would be the function or the module, by what was imported first."""
+    for folder in (file.parent for file in ROOT.rglob("__init__.py")):
+        package = import_module(module_name(folder / "__init__.py"))
+        for _, name, _ in pkgutil.iter_modules([str(folder)]):
+            assert getattr(package, name, None) in (None, sys.modules.get(f"{package.__name__}.{name}")), name
