@@ -19,12 +19,12 @@ from benchmarks.storage_measurement import FILES, Measurement, measure
 from benchmarks.storage_plot import draw
 from benchmarks.trained_models import ClipRun, LanguageRun, adapted_clips, tuned_language_models
 from examples.digit_adaptation import Training
-from examples.small_clip import Pretraining
+from examples.rendered_pretraining import RenderedPretraining
 
 FLOAT32_DENSITY, BFLOAT16_DENSITY = 0.001, 0.012  # those with a budget
 BARE = "int32 + absolute"  # the arrays of rst's coo in a file without metadata
 _DENSITIES = (0.0001, 0.001, 0.01, 0.012, 0.05, 0.2)
-_QUICK_CLIP = ClipRun(Pretraining(images=40, steps=2, batch=20), Training(iterations=3, batch=8), 20, (1e-5,))
+_QUICK_CLIP = ClipRun(RenderedPretraining(images=40, steps=2, batch=20), Training(iterations=3, batch=8), 20, (1e-5,))
 _QUICK_LANGUAGE = LanguageRun(width=128, layers=2, pretraining=3, learning_rate=1e-5, warm_up=1, steps=(1,))
 
 

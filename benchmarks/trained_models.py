@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.checkpoint_pair import CheckpointPair
 from benchmarks.synthetic_text import VOCABULARY, batch
-from examples.digit_adaptation import DigitModel, Method, Training, adapt, digit_task
-from examples.small_clip import Pretraining, pretrained_clip
+from examples.digit_adaptation import Method, Training, adapt, digit_student, digit_task
+from examples.rendered_pretraining import RenderedPretraining
+from examples.small_clip import pretrained_clip
 
 CACHE = Path(".cache")  # the quickstart's
 
@@ -21,7 +22,7 @@ CACHE = Path(".cache")  # the quickstart's
 class ClipRun:
     """How to train the quickstart's CLIP, and RST's thresholds."""
 
-    pretraining: Pretraining = field(default_factory=Pretraining)
+    pretraining: RenderedPretraining = field(default_factory=RenderedPretraining)
     training: Training = field(default_factory=Training)
     source_images: int = 2_000
     thresholds: tuple[float, ...] = (3e-5, 1e-4)
@@ -51,10 +52,10 @@ def adapted_clips(run: ClipRun, cache: Path = CACHE) -> Iterator[CheckpointPair]
     task = digit_task(clip, run.source_images)
     for threshold in run.thresholds:
         generator = torch.Generator().manual_seed(0)
-        model = DigitModel(encoder, generator)
-        adapt(model, Method("RST", threshold=threshold), task, run.training, generator)
+        student = digit_student(encoder, generator)
+        adapt(student, Method("RST", threshold=threshold), task, run.training, generator)
         name = f"float32, small CLIP adapted with RST, tau = {threshold:g}"
-        yield CheckpointPair(name, _weights(encoder, torch.float32), _weights(model.encoder, torch.float32))
+        yield CheckpointPair(name, _weights(encoder, torch.float32), _weights(student.encoder, torch.float32))
 
 
 def tuned_language_models(run: LanguageRun) -> Iterator[CheckpointPair]:

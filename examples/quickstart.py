@@ -19,9 +19,11 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from examples.digit_adaptation import DigitModel, DigitTask, Method, Training, accuracy, adapt, digit_task
+from cmkd import Student
+from examples.digit_adaptation import DigitTask, Method, Training, accuracy, adapt, digit_student, digit_task
 from examples.quickstart_report import Run, draw, table
-from examples.small_clip import Pretraining, pretrained_clip
+from examples.rendered_pretraining import RenderedPretraining
+from examples.small_clip import pretrained_clip
 from rst import SparseDelta, merge
 
 CACHE = Path(".cache")
@@ -38,7 +40,7 @@ METHODS = (
 class Settings:
     """Everything that decides the numbers."""
 
-    pretraining: Pretraining = field(default_factory=Pretraining)
+    pretraining: RenderedPretraining = field(default_factory=RenderedPretraining)
     training: Training = field(default_factory=Training)
     source_images: int = 2_000
     seeds: int = 3
@@ -53,14 +55,14 @@ def quickstart(settings: Settings, output: Path, cache: Path, console: Console) 
     save_file({f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}, base)
     task = digit_task(clip, settings.source_images)
 
-    zero_shot = accuracy(lambda images: task.teacher.logits(encoder(images)), task.target)
+    zero_shot = accuracy(lambda images: task.teacher(encoder(images)), task.target)
     adapted = _adapted(encoder, task, settings, output)
     bar = track(adapted, "Adapting to handwritten digits", len(METHODS) * settings.seeds, console=console)
     runs = [Run("Zero-shot", zero_shot, dsp=0), *bar]
     console.print(table(runs))
 
     shipped = next(run for run in reversed(runs) if run.delta is not None)
-    _ship(shipped, base, output / "merged.safetensors", DigitModel(encoder, torch.Generator()).eval(), task, console)
+    _ship(shipped, base, output / "merged.safetensors", digit_student(encoder, torch.Generator()).eval(), task, console)
     draw(runs, output / "quickstart.png")
     console.print(f"Figure: {output / 'quickstart.png'}")
     return runs
@@ -78,37 +80,37 @@ def _adapt_once(
 ) -> Run:
     """Train from the pretrained encoder, and store what this task needs beside it."""
     generator = torch.Generator().manual_seed(seed)  # the head's start and the batches
-    model = DigitModel(encoder, generator)
-    delta = adapt(model, method, task, training, generator)
+    student = digit_student(encoder, generator)
+    delta = adapt(student, method, task, training, generator)
     artefact = output / f"{method.file_name}-seed{seed}.safetensors"
-    _store(model, delta, method, artefact)
-    dsp = _downstream_parameters(model, encoder)
-    return Run(method.name, accuracy(model, task.target), dsp, model, artefact, delta)
+    _store(student, delta, method, artefact)
+    dsp = _downstream_parameters(student, encoder)
+    return Run(method.name, accuracy(student, task.target), dsp, student, artefact, delta)
 
 
-def _store(model: DigitModel, delta: SparseDelta | None, method: Method, path: Path) -> None:
+def _store(student: Student, delta: SparseDelta | None, method: Method, path: Path) -> None:
     if delta is not None:
         delta.save(path)
     elif method.train_encoder:
-        save_file(model.state_dict(), path)
+        save_file(student.state_dict(), path)
     else:
-        save_file(model.head.state_dict(), path)
+        save_file(student.head.state_dict(), path)
 
 
-def _downstream_parameters(model: DigitModel, pretrained: nn.Module) -> int:
+def _downstream_parameters(student: Student, pretrained: nn.Module) -> int:
     """Changed weights of the encoder, plus all of the head's (Sec. IV.A, for one task)."""
-    pairs = zip(model.encoder.parameters(), pretrained.parameters(), strict=True)
+    pairs = zip(student.encoder.parameters(), pretrained.parameters(), strict=True)
     changed = sum(int((weight != origin).sum()) for weight, origin in pairs)
-    return changed + sum(weight.numel() for weight in model.head.parameters())
+    return changed + sum(weight.numel() for weight in student.head.parameters())
 
 
-def _ship(run: Run, base: Path, merged_path: Path, receiver: DigitModel, task: DigitTask, console: Console) -> None:
+def _ship(run: Run, base: Path, merged_path: Path, receiver: Student, task: DigitTask, console: Console) -> None:
     """Merge the delta's file into the base's file, as `rst merge` does, and hold the result against the tuned model."""
     assert run.artefact is not None
-    assert run.model is not None
+    assert run.student is not None
     merge(base, run.artefact, merged_path)
     merged = load_file(merged_path)
-    _check_bit_identical(merged, run.model.state_dict())
+    _check_bit_identical(merged, run.student.state_dict())
     receiver.load_state_dict(merged)
     score = accuracy(receiver, task.target)
     if score != run.accuracy:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from examples.digit_adaptation import DigitModel
+from cmkd import Student
 from rst import SparseDelta
 
 COLUMNS = ("Method", "Target accuracy, %", "DSP", "Artefact, bytes")
@@ -26,7 +26,7 @@ class Run:
     method: str
     accuracy: float  # per cent of the held-out target images
     dsp: int
-    model: DigitModel | None = None  # none for zero-shot, which trains and stores nothing
+    student: Student | None = None  # none for zero-shot, which trains and stores nothing
     artefact: Path | None = None
     delta: SparseDelta | None = None  # with RST
 
@@ -53,8 +53,8 @@ def table(runs: Iterable[Run]) -> Table:
 def draw(runs: Iterable[Run], path: Path) -> None:
     """Write the figure as PNG."""
     methods = _by_method(runs)
-    (zero_shot,) = (of_method[0] for of_method in methods.values() if of_method[0].model is None)
-    trained = {method: of_method for method, of_method in methods.items() if of_method[0].model is not None}
+    (zero_shot,) = (of_method[0] for of_method in methods.values() if of_method[0].student is None)
+    trained = {method: of_method for method, of_method in methods.items() if of_method[0].student is not None}
     colours = dict(zip(trained, COLOURS, strict=True))
     figure = Figure(figsize=(13, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -91,9 +91,9 @@ def _draw_scores(axes: Axes, zero_shot: Run, trained: dict[str, list[Run]], colo
 
 def _draw_places(axes: Axes, trained: dict[str, list[Run]], colours: dict[str, str]) -> None:
     sparse = {method: runs[0] for method, runs in trained.items() if runs[0].delta is not None}
-    model = next(iter(sparse.values())).model
-    assert model is not None
-    sizes = _by_stage((name, weight.numel()) for name, weight in model.encoder.named_parameters())
+    student = next(iter(sparse.values())).student
+    assert student is not None
+    sizes = _by_stage((name, weight.numel()) for name, weight in student.encoder.named_parameters())
     height = 0.8 / len(sparse)
     for k, (method, run) in enumerate(sparse.items()):
         assert run.delta is not None

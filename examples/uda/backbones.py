@@ -10,10 +10,10 @@ from torch import nn
 
 from cmkd import TextTeacher, load_open_clip, prompt_order
 from examples.experiment.settings import SettingsError
-from examples.small_clip import tokenize
+from examples.small_clip import pretrained_clip, tokenize
+from examples.uda.distorted_digits import DistortedPretraining
 from examples.uda.mobilenet import FEATURES, MEAN, STD, load_mobilenet
 from examples.uda.settings import Settings
-from examples.uda.small_clip_digits import DigitPretraining, pretrained_digit_clip
 from examples.uda.text_embedding_teacher import text_embedding_teacher
 
 CACHE = Path(".cache")
@@ -117,7 +117,7 @@ def _mobilenet(names: Sequence[str], settings: Settings, root: Path) -> Backbone
 
 
 def _small_clip(names: Sequence[str], settings: Settings) -> Backbone:
-    clip = pretrained_digit_clip(DigitPretraining(), CACHE)
+    clip = pretrained_clip(DistortedPretraining(), CACHE)
     texts = [prompt_template(settings).format(name) for name in names]
     with torch.no_grad():
         teacher = TextTeacher(clip.encode_text(tokenize(texts)), clip.logit_scale.exp())

@@ -7,15 +7,17 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from examples.digit_adaptation import DigitModel, Training
+from cmkd import Student
+from examples.digit_adaptation import Training
 from examples.quickstart import METHODS, Settings, _check_bit_identical, quickstart
 from examples.quickstart_report import COLUMNS, Run
 from examples.rendered_digits import render_digits
-from examples.small_clip import Pretraining, pretrained_clip
+from examples.rendered_pretraining import RenderedPretraining
+from examples.small_clip import pretrained_clip
 from rst import SparseDelta
 
 MINIATURE = Settings(
-    pretraining=Pretraining(images=40, steps=2, batch=20),
+    pretraining=RenderedPretraining(images=40, steps=2, batch=20),
     training=Training(iterations=3, batch=8),
     source_images=20,
     seeds=2,
@@ -51,8 +53,8 @@ def test_every_artefact_is_stored_and_weighed(demo):
 def test_what_is_stored_is_what_changed(demo):
     runs, _, _ = demo
     for run in runs[1:]:
-        assert run.model is not None
-        head = sum(weight.numel() for weight in run.model.head.parameters())
+        assert run.student is not None
+        head = sum(weight.numel() for weight in run.student.head.parameters())
         if run.method.startswith("Linear probe"):
             assert run.dsp == head
         else:
@@ -67,8 +69,8 @@ def test_merged_equals_tuned_and_says_so(demo):
     merged = load_file(output / "merged.safetensors")
     shipped = [run for run in runs if run.delta is not None and run.artefact is not None and run.artefact.name in text]
     assert len(shipped) == 1
-    assert shipped[0].model is not None
-    state = shipped[0].model.state_dict()
+    assert shipped[0].student is not None
+    state = shipped[0].student.state_dict()
     assert merged.keys() == state.keys()
     assert all(torch.equal(merged[name], state[name]) for name in state)
     assert "bit-identical" in text
@@ -76,14 +78,14 @@ def test_merged_equals_tuned_and_says_so(demo):
 
 def test_bit_identity_is_refused_for_one_bit(demo):
     runs, _, _ = demo
-    assert runs[-1].model is not None
-    tuned = runs[-1].model.state_dict()
+    assert runs[-1].student is not None
+    tuned = runs[-1].student.state_dict()
     flipped = {name: tensor.clone() for name, tensor in tuned.items()}
     flipped["encoder.conv1.weight"].view(torch.int32).view(-1)[0] ^= 1
     with pytest.raises(RuntimeError, match=r"1 tensors .*encoder\.conv1\.weight"):
         _check_bit_identical(flipped, tuned)
-    with pytest.raises(RuntimeError, match=r"head\.0\.bias"):
-        _check_bit_identical({name: tensor for name, tensor in tuned.items() if name != "head.0.bias"}, tuned)
+    with pytest.raises(RuntimeError, match=r"head\.linear\.bias"):
+        _check_bit_identical({name: tensor for name, tensor in tuned.items() if name != "head.linear.bias"}, tuned)
 
 
 def test_pretraining_is_cached_and_a_new_setting_is_not(tmp_path):
@@ -93,7 +95,7 @@ def test_pretraining_is_cached_and_a_new_setting_is_not(tmp_path):
     second = pretrained_clip(MINIATURE.pretraining, tmp_path)
     assert cached.stat().st_mtime_ns == written
     _check_bit_identical(first.state_dict(), second.state_dict())
-    pretrained_clip(Pretraining(images=40, steps=1, batch=20), tmp_path)
+    pretrained_clip(RenderedPretraining(images=40, steps=1, batch=20), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -109,6 +111,6 @@ def test_rendering_is_repeatable_and_balanced():
 def test_every_run_starts_from_the_same_encoder_and_moves_a_copy(demo):
     runs, output, _ = demo
     base = load_file(output / "base.safetensors")
-    probe = next(run.model for run in runs if run.method.startswith("Linear probe"))
-    assert isinstance(probe, DigitModel)
+    probe = next(run.student for run in runs if run.method.startswith("Linear probe"))
+    assert isinstance(probe, Student)
     assert all(torch.equal(base[f"encoder.{name}"], tensor) for name, tensor in probe.encoder.state_dict().items())

@@ -1,24 +1,18 @@
-"""The small CLIP of the digits benchmark: pretrained on rendered, distorted, captioned digits, no real image seen."""
+"""What the digits benchmark's CLIP is pretrained on: rendered, distorted, captioned digits, no real image seen."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-import open_clip
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from rich.progress import track
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from examples import rendered_digits, small_clip
 from examples.rendered_digits import CLASSES, IMAGE_SIZE, as_input, prompt
-from examples.small_clip import CONFIG, contrastive_loss, tokenize
+from examples.small_clip import Pretraining
 
 GLYPH_SIZE = 64
 FONTS = {
@@ -37,16 +31,36 @@ STROKES = {0: "", 2: "bold ", 4: "heavy "}  # pixels of GLYPH_SIZE added around 
 
 
 @dataclass(frozen=True)
-class DigitPretraining:
-    """How to pretrain, as long as the quickstart does; the cache knows a model by these settings and the code.
+class DistortedPretraining(Pretraining):
+    """As long as the quickstart's: more steps make a teacher that leaves little to adapt.
 
-    More steps make a teacher that leaves little to adapt: the paper's CLIP is right on about half of the digits.
+    The paper's CLIP is right on about half of the digits.
     """
 
-    steps: int = 400
-    batch: int = 64
     learning_rate: float = 2e-3
-    seed: int = 0
+
+    def captioned_images(self) -> "DistortedImages":
+        """Draw the glyphs."""
+        return DistortedImages(self.seed)
+
+
+class DistortedImages:
+    """Glyphs, distorted anew at every draw, so that none is seen twice; half the captions name the font too."""
+
+    def __init__(self, seed: int) -> None:
+        """Render the glyphs, and seed the draws."""
+        self._glyphs = glyphs = render_glyphs()
+        self.captions = sorted({prompt(digit) for digit in range(CLASSES)} | set(glyphs.captions))
+        self._plain = torch.tensor([self.captions.index(prompt(digit)) for digit in glyphs.labels.tolist()])
+        self._styled = torch.tensor([self.captions.index(caption) for caption in glyphs.captions])
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images and the numbers of their captions."""
+        chosen = torch.randint(len(self._glyphs.labels), (count,), generator=self._generator)
+        images = as_input(distort(self._glyphs.images[chosen], self._generator))
+        names_style = torch.rand(count, generator=self._generator) < 0.5
+        return images, torch.where(names_style, self._styled[chosen], self._plain[chosen])
 
 
 class Glyphs(NamedTuple):
@@ -55,47 +69,6 @@ class Glyphs(NamedTuple):
     images: Tensor
     labels: Tensor
     captions: list[str]
-
-
-def pretrained_digit_clip(settings: DigitPretraining, cache: Path) -> open_clip.CLIP:
-    """Return the quickstart's architecture in eval mode, pretrained here or read from the cache.
-
-    Less than a minute of one core. The images are distorted anew every step, so none is seen twice.
-    """
-    path = cache / f"small-clip-digits-{_fingerprint(settings)}.safetensors"
-    torch.manual_seed(settings.seed)
-    clip = open_clip.CLIP(**open_clip.get_model_config(CONFIG.stem))
-    if path.exists():
-        clip.load_state_dict(load_file(path))
-    else:
-        _pretrain(clip, settings)
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        save_file(clip.state_dict(), unfinished)
-        unfinished.rename(path)  # a run that is stopped leaves no half a model
-    return clip.eval()
-
-
-def _pretrain(clip: open_clip.CLIP, settings: DigitPretraining) -> None:
-    glyphs = render_glyphs()
-    captions = sorted({prompt(digit) for digit in range(CLASSES)} | set(glyphs.captions))
-    plain = torch.tensor([captions.index(prompt(digit)) for digit in glyphs.labels.tolist()])
-    styled = torch.tensor([captions.index(caption) for caption in glyphs.captions])
-    tokens = tokenize(captions)
-    generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=settings.learning_rate, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
-    clip.train()
-    for _ in track(range(settings.steps), description="Pretraining a small CLIP on rendered digits (once)"):
-        chosen = torch.randint(len(glyphs.labels), (settings.batch,), generator=generator)
-        images = as_input(distort(glyphs.images[chosen], generator))
-        names_style = torch.rand(settings.batch, generator=generator) < 0.5
-        captioned = torch.where(names_style, styled[chosen], plain[chosen])
-        loss = contrastive_loss(clip, images, tokens[captioned], captioned)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
 
 
 def render_glyphs() -> Glyphs:
@@ -154,9 +127,3 @@ def distort(glyphs: Tensor, generator: torch.Generator) -> Tensor:
     images = images * uniform(0.7, 1.2)[:, None, None, None]
     images = images + torch.randn(images.shape, generator=generator) * uniform(0.0, 0.08)[:, None, None, None]
     return images.clamp(0, 1).squeeze(1)
-
-
-def _fingerprint(settings: DigitPretraining) -> str:
-    files = (__file__, small_clip.__file__, rendered_digits.__file__, CONFIG)
-    code = [Path(file).read_bytes() for file in files]
-    return hashlib.sha256(b"".join([*code, json.dumps(asdict(settings)).encode()])).hexdigest()[:16]
