@@ -15,7 +15,6 @@ from rst.delta.parameter_delta import ParameterDelta, check_no_nan, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import NotCarriedError
-from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest
 from rst.operations.base_lookup import check_fits, names_in_base
 
@@ -40,24 +39,6 @@ class SparsePatch:
 
 
 @dataclass(frozen=True, eq=False)
-class DensePatch:
-    """One checkpoint tensor whole, where int32 cannot hold its positions.
-
-    Attributes:
-        name: the tensor's name in the checkpoint.
-        values: all elements, contiguous, in the tensor's shape.
-        full_shape: the tensor's shape.
-    """
-
-    name: str
-    values: Tensor
-    full_shape: tuple[int, ...]
-
-
-Patch = SparsePatch | DensePatch
-
-
-@dataclass(frozen=True, eq=False)
 class EnginePatches:
     """A delta as patches.
 
@@ -66,8 +47,8 @@ class EnginePatches:
         reverting: what makes the base's of the tuned again: its values at the same positions, in the same order.
     """
 
-    patches: Sequence[Patch]
-    reverting: Sequence[Patch]
+    patches: Sequence[SparsePatch]
+    reverting: Sequence[SparsePatch]
 
 
 @torch.no_grad()
@@ -76,11 +57,12 @@ def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
 
     Args:
         delta: with any operation, of floating-point parameters.
-        base: the weights it was made from (see `rst.open_checkpoint`); read at the changed positions, whole for tensors
-            of more than 2^31 - 1 elements. Patches lie on its device.
+        base: the weights it was made from (see `rst.open_checkpoint`); read at the changed positions.
+            Patches lie on its device.
 
     Raises:
-        NotCarriedError: the delta stores tensors whole or changes integers; a patch has no place for them.
+        NotCarriedError: the delta stores tensors whole, changes integers or tensors of 2^31 elements and more; a patch
+            has no place for them.
         ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
         WrongBaseError: the base's values are not those the delta was made from.
         NonFiniteError: the base has NaN where the delta changes it.
@@ -96,13 +78,18 @@ def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
             raise NotCarriedError(f"patches have floating-point values, the delta has {change.dtype}", parameter=name)
         for present in names_in_base(name, delta, weights):
             check_fits(present, change, weights)
+            if change.numel > MOST_INDEXED:
+                raise NotCarriedError(
+                    f"patches have int32 positions, too few for {change.numel} elements; send it as a dense weight",
+                    parameter=name,
+                )
             there, back = _pair(present, weights.original_names[present], change, weights[present].detach())
             patches.append(there)
             reverting.append(back)
     return EnginePatches(patches, reverting)
 
 
-def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[Patch, Patch]:
+def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[SparsePatch, SparsePatch]:
     change = change.to(base.device)
     positions, flat = change.indices.long(), base.reshape(-1)
     origin = gather(flat, positions)
@@ -110,11 +97,6 @@ def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[
     target = change.tuned_values(origin)
     check_no_nan(where, origin)
     check_no_nan(where, target)
-    if change.numel > MOST_INDEXED:
-        tuned = flat.clone()
-        bits(tuned)[positions] = bits(target)
-        whole = base.clone(memory_format=torch.contiguous_format)
-        return DensePatch(name, tuned.view(change.shape), change.shape), DensePatch(name, whole, change.shape)
     indices = change.indices.to(torch.int32).contiguous()
     return (
         SparsePatch(name, indices, target.contiguous(), change.shape),

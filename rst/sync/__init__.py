@@ -19,11 +19,9 @@ from rst.sync.errors import (
 from rst.sync.follower import Follower
 from rst.sync.pruning import Pruned, prune
 from rst.sync.publisher import Published, Publisher
-from rst.sync.squashing import squash
 from rst.sync.state import fingerprint_state
 from rst.sync.store import FolderStore, FsspecStore, Store, open_store
 from rst.sync.verification import ChainReport, verify
-from rst.sync.version_folder import Version, read_version, write_version
 
 __all__ = [
     "ChainConflictError",
@@ -42,14 +40,10 @@ __all__ = [
     "Published",
     "Publisher",
     "Store",
-    "Version",
     "fingerprint_state",
     "link_of",
     "open_store",
     "prune",
     "read_pointer",
-    "read_version",
-    "squash",
     "verify",
-    "write_version",
 ]

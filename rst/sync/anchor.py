@@ -1,7 +1,6 @@
 """An anchor: all weights of one step, as a safetensors checkpoint that says in its header which state it is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -27,7 +26,7 @@ def write_anchor(store: Store, chain: str, step: int, state: str, weights: Mappi
     """
     link = Link(chain, step, step, state, state)
     specs = specs_of(weights)
-    metadata = {"format": "pt", HEADER_KEY: to_json(asdict(link)), "digest": BLANK}
+    metadata = {"format": "pt", HEADER_KEY: to_json(link.record()), "digest": BLANK}
 
     def write(path: Path) -> None:
         with atomic_write(path) as temporary:
@@ -50,17 +49,19 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
         try:
             contents = read_safetensors(str(path))
         except CheckpointError as error:  # pruned since it was found
-            raise ChainGapError(str(error)) from error
+            raise ChainGapError(error.reason, file=where) from error
         except DeltaFormatError as error:
-            raise ChainDamageError(f"anchor of step {step}: {error}") from error
+            raise ChainDamageError(error.reason, file=where, parameter=error.parameter) from error
     if not is_intact(contents.data, contents.metadata.get("digest", "")):
-        raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
+        raise ChainDamageError("the digest does not fit the contents; the file was altered or damaged", file=where)
     try:
         link = read_link(parse_json(contents.metadata.get(HEADER_KEY, "null")), where)
     except ValueError as error:
-        raise ChainDamageError(f"{where}: its header cannot be read ({error})") from error
-    if link.step != step or fingerprint_state(contents.arrays) != link.yields:
-        raise ChainDamageError(f"{where}: holds step {link.step} or weights that are not of state {link.yields}")
+        raise ChainDamageError(f"its header cannot be read ({error})", file=where) from error
+    if link.to_step != step:
+        raise ChainDamageError(f"holds step {link.to_step}", file=where)
+    if (found := fingerprint_state(contents.arrays)) != link.state_after:
+        raise ChainDamageError(f"holds state {found}, its header says {link.state_after}", file=where)
     return contents.arrays, link
 
 
@@ -76,7 +77,7 @@ def last_anchor(store: Store, pointer: Pointer, above: int = -1) -> tuple[dict[s
             break
         try:
             weights, link = read_anchor(store, step)
-            if link.chain != pointer.chain or pointer.expected(step) not in (None, link.yields):
+            if link.chain != pointer.chain or pointer.expected(step) not in (None, link.state_after):
                 raise ChainOrderError(f"the anchor of step {step} is of another chain", file=store.location)
             return weights, link
         except ChainError as error:

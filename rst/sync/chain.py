@@ -1,7 +1,7 @@
 """How a chain lies in its store: a file for each step, anchors, and a pointer that is written last.
 
 - `delta-0000000007.safetensors`: what turns step 6 into step 7, a delta as `rst.delta.file` writes it. Its header
-  (`config`, key "sync") names the chain, both steps, and the fingerprints of the state it applies to and yields.
+  (`config`, key "sync") names the chain, both steps, and the state of all weights before and after.
 - `anchor-0000000100.safetensors`: all weights of step 100, see `rst.sync.anchor`. There is one of step 0.
 - `latest.json`: the pointer. A step is published once this names it; what is there beyond does not count.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rst.delta.file import load
 from rst.delta.header import to_json
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, DeltaFormatError
@@ -25,26 +26,38 @@ HEADER_KEY = "sync"
 _DIGITS, _MOST_DIGITS = 10, 18
 _MOST_STEPS = 10**_MOST_DIGITS
 _STATES_KEPT = 256  # 5 kB, rewritten with each step
+# Format 1 has short names for what a link says.
+_LINK_KEYS = {
+    "chain": ("chain", str),
+    "after": ("from_step", int),
+    "step": ("to_step", int),
+    "applies_to": ("state_before", str),
+    "yields": ("state_after", str),
+}
 _ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a delta's header says of its place in a chain.
+    """What a file's header says of its place in a chain. An anchor leads from its step to its step.
 
     Attributes:
         chain: the chain's identity.
-        after: the step it applies to.
-        step: the step it yields.
-        applies_to: fingerprint of all weights before.
-        yields: fingerprint of all weights afterwards.
+        from_step: the step it applies to.
+        to_step: the step that it makes of that.
+        state_before: `fingerprint_state` of all weights at `from_step`.
+        state_after: the same at `to_step`.
     """
 
     chain: str
-    after: int
-    step: int
-    applies_to: str
-    yields: str
+    from_step: int
+    to_step: int
+    state_before: str
+    state_after: str
+
+    def record(self) -> dict[str, Any]:
+        """Its entries in a header."""
+        return {key: getattr(self, name) for key, (name, _) in _LINK_KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,8 @@ class Pointer:
     Attributes:
         chain: the chain's identity.
         step: the last published step.
-        base: fingerprint of step 0.
-        states: fingerprints of the last 256 steps up to `step`, or of all if there are fewer.
+        base: the state of step 0.
+        states: those of the last 256 steps up to `step`, or of all if there are fewer.
     """
 
     chain: str
@@ -65,16 +78,16 @@ class Pointer:
 
     @property
     def state(self) -> str:
-        """Fingerprint of the last published step."""
+        """The state of the last published step."""
         return self.states[-1]
 
     def step_of(self, state: str) -> int | None:
-        """The last step with this fingerprint, as far as the pointer knows them."""
+        """The last step with this state, as far as the pointer knows them."""
         known = {self.base: 0} | {found: self._first + number for number, found in enumerate(self.states)}
         return known.get(state)
 
     def expected(self, step: int) -> str | None:
-        """Fingerprint of a step; None if the pointer does not know it any more."""
+        """The state of a step; None if the pointer does not know it any more."""
         if step >= self._first:
             return self.states[step - self._first]
         return self.base if step == 0 else None
@@ -127,15 +140,17 @@ def read_pointer(store: Store) -> Pointer:
         record = check_depth(parse_json(text))
         found, version = record.pop("digest"), record["format_version"]
         if (record["format"], version) != (FORMAT, FORMAT_VERSION):
-            raise ChainDamageError(f"{where}: format version {str(version)[:99]}; this library reads {FORMAT_VERSION}")
+            raise ChainDamageError(
+                f"format version {str(version)[:99]}; this library reads {FORMAT_VERSION}", file=where
+            )
         if found != digest_text(to_json(record)):
-            raise ChainDamageError(f"{where}: the digest does not fit the contents; the file was altered or damaged")
+            raise ChainDamageError("the digest does not fit the contents; the file was altered or damaged", file=where)
         states = tuple(strings(record["states"], "states"))
         pointer = Pointer(typed(record, "chain", str), typed(record, "step", int), typed(record, "base", str), states)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ChainDamageError(f"{where}: not a chain's pointer ({type(error).__name__}: {error})") from error
+        raise ChainDamageError(f"not a chain's pointer ({type(error).__name__}: {error})", file=where) from error
     if not 0 < len(states) <= pointer.step + 1 <= _MOST_STEPS:
-        raise ChainDamageError(f"{where}: {len(states)} states of {pointer.step + 1} steps")
+        raise ChainDamageError(f"{len(states)} states of {pointer.step + 1} steps", file=where)
     return pointer
 
 
@@ -152,28 +167,25 @@ def write_pointer(store: Store, pointer: Pointer) -> None:
     store.put(POINTER, write)
 
 
-def header(link: Link) -> dict[str, Any]:
-    """The configuration of a delta that carries its link."""
-    return {HEADER_KEY: asdict(link)}
-
-
 def link_of(delta: SparseDelta, source: str = "delta") -> Link:
     """Read a delta's place in its chain. Raises `ChainDamageError`, naming `source`, if it says none."""
     return read_link(delta.config.get(HEADER_KEY), source)
 
 
 def read_link(record: Any, source: str) -> Link:
-    """Read a link as `header` or an anchor wrote it. Raises `ChainDamageError`."""
+    """Read what `Link.record` wrote into a header. Raises `ChainDamageError`."""
     if not isinstance(record, Mapping):
         raise ChainDamageError("its header names no chain; was it written by a Publisher?", file=source)
+    if record.keys() != _LINK_KEYS.keys():
+        raise ChainDamageError(f"its header's link is malformed: it has {sorted(record)}"[:999], file=source)
     try:
-        link = Link(**record)
-        for key, kind in (("chain", str), ("after", int), ("step", int), ("applies_to", str), ("yields", str)):
-            typed(record, key, kind)
-    except (KeyError, TypeError) as error:
+        link = Link(**{name: typed(record, key, kind) for key, (name, kind) in _LINK_KEYS.items()})
+    except TypeError as error:
         raise ChainDamageError(f"its header's link is malformed ({error})", file=source) from error
-    if not 0 <= link.after <= link.step < _MOST_STEPS:
-        raise ChainDamageError(f"its header's steps, from {link.after} to {link.step}, are malformed", file=source)
+    if not 0 <= link.from_step <= link.to_step < _MOST_STEPS:
+        raise ChainDamageError(
+            f"its header's steps, from {link.from_step} to {link.to_step}, are malformed", file=source
+        )
     return link
 
 
@@ -188,9 +200,9 @@ def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link]:
     where = f"{store.location}/{name}"
     with store.fetch(name) as path:
         try:
-            delta = SparseDelta.load(path)
+            delta = load(path)
         except CheckpointError as error:  # pruned since it was found
-            raise ChainGapError(str(error)) from error
+            raise ChainGapError(error.reason, file=where) from error
         except DeltaFormatError as error:
-            raise ChainDamageError(f"step {step}: {error}") from error
+            raise ChainDamageError(f"step {step}: {error.reason}", file=where, parameter=error.parameter) from error
     return delta, link_of(delta, where)

@@ -23,7 +23,7 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
 
     Returns:
         `(came_from, step, state)`: the step that the file was at (None: not a step that the chain knows, so that it was
-        written anew), the step it is at now, and that step's fingerprint.
+        written anew), the step it is at now, and that step's state.
 
     Raises:
         CheckpointError: the file is unreadable.

@@ -9,9 +9,9 @@ from torch import Tensor
 from rst.delta.sparse_delta import SparseDelta
 from rst.sync.anchor import last_anchor, read_anchor
 from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
-from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError, ChainStateError
+from rst.sync.errors import ChainError, ChainGapError, ChainOrderError, ChainStateError
 from rst.sync.live import Model, as_module, check_same_tensors, live_weights
-from rst.sync.state import sum_of_change, sum_of_state, to_text
+from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
 
 
@@ -23,7 +23,7 @@ class Follower:
     17
 
     A step is checked in full before its first weight is written: the file's digest, its place in the chain, and that
-    the weights it meets and those it makes have the fingerprints of the chain. After any exception the model is bit for
+    the weights before and after are in the states that the chain names. After any exception the model is bit for
     bit at `step`. A step takes O(changed weights) besides reading the file; an anchor holds the model twice more while
     it is applied.
     """
@@ -38,7 +38,7 @@ class Follower:
         """
         self.store = open_store(store)
         self._module = as_module(model)
-        self._sum = sum_of_state(self.weights)
+        self._state = fingerprint_state(self.weights)
         self._chain: str | None = None
         self._step: int | None = None
 
@@ -60,7 +60,7 @@ class Follower:
     @classmethod
     def _at(cls, store: Store, weights: dict[str, Tensor], link: Link) -> "Follower":
         follower = cls(weights, store)
-        follower._chain, follower._step = link.chain, link.step
+        follower._chain, follower._step = link.chain, link.to_step
         return follower
 
     @property
@@ -75,14 +75,14 @@ class Follower:
 
     @property
     def state(self) -> str:
-        """Fingerprint of the model, as this follower left it."""
-        return to_text(self._sum)
+        """`fingerprint_state` of the model, as this follower left it."""
+        return self._state
 
     def update(self) -> int:
         """Apply what has been published since, step by step, each all or nothing.
 
-        Where a file is missing or damaged, and for a model at no known step, it goes on from the nearest anchor, the
-        last one before the published step that is intact. Damage it reports with a warning.
+        Where a step is missing, damaged or contradicts the chain, and for a model at no known step, it goes on from the
+        last intact anchor. Damage it reports with a warning.
 
         Returns:
             The step that the model is at now: the last published one.
@@ -91,38 +91,49 @@ class Follower:
             ChainGapError: there is no chain, or a file is missing and no later anchor is there.
             ChainDamageError: a file is damaged and no later anchor is there.
             ChainOrderError: a file is of another step or chain and no later anchor is there, or the chain went back.
-            ChainStateError: the model has been changed by somebody else, or the chain contradicts itself.
+            ChainStateError: the model has been changed by somebody else, or the chain contradicts itself and no later
+                anchor is there.
             ParameterMismatchError: the model's names, shapes or dtypes are not those of the chain.
         """
         pointer = read_pointer(self.store)
         if pointer.chain != self._chain:
-            self._chain, self._step = pointer.chain, pointer.step_of(self.state)
+            self._chain, self._step = pointer.chain, pointer.step_of(self._state)
         elif self._step is not None and pointer.step < self._step:
             raise ChainOrderError(
                 f"ends at step {pointer.step}, the model is at {self._step}", file=self.store.location
             )
-        while self._step is None or self._step < pointer.step:
-            self._step = self._advance(pointer, self._step)
-        if self.state != pointer.state:
-            raise ChainStateError(f"{self._where()} is {self.state}, the chain's is {pointer.state}")
-        return self._step
+        step = self._load_anchor(pointer) if self._step is None else self._step
+        while step != pointer.step:
+            try:
+                delta, link = read_delta(self.store, step + 1)
+                self._check_place(link, pointer, step)
+                step = self._apply(delta, link)
+            except ChainError as error:
+                if isinstance(error, ChainStateError) and not self._is_untouched():
+                    raise  # not the chain's fault
+                step = self._go_round(error, pointer)
+        if self._state != pointer.state:
+            raise ChainStateError(
+                f"{self._where()} is {self._state}, the chain's is {pointer.state}", file=self.store.location
+            )
+        return step
 
     def apply(self, delta: SparseDelta) -> int:
-        """Apply one delta of the chain, such as `squash` makes of several, all or nothing; returns the step reached.
+        """Apply one delta of the chain, the step that comes next, all or nothing; returns the step reached.
 
         Raises:
             ChainOrderError: it is of another chain, or does not apply to the step that the model is at.
-            ChainStateError: it applies to another state, or would yield another than it says. Nothing is written.
+            ChainStateError: it applies to another state, or would make another than it says. Nothing is written.
             ParameterMismatchError: the model lacks a tensor, or has it in another shape or dtype.
         """
         link = link_of(delta)
-        if (link.chain, link.after) != (self._chain, self._step):
+        if (link.chain, link.from_step) != (self._chain, self._step):
             raise ChainOrderError(
-                f"the delta leads from step {link.after} to {link.step} of chain {link.chain}, "
-                f"{self._where()} of chain {self._chain}"
+                f"the delta leads from step {link.from_step} to {link.to_step} of chain {link.chain}, "
+                f"{self._where()} of chain {self._chain}",
+                file=self.store.location,
             )
-        self._step = self._apply(delta, link)
-        return self._step
+        return self._apply(delta, link)
 
     def verify(self) -> None:
         """Read every weight and compare with the state that the follower should be in, in O(weights).
@@ -130,53 +141,63 @@ class Follower:
         Raises:
             ChainStateError: somebody else has changed the model.
         """
-        found = to_text(sum_of_state(self.weights))
-        if found != self.state:
-            raise ChainStateError(f"{self._where()} is {found}, it was left as {self.state}")
+        found = fingerprint_state(self.weights)
+        if found != self._state:
+            raise ChainStateError(f"{self._where()} is {found}, it was left as {self._state}", file=self.store.location)
 
-    def _advance(self, pointer: Pointer, step: int | None) -> int:
-        if step is None:
-            return self._catch_up(pointer, -1)
-        try:
-            delta, link = read_delta(self.store, step + 1)
-            if (link.chain, link.after, link.step) != (pointer.chain, step, step + 1):
-                raise ChainOrderError(
-                    f"where step {step + 1} should be there is step {link.step}, after "
-                    f"{link.after}, of chain {link.chain}",
-                    file=self.store.location,
-                )
-            if pointer.expected(link.step) not in (None, link.yields):
-                raise ChainStateError(f"step {link.step} yields {link.yields}, the chain says otherwise")
-            return self._apply(delta, link)
-        except (ChainGapError, ChainDamageError, ChainOrderError) as error:
-            try:
-                reached = self._catch_up(pointer, step)
-            except ChainError:
-                raise error from None
-            if not isinstance(error, ChainGapError):
-                warnings.warn(f"{error}; went on from the anchor of step {reached}", stacklevel=3)
-            return reached
+    def _check_place(self, link: Link, pointer: Pointer, step: int) -> None:
+        """Raise `ChainError` unless a file is what follows a step, as the pointer knows it."""
+        if (link.chain, link.from_step, link.to_step) != (pointer.chain, step, step + 1):
+            raise ChainOrderError(
+                f"where step {step + 1} should be there is step {link.to_step}, after {link.from_step}, "
+                f"of chain {link.chain}",
+                file=self.store.location,
+            )
+        if pointer.expected(link.to_step) not in (None, link.state_after):
+            raise ChainStateError(
+                f"step {link.to_step} says it makes {link.state_after}, the chain says otherwise",
+                file=self.store.location,
+            )
 
     def _apply(self, delta: SparseDelta, link: Link) -> int:
-        if link.applies_to != self.state:
-            raise ChainStateError(f"step {link.step} applies to {link.applies_to}, {self._where()} is {self.state}")
-        prepared = delta.prepare(self._module)
-        total = self._sum
+        if link.state_before != self._state:
+            raise ChainStateError(
+                f"step {link.to_step} applies to {link.state_before}, {self._where()} is {self._state}",
+                file=self.store.location,
+            )
+        prepared, state = delta.prepare(self._module), self._state
         for patch in prepared.patches:
             change, device = delta[patch.spot.name], patch.spot.tensor.device
+            # The elements that the model has now, not those the file says: a foreign change shows here.
             old, new = (torch.as_tensor(part, device=device) for part in (patch.old, patch.new))
-            total += sum_of_change(patch.spot.name, change.dtype, change.shape, change.indices, old, new)
-        if to_text(total) != link.yields:
+            state = changed_state(state, patch.spot.name, change.dtype, change.shape, change.indices, old, new)
+        if state != link.state_after:
             raise ChainStateError(
-                f"step {link.step} should yield {link.yields} and would yield {to_text(total)}: the model was changed "
-                "where the step changes it; a new Follower starts from an anchor"
+                f"step {link.to_step} should make {link.state_after} and would make {state}: the model was changed "
+                "where the step changes it; a new Follower starts from an anchor",
+                file=self.store.location,
             )
         prepared.apply()
-        self._sum = total
-        return link.step
+        self._state, self._step = state, link.to_step
+        return link.to_step
 
-    def _catch_up(self, pointer: Pointer, above: int) -> int:
-        """Load the last intact anchor that lies above a step."""
+    def _is_untouched(self) -> bool:
+        """Whether the model is still as this follower left it, in O(weights)."""
+        return fingerprint_state(self.weights) == self._state
+
+    def _go_round(self, error: ChainError, pointer: Pointer) -> int:
+        """Load an anchor beyond a step that cannot be applied. Raises `error` if there is none."""
+        try:
+            reached = self._load_anchor(pointer)
+        except ChainError:
+            raise error from None
+        if not isinstance(error, ChainGapError):  # pruned steps are no damage
+            warnings.warn(f"{error}; went on from the anchor of step {reached}", stacklevel=3)
+        return reached
+
+    def _load_anchor(self, pointer: Pointer) -> int:
+        """Load the last intact anchor beyond the step that the model is at; returns its step."""
+        above = -1 if self._step is None else self._step
         found = last_anchor(self.store, pointer, above)
         if found is None:
             raise ChainGapError(
@@ -188,8 +209,8 @@ class Follower:
         own, tied = live_weights(self._module)
         check_same_tensors(own, weights, "the model")
         SparseDelta({}, dense=weights, tied=tied).apply(self._module)
-        self._sum = int(link.yields, 16)
-        return link.step
+        self._state, self._step = link.state_after, link.to_step
+        return link.to_step
 
     def _where(self) -> str:
         return (

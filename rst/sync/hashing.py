@@ -1,8 +1,9 @@
-"""Sums of one 64-bit hash for each weight, from its place and its bits: the terms of `rst.sync.state`'s fingerprint.
+"""One 64-bit hash for each weight, from its place and its bits, added up: what `rst.sync.state` makes states of.
 
     sum_i mix(seed + i * P + bits(w[i]) * Q)    modulo 2^64, mix: splitmix64's finalizer
 
-On the CPU numpy does it, on all cores: it shifts without the sign and keeps up with memory that stays in the cache.
+On the CPU numpy does it, on all cores: it shifts without the sign, which torch cannot, and in pieces that stay in the
+cache it keeps up with memory.
 """
 
 import numpy as np
@@ -21,32 +22,32 @@ _PIECE, _SHARE, _DEVICE_PIECE = 1 << 15, 1 << 20, 1 << 24
 
 
 @torch.no_grad()
-def sum_of_all(seed: int, flat: Tensor) -> int:
-    """Sum over a tensor of shape (n,), any non-complex dtype and device, at places 0 to n - 1; in [0, 2^64)."""
+def hash_all(seed: int, flat: Tensor) -> int:
+    """Hash a tensor of shape (n,), any non-complex dtype and device, at places 0 to n - 1; in [0, 2^64)."""
     if flat.device.type != "cpu":  # pragma: no cover  (CUDA)
         starts = range(0, flat.numel(), _DEVICE_PIECE)
         places = torch.arange(min(_DEVICE_PIECE, flat.numel()), device=flat.device)
         pieces = ((places + start, flat[start : start + _DEVICE_PIECE]) for start in starts)
-        return sum(_sum_on_device(seed, where[: piece.numel()], piece) for where, piece in pieces) & MASK
+        return sum(_hash_on_device(seed, where[: piece.numel()], piece) for where, piece in pieces) & MASK
     raw = bits(flat).numpy()
     shares = [slice(start, start + _SHARE) for start in range(0, raw.size, _SHARE)]
-    return sum(on_all_cores(lambda share: _sum_of_run(seed, share.start, raw[share]), shares)) & MASK
+    return sum(on_all_cores(lambda share: _hash_run(seed, share.start, raw[share]), shares)) & MASK
 
 
 @torch.no_grad()
-def gain_at(seed: int, positions: Tensor, old: Tensor, new: Tensor) -> int:
-    """What the sum gains where values at `positions`, all of shape (nnz,), go from `old` to `new`; in [0, 2^64)."""
+def hash_change(seed: int, positions: Tensor, old: Tensor, new: Tensor) -> int:
+    """What a tensor's hash grows by where values at `positions`, all of shape (nnz,), go from `old` to `new`."""
     if old.device.type != "cpu":  # pragma: no cover  (CUDA)
         where = positions.to(old.device, torch.int64)
-        return (_sum_on_device(seed, where, new) - _sum_on_device(seed, where, old)) & MASK
+        return (_hash_on_device(seed, where, new) - _hash_on_device(seed, where, old)) & MASK
     places, before, after = positions.cpu().numpy(), bits(old).numpy(), bits(new).numpy()
-    total, buffers = 0, _buffers(before.size)
+    hashed, buffers = 0, _buffers(before.size)
     for start in range(0, before.size, _PIECE):
         piece = slice(start, start + _PIECE)
         here = np.multiply(places[piece], np.int64(_signed(_PLACE)), dtype=np.int64).view(np.uint64)
         here += np.uint64(seed)
-        total += _sum_of_piece(here, after[piece], *buffers) - _sum_of_piece(here, before[piece], *buffers)
-    return total & MASK
+        hashed += _hash_piece(here, after[piece], *buffers) - _hash_piece(here, before[piece], *buffers)
+    return hashed & MASK
 
 
 def mix(number: int) -> int:
@@ -56,16 +57,16 @@ def mix(number: int) -> int:
     return number ^ (number >> _LAST_SHIFT)
 
 
-def _sum_of_run(seed: int, first: int, raw: NDArray[np.signedinteger]) -> int:
+def _hash_run(seed: int, first: int, raw: NDArray[np.signedinteger]) -> int:
     places = np.arange(first, first + min(_PIECE, raw.size), dtype=np.uint64)
     places *= np.uint64(_PLACE)
     places += np.uint64(seed)
-    total, buffers = 0, _buffers(raw.size)
+    hashed, buffers = 0, _buffers(raw.size)
     for start in range(0, raw.size, _PIECE):
         piece = raw[start : start + _PIECE]
-        total += _sum_of_piece(places[: piece.size], piece, *buffers)
+        hashed += _hash_piece(places[: piece.size], piece, *buffers)
         places += np.uint64(_PIECE * _PLACE & MASK)
-    return total
+    return hashed
 
 
 def _buffers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -73,7 +74,7 @@ def _buffers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return np.empty(size, dtype=np.uint64), np.empty(size, dtype=np.uint64)
 
 
-def _sum_of_piece(
+def _hash_piece(
     places: NDArray[np.uint64],
     raw: NDArray[np.signedinteger],
     hashes: NDArray[np.uint64],
@@ -89,7 +90,7 @@ def _sum_of_piece(
     return int(hashes.sum())
 
 
-def _sum_on_device(seed: int, places: Tensor, values: Tensor) -> int:
+def _hash_on_device(seed: int, places: Tensor, values: Tensor) -> int:
     hashes = bits(values).to(torch.int64).mul(_VALUE).add_(places.mul(_signed(_PLACE)).add_(_signed(seed)))
     for shift, factor in _ROUNDS:
         hashes.bitwise_xor_(_shifted(hashes, shift)).mul_(_signed(factor))

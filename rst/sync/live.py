@@ -32,13 +32,13 @@ def as_module(model: Model) -> nn.Module:
 
 def check_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
     """Raise `ParameterMismatchError` unless both have the same names, shapes and dtypes."""
-    if strangers := sorted(found.keys() ^ wanted.keys()):
-        lacks = "lacks" if strangers[0] in wanted else "has, besides those of the chain,"
-        raise ParameterMismatchError(f"{lacks} {strangers[0]} ({len(strangers)} such names)", file=source)
+    if different := sorted(found.keys() ^ wanted.keys()):
+        lacking = f"{source} lacks it" if different[0] in wanted else "the chain lacks it"
+        raise ParameterMismatchError(f"{lacking} ({len(different)} such names)", parameter=different[0])
     for name, tensor in wanted.items():
         if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
             raise ParameterMismatchError(
-                f"{name} is {found[name].dtype} {tuple(found[name].shape)}, "
-                f"in the chain {tensor.dtype} {tuple(tensor.shape)}",
-                file=source,
+                f"{source} has {found[name].dtype} {tuple(found[name].shape)}, "
+                f"the chain {tensor.dtype} {tuple(tensor.shape)}",
+                parameter=name,
             )

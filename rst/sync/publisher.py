@@ -11,16 +11,17 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import Weights
 from rst.config import BaseStorage
+from rst.delta.file import save
 from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import ConfigError, RSTError
 from rst.numerics.exactness import bits
 from rst.sync.anchor import write_anchor
-from rst.sync.chain import Link, Pointer, delta_name, header, read_pointer, write_pointer
+from rst.sync.chain import HEADER_KEY, Link, Pointer, delta_name, read_pointer, write_pointer
 from rst.sync.errors import ChainConflictError, ChainOrderError
 from rst.sync.follower import Follower
 from rst.sync.live import check_same_tensors, live_weights
-from rst.sync.state import sum_of_change, sum_of_state, to_text
+from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
 from rst.sync.sweeping import sweep
 from rst.training.base_weights import BaseWeights
@@ -32,7 +33,7 @@ class Published:
 
     Attributes:
         step: its number.
-        state: fingerprint of all weights.
+        state: `fingerprint_state` of all weights.
         changed: weights that differ from the step before.
         weights: weights in all.
         delta_bytes: size of the delta; 0 where the step is an anchor alone.
@@ -45,16 +46,6 @@ class Published:
     weights: int
     delta_bytes: int
     anchor_bytes: int
-
-
-@dataclass(frozen=True)
-class _Change:
-    """One tensor's changed weights: the change to store, and the values to keep."""
-
-    change: ParameterDelta
-    positions: Tensor
-    target: Tensor
-    gain: int
 
 
 class Publisher:
@@ -109,14 +100,14 @@ class Publisher:
         for name, weight in live.items():
             check_real(name, weight)
             check_no_nan(name, weight)
-        self._sum = sum_of_state(live)
+        state = fingerprint_state(live)
         pointer = sweep(self.store)
         self._mismatched = False
         if pointer is None:
-            self._pointer = self._start(live)
+            self._pointer = self._start(live, state)
         else:
             self._pointer = pointer
-            live = self._last_published(live)
+            live = self._last_published(live, state)
         self._shapes = {name: weight.to("meta") for name, weight in live.items()}
         self._copy = BaseWeights({name: weight.reshape(-1) for name, weight in live.items()}, base_storage)
 
@@ -127,7 +118,7 @@ class Publisher:
 
     @property
     def state(self) -> str:
-        """Fingerprint of the last published step."""
+        """`fingerprint_state` of the last published step."""
         return self._pointer.state
 
     def publish(self, step: int | None = None) -> Published:
@@ -145,7 +136,7 @@ class Publisher:
         """
         following = self._pointer.step + 1
         if step not in (None, following):
-            raise ChainOrderError(f"step {step}: the next step of {self.store.location} is {following}")
+            raise ChainOrderError(f"step {step}: the next step is {following}", file=self.store.location)
         if read_pointer(self.store) != self._pointer:
             raise ChainConflictError(
                 f"no longer ends at step {self._pointer.step} as this publisher left it; "
@@ -156,78 +147,69 @@ class Publisher:
         check_same_tensors(live, self._shapes, "the weights")
         return self._publish_anchor(live) if self._mismatched else self._publish_delta(live, tied)
 
+    @torch.no_grad()
     def _publish_delta(self, live: Mapping[str, Tensor], tied: Mapping[str, str]) -> Published:
-        changes = {name: found for name, weight in live.items() if (found := self._compare(name, weight))}
-        total = self._sum + sum(found.gain for found in changes.values())
-        last, state, count = self._pointer, to_text(total), sum(weight.numel() for weight in live.values())
+        last, state, count = self._pointer, self._pointer.state, 0
+        changes: dict[str, ParameterDelta] = {}
+        kept: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, weight in live.items():
+            flat, shape = weight.reshape(-1), tuple(weight.shape)
+            positions, old, new = changed_weights(name, self._copy.bring(name, flat), flat)
+            count += weight.numel()
+            if positions.numel():
+                state = changed_state(state, name, weight.dtype, shape, positions, old, new)
+                changes[name] = ParameterDelta.at(positions, old, new, shape, None, self._op)
+                kept[name] = positions, new
         link = Link(last.chain, last.step, last.step + 1, last.state, state)
         delta = SparseDelta(
-            {name: found.change for name, found in changes.items()},
+            changes,
             tied={alias: owner for alias, owner in tied.items() if owner in changes},
             base=BaseIdentity(weights=count),
-            config=header(link),
+            config={HEADER_KEY: link.record()},
         )
-        delta_bytes = self.store.put(delta_name(link.step), lambda path: delta.save(path, self._encoding))
-        anchored = link.step % self._anchor_every == 0
-        anchor_bytes = write_anchor(self.store, last.chain, link.step, state, live) if anchored else 0
-        self._move(last.advanced(state), total)
-        for name, found in changes.items():
+        delta_bytes = self.store.put(delta_name(link.to_step), lambda path: save(delta, path, self._encoding))
+        anchored = link.to_step % self._anchor_every == 0
+        anchor_bytes = write_anchor(self.store, last.chain, link.to_step, state, live) if anchored else 0
+        self._point_to(last.advanced(state))
+        for name, (positions, new) in kept.items():
             copy = bits(self._copy[name])
-            copy[found.positions.to(copy.device)] = bits(found.target).to(copy.device)
-        return Published(link.step, state, delta.nnz, count, delta_bytes, anchor_bytes)
+            copy[positions.to(copy.device)] = bits(new).to(copy.device)
+        return Published(link.to_step, state, delta.nnz, count, delta_bytes, anchor_bytes)
 
     def _publish_anchor(self, live: Mapping[str, Tensor]) -> Published:
         """Go on with a chain whose last state is not at hand."""
         for name, weight in live.items():
             check_no_nan(name, weight)
-        total, last = sum_of_state(live), self._pointer
-        size = write_anchor(self.store, last.chain, last.step + 1, to_text(total), live)
-        self._move(last.advanced(to_text(total)), total)
+        last, state = self._pointer, fingerprint_state(live)
+        size = write_anchor(self.store, last.chain, last.step + 1, state, live)
+        self._point_to(last.advanced(state))
         for name, weight in live.items():
             self._copy[name].copy_(weight.reshape(-1))
         self._mismatched = False
         count = sum(weight.numel() for weight in live.values())
-        return Published(self.step, self.state, count, count, 0, size)
+        return Published(self.step, state, count, count, 0, size)
 
-    def _move(self, pointer: Pointer, total: int) -> None:
+    def _point_to(self, pointer: Pointer) -> None:
         """Publish; what follows only brings the publisher's own copy up to date."""
         write_pointer(self.store, pointer)
-        self._pointer, self._sum = pointer, total
+        self._pointer = pointer
 
-    @torch.no_grad()
-    def _compare(self, name: str, weight: Tensor) -> _Change | None:
-        flat = weight.reshape(-1)
-        positions, origin, target = changed_weights(name, self._copy.bring(name, flat), flat)
-        if not positions.numel():
-            return None
-        gain = sum_of_change(name, weight.dtype, tuple(weight.shape), positions, origin, target)
-        change = ParameterDelta.at(positions, origin, target, weight.shape, None, self._op)
-        return _Change(change, positions, target, gain)
-
-    def _start(self, live: Mapping[str, Tensor]) -> Pointer:
-        chain, state = uuid.uuid4().hex, to_text(self._sum)
-        write_anchor(self.store, chain, 0, state, live)
-        pointer = Pointer(chain, 0, state, (state,))
+    def _start(self, live: Mapping[str, Tensor], state: str) -> Pointer:
+        pointer = Pointer(uuid.uuid4().hex, 0, state, (state,))
+        write_anchor(self.store, pointer.chain, 0, state, live)
         write_pointer(self.store, pointer)
         return pointer
 
-    def _last_published(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _last_published(self, live: dict[str, Tensor], state: str) -> dict[str, Tensor]:
         """The weights of the chain's last step; the model's own, with a mark, where those are not to be had."""
-        if to_text(self._sum) == self._pointer.state:
+        if state == self._pointer.state:
             return live
         try:
-            published = _replay(self.store, self._pointer)
-            check_same_tensors(live, published, "the weights")
+            follower = Follower.from_last_anchor(self.store, self._pointer)
+            follower.update()
+            check_same_tensors(live, follower.weights, "the weights")
         except RSTError as error:
             warnings.warn(f"{error}; the next step of {self.store.location} is an anchor", stacklevel=3)
             self._mismatched = True
             return live
-        self._sum = int(self._pointer.state, 16)
-        return {name: weight.to(live[name].device) for name, weight in published.items()}
-
-
-def _replay(store: Store, pointer: Pointer) -> dict[str, Tensor]:
-    """All weights of the last published step, from the last intact anchor and the deltas after it."""
-    follower = Follower.from_last_anchor(store, pointer)
-    follower.update()
-    return follower.weights
+        return {name: weight.to(live[name].device) for name, weight in follower.weights.items()}

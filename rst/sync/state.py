@@ -1,7 +1,7 @@
-"""The fingerprint of a whole set of weights, brought up to date in O(changed weights).
+"""The state of a whole set of weights in 16 hexadecimal digits, brought up to date in O(changed weights).
 
-A state's fingerprint is the sum, modulo 2^64, of one 64-bit hash for each weight and each tensor (a sum of hashes of
-(place, value) is Bellare and Micciancio's incremental hashing, 1997, here with splitmix64's finalizer as the hash):
+It is the sum, modulo 2^64, of one 64-bit hash for each weight and each tensor (a sum of hashes of (place, value) is
+Bellare and Micciancio's incremental hashing, 1997, here with splitmix64's finalizer as the hash):
 
     F = sum_t mix(seed_t) + sum_t sum_i mix(seed_t + i * P + bits(w_t[i]) * Q)
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from rst.delta.parameter_delta import check_real
 from rst.numerics.fingerprint import digest_text
-from rst.sync.hashing import MASK, gain_at, mix, sum_of_all
+from rst.sync.hashing import MASK, hash_all, hash_change, mix
 
 
 def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
-    """Fingerprint all weights, 16 hexadecimal digits, in O(weights). On the CPU and on a GPU it is the same.
+    """Compute the state of all weights, 16 hexadecimal digits, in O(weights). On the CPU and on a GPU it is the same.
 
     Args:
         weights: tensors of any shape and non-complex dtype by name; their order does not count.
@@ -33,25 +33,21 @@ def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
     Raises:
         ParameterMismatchError: a complex tensor.
     """
-    return to_text(sum_of_state(weights))
-
-
-def sum_of_state(weights: Mapping[str, Tensor]) -> int:
-    """The fingerprint as an integer in [0, 2^64), to be changed by `sum_of_change`."""
-    total = 0
+    hashed = 0
     for name, weight in weights.items():
         check_real(name, weight)
         seed = _seed(name, weight.dtype, tuple(weight.shape))
-        total += mix(seed) + sum_of_all(seed, weight.detach().reshape(-1))
-    return total & MASK
+        hashed += mix(seed) + hash_all(seed, weight.detach().reshape(-1))
+    return _digits(hashed)
 
 
-def sum_of_change(
-    name: str, dtype: torch.dtype, shape: tuple[int, ...], positions: Tensor, old: Tensor, new: Tensor
-) -> int:
-    """What the fingerprint of a state gains when weights of one tensor go from `old` to `new`.
+def changed_state(
+    state: str, name: str, dtype: torch.dtype, shape: tuple[int, ...], positions: Tensor, old: Tensor, new: Tensor
+) -> str:
+    """Compute what a state becomes when weights of one tensor go from `old` to `new`.
 
     Args:
+        state: the state before.
         name: the tensor's name.
         dtype: its dtype.
         shape: its shape.
@@ -59,12 +55,11 @@ def sum_of_change(
         old: the values there before, shape (nnz,), floats or their bits.
         new: the values afterwards.
     """
-    return gain_at(_seed(name, dtype, shape), positions, old, new)
+    return _digits(int(state, 16) + hash_change(_seed(name, dtype, shape), positions, old, new))
 
 
-def to_text(total: int) -> str:
-    """The fingerprint as it is written: 16 hexadecimal digits."""
-    return f"{total & MASK:016x}"
+def _digits(hashed: int) -> str:
+    return f"{hashed & MASK:016x}"
 
 
 def _seed(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:

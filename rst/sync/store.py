@@ -100,7 +100,7 @@ class FsspecStore:
             try:
                 self.filesystem.get_file(f"{self.path}/{name}", str(local))
             except FileNotFoundError as error:
-                raise ChainGapError(f"{self.location}/{name}: no such file") from error
+                raise ChainGapError("no such file", file=f"{self.location}/{name}") from error
             yield local
 
     def delete(self, name: str) -> None:

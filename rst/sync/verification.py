@@ -17,7 +17,7 @@ class ChainReport:
         chain: the chain's identity.
         first: the step of the anchor that the check began with; earlier steps are not there any more.
         step: the last published step.
-        state: its fingerprint.
+        state: `fingerprint_state` of all weights there.
         anchors: steps with an anchor, in order.
         deltas: how many deltas were applied.
         changed: weights they change, summed.
@@ -64,10 +64,15 @@ def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
             replay.verify()
             anchored = Follower.from_anchor(store, step)
             if delta_name(step) in names and step > anchors[0] and anchored.state != replay.state:
-                raise ChainStateError(f"step {step}: the delta yields {replay.state}, the anchor is {anchored.state}")
+                raise ChainStateError(
+                    f"the delta of step {step} makes {replay.state}, its anchor is {anchored.state}",
+                    file=store.location,
+                )
             replay = anchored
         if pointer.expected(step) not in (None, replay.state):
-            raise ChainStateError(f"step {step} is {replay.state}, the chain's pointer says {pointer.expected(step)}")
+            raise ChainStateError(
+                f"step {step} is {replay.state}, the chain's pointer says {pointer.expected(step)}", file=store.location
+            )
     replay.verify()
     weights = sum(weight.numel() for weight in replay.weights.values())
     return ChainReport(pointer.chain, anchors[0], pointer.step, pointer.state, tuple(anchors), deltas, changed, weights)

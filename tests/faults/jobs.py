@@ -14,7 +14,7 @@ from rst.cli import main
 from rst.errors import RSTError
 from rst.interop.task_vector import to_task_vector
 from rst.live.adapter_folder import read_adapter, write_adapter
-from rst.sync import Publisher, read_version, write_version
+from rst.sync import Publisher
 from rst.sync.checkpoint_follower import follow_into
 
 State = dict[str, Tensor]
@@ -92,13 +92,6 @@ def _adapter(folder: Path) -> Any:
         return None
 
 
-def _version(folder: Path) -> Any:
-    try:
-        return read_version(folder / "versions", 2).checksum
-    except RSTError:
-        return None
-
-
 def _chain(folder: Path) -> None:
     live = weights(1)
     publisher = Publisher(live, folder / "chain")
@@ -157,13 +150,6 @@ JOBS = {
         _adapter,
     ),
     "first adapter": Job(lambda _: None, lambda folder: write_adapter(folder / "adapter", delta(2)), _adapter),
-    "version": Job(
-        lambda folder: write_version(folder / "versions", 1, weights(1)),
-        lambda folder: (
-            (folder / "versions" / "0000000002").exists() or write_version(folder / "versions", 2, weights(2))
-        ),
-        _version,
-    ),
     "follow": Job(
         _chain,
         lambda folder: follow_into(folder / "followed.safetensors", folder / "chain"),

@@ -109,7 +109,7 @@ def update(folder: Path) -> Call:
         pytest.param(lambda folder: merge_of_files(folder, "packed"), 12, id="merge, packed"),
         pytest.param(prepared_delta, 9, id="delta.prepare"),
         pytest.param(added_adapter, 13, id="add_adapter"),
-        pytest.param(update, 14, id="Follower.update"),
+        pytest.param(update, 12, id="Follower.update"),
     ],
 )
 def test_a_main_path_is_a_few_functions_deep(prepare: Callable[[Path], Call], limit: int, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from rst import CheckpointError, ConfigError, DeltaFormatError, RSTConfig, RSTModel, export, get_rst_model
 from rst.interop.peft_adapters import from_peft
 from rst.live.adapter_folder import adapter_subfolder, read_adapter, write_adapter
-from rst.sync import ChainDamageError, read_version, write_version
 from rst.sync.chain import step_of_name
 
 
@@ -69,22 +68,6 @@ def test_an_adapter_is_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a link that leads out of"):
         model.save_pretrained(folder)
     assert not list(outside.iterdir())
-
-
-def test_a_version_is_not_read_through_a_link(tmp_path: Path) -> None:
-    path = write_version(tmp_path / "versions", 1, {"w": torch.ones(3)}).path
-    path.rename(tmp_path / "elsewhere.safetensors")
-    path.symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(ChainDamageError, match="not the file that version.json describes"):
-        read_version(tmp_path / "versions", 1)
-
-
-@pytest.mark.parametrize("base_version", [[[]], "0", True, 1.0, {}], ids=str)
-def test_a_version_based_on_what_is_no_number(tmp_path: Path, base_version: Any) -> None:
-    record = write_version(tmp_path, 1, {"w": torch.ones(3)}).path.with_name("version.json")
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"base_version": base_version}))
-    with pytest.raises(ChainDamageError, match="malformed version"):
-        read_version(tmp_path, 1)
 
 
 @pytest.mark.parametrize("digits", ["7", "٠٠٠٠٠٠٠٠٠٣", "00000000007", "9" * 5000])

@@ -12,7 +12,6 @@ from tests.fuzz.targets import (
     pickles,
     shard_index,
     trainer_record,
-    version_folder,
     weights,
 )
 
@@ -36,7 +35,6 @@ TARGETS: dict[str, Target] = {
         chain.POINTER,
         chain.DELTA,
         chain.ANCHOR,
-        version_folder.RECORD,
         peft_adapter.CONFIG,
         peft_adapter.WEIGHTS,
     )

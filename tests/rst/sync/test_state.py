@@ -1,4 +1,4 @@
-"""The fingerprint of a state: the documented formula, on every dtype, brought up to date by changes."""
+"""The state of a set of weights: the documented formula, on every dtype, brought up to date by changes."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest_text
 from rst.sync import fingerprint_state
-from rst.sync.hashing import _sum_on_device, sum_of_all
-from rst.sync.state import sum_of_change
+from rst.sync.hashing import _hash_on_device, hash_all
+from rst.sync.state import changed_state
 
 _PIECE = 1 << 15
 _MODULUS = 1 << 64
@@ -57,7 +57,7 @@ def test_the_formula_where_the_work_is_divided(size: int) -> None:
 
 def test_shares_of_a_large_tensor_and_what_a_gpu_computes_are_the_same_sum() -> None:
     weight, seed = _tensor(3 * (1 << 20) + 7, torch.bfloat16), _MODULUS - 5
-    assert sum_of_all(seed, weight) == _sum_on_device(seed, torch.arange(weight.numel()), weight) % _MODULUS
+    assert hash_all(seed, weight) == _hash_on_device(seed, torch.arange(weight.numel()), weight) % _MODULUS
 
 
 @settings(max_examples=50, deadline=None)
@@ -67,7 +67,7 @@ def test_shares_of_a_large_tensor_and_what_a_gpu_computes_are_the_same_sum() -> 
     positions_dtype=st.sampled_from([torch.int32, torch.int64]),
     data=st.data(),
 )
-def test_a_change_moves_the_sum_as_reading_everything_again_does(
+def test_a_change_leads_to_the_state_that_reading_everything_again_finds(
     size: int, dtype: torch.dtype, positions_dtype: torch.dtype, data: st.DataObject
 ) -> None:
     before, other = _tensor(size, dtype), _tensor(size, dtype, seed=1)
@@ -75,8 +75,13 @@ def test_a_change_moves_the_sum_as_reading_everything_again_does(
     positions = chosen.nonzero().squeeze(1)
     after = before.clone()
     bits(after)[positions] = bits(other)[positions]
-    gain = sum_of_change(
-        "w", dtype, (size,), positions.to(positions_dtype), bits(before)[positions], bits(after)[positions]
+    reached = changed_state(
+        fingerprint_state({"w": before}),
+        "w",
+        dtype,
+        (size,),
+        positions.to(positions_dtype),
+        bits(before)[positions],
+        bits(after)[positions],
     )
-    moved = (int(fingerprint_state({"w": before}), 16) + gain) % _MODULUS
-    assert f"{moved:016x}" == fingerprint_state({"w": after})
+    assert reached == fingerprint_state({"w": after})
