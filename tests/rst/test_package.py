@@ -44,8 +44,8 @@ PUBLIC = {
         RSTModel ResidualSparseTrainer SparseDelta WrongBaseError __version__ combine compare convert export
         from_official from_peft get_rst_model merge mixed_forward open_checkpoint to_shira to_task_vector""",
     "rst.sync": """ChainConflictError ChainDamageError ChainError ChainGapError ChainOrderError ChainReport
-        ChainStateError FolderStore Follower FsspecStore Link Pointer Pruned Published Publisher Store Version
-        fingerprint_state link_of open_store prune read_pointer read_version squash verify write_version""",
+        ChainStateError FolderStore Follower FsspecStore Link Pointer Pruned Published Publisher Store
+        fingerprint_state link_of open_store prune read_pointer verify""",
     "rst.distributed": "PreparedShards apply_sharded export_sharded",
     "rst.interop.lightning": "RSTCallback",
     "rst.interop.official": "from_official",
@@ -53,7 +53,7 @@ PUBLIC = {
     "rst.interop.shira": "to_shira",
     "rst.interop.task_vector": "to_task_vector",
     "rst.interop.transformers": "RSTCallback",
-    "rst.interop.vllm": "DensePatch EnginePatches SparsePatch to_engine_patches",
+    "rst.interop.vllm": "EnginePatches SparsePatch to_engine_patches",
     "rst.cli": "main",
 }
 
