@@ -126,7 +126,14 @@ def test_public_names_keep_their_import_paths(module: str) -> None:
 
 def test_no_name_hides_a_module() -> None:
     """It would be the function or the module, by what was imported first."""
-    for folder in (file.parent for file in ROOT.rglob("__init__.py")):
-        package = import_module(module_name(folder / "__init__.py"))
-        for _, name, _ in pkgutil.iter_modules([str(folder)]):
-            assert getattr(package, name, None) in (None, sys.modules.get(f"{package.__name__}.{name}")), name
+    for file in ROOT.rglob("__init__.py"):
+        modules = {f"{module_name(file)}.{name}": name for _, name, _ in pkgutil.iter_modules([str(file.parent)])}
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                bound = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                bound = {node.name: "a definition"}
+            else:
+                continue
+            hidden = [name for name, what in bound.items() if name in modules.values() and modules.get(what) != name]
+            assert not hidden, file

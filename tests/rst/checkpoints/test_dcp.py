@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from rst import CheckpointError, SparseDelta, WrongBaseError, export, merge, open_checkpoint
 from rst.cli import main
 from rst.numerics.exactness import bit_equal
-from tests.rst import sharded_models
+from tests.rst.distributed import sharded_models
 from tests.rst.distributed.process_group import run
 from tests.rst.distributed.sharded_models import RESUMED, Net
 

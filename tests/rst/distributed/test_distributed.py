@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rst import RSTConfig, SparseDelta, export
 from rst.numerics.exactness import bit_equal
-from tests.rst import sharded_models
+from tests.rst.distributed import sharded_models
 from tests.rst.distributed.process_group import run
 from tests.rst.distributed.sharded_models import RESUMED, STEPS, Net
 
