@@ -9,8 +9,8 @@ from benchmarks import vit_b_16
 from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
-from rst.training.projection import project_
-from rst.training.projection_compiled import has_compiler
+from rst.training.projection_compiled import has_compiler, project_compiled
+from rst.training.projection_eager import project_eager
 
 TAU = 1e-6
 
@@ -31,10 +31,10 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         "memory: add of two into a third (3 streams)": lambda: _sync(_three_streams(pairs, spare)),
         "paper: masks as floats": lambda: _sync(_paper(pairs)),
         "torch.where": lambda: _sync(_where(pairs)),
-        "rst eager": lambda: _sync(project_(pairs, TAU, "eager")),
+        "rst eager": lambda: _sync(project_eager(pairs, TAU)),
     }
     if has_compiler(device):
-        contenders["rst compiled"] = lambda: _sync(project_(pairs, TAU, "compiled"))
+        contenders["rst compiled"] = lambda: _sync(project_compiled(pairs, TAU))
     wanted = [torch.where((wt - w0).abs() > TAU, wt, w0) for wt, w0 in pairs]
     timings = race(contenders, rounds=3 if quick else 25)
     assert all(torch.equal(wt, right) for wt, right in zip(tuned, wanted, strict=True))

@@ -60,9 +60,8 @@ def export_sharded(trainer: ResidualSparseTrainer, op: Op = "add") -> SparseDelt
     layout = trainer.layout
     if layout is None:
         raise ConfigError("no parameter of the model is a DTensor; call trainer.export()")
-    live = trainer.select_for_export()
+    live, base = trainer.select_for_export()
     tracked, parts = trainer.tracked, locals_of(live)
-    base = trainer.base_beside(parts)
     mine = together(lambda: _compare(layout, tracked, base, parts), layout.device)
     counts = layout.add_up({name: positions.numel() for name, (positions, _, _) in mine.items()})
     entries = collect(layout, mine)

@@ -6,13 +6,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rst.delta.pcodec_stream import compress, decompress
-from rst.training.projection import Backend, project_
+from rst.training.projection_compiled import project_compiled
+from rst.training.projection_eager import project_eager
 
 _WEIGHTS = 1 << 24
 _ENTRIES = 1 << 20
@@ -47,10 +49,9 @@ def memory_and_projection(device: torch.device, compiled: bool) -> list[Speed]:
     base, tuned = base.to(device), tuned.to(device)
     spare = torch.empty_like(base)
     speeds = [_streams("memory copy", lambda: spare.copy_(base), base, 2)]
-    backends: list[Backend] = ["eager", "compiled"] if compiled else ["eager"]
-    for backend in backends:
-        project = _projection(tuned, base, backend)
-        speeds.append(_streams(f"projection, {backend}", project, base, 3))
+    backends = {"eager": project_eager, "compiled": project_compiled} if compiled else {"eager": project_eager}
+    for backend, project in backends.items():
+        speeds.append(_streams(f"projection, {backend}", partial(project, [(tuned, base)], _TAU), base, 3))
     return speeds
 
 
@@ -89,10 +90,6 @@ def disk(folder: Path) -> list[Speed]:
         Speed("disk write", rate / written, "GB/s", f"with fsync, in {folder}"),
         Speed("disk read", rate / read, "GB/s", source),
     ]
-
-
-def _projection(tuned: Tensor, base: Tensor, backend: Backend) -> Callable[[], None]:
-    return lambda: project_([(tuned, base)], _TAU, backend)
 
 
 def _streams(name: str, work: Callable[[], object], weights: Tensor, streams: int) -> Speed:

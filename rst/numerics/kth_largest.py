@@ -6,7 +6,6 @@ k-th is found exactly. Should the bracket miss, its failing end is opened and th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,9 +43,11 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
         k: rank, at least 1 and at most `total`.
         total: how many numbers there are.
     """
-    low, high = _bracket(numbers, items, k, total)
+    stride = -(-total // _SAMPLE)
+    sample = np.concatenate(on_all_cores(lambda item: numbers(item, stride), items))
+    low, high = _bracket(np.sort(sample), k / total)
     while True:
-        found = on_all_cores(partial(_look, numbers, low, high), items)
+        found = on_all_cores(lambda item: _look(numbers(item, 1), low, high), items)  # noqa: B023  (called at once)
         above = sum(count for count, _, _ in found)
         inside = np.concatenate([values for _, _, values in found])
         if above >= k:
@@ -60,10 +61,8 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
             return KthLargest(float(value), above + int(np.count_nonzero(inside > value)), ties)
 
 
-def _bracket(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, total: int) -> tuple[float, float]:
-    stride = -(-total // _SAMPLE)
-    sample = np.sort(np.concatenate(on_all_cores(lambda item: numbers(item, stride), items)))
-    share = k / total
+def _bracket(sample: Floats, share: float) -> tuple[float, float]:
+    """Between which two numbers of a sorted sample the one lies that `share` of all are at least as large as."""
     error = _ERRORS * (share * (1 - share) * sample.size) ** 0.5 + 2
     middle = sample.size * (1 - share)
     low = sample[max(int(middle - error), 0)] if middle > error else 0.0
@@ -71,10 +70,9 @@ def _bracket(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: i
     return float(low), float(high)
 
 
-def _look(numbers: Callable[[Item, int], Floats], low: float, high: float, item: Item) -> tuple[int, Positions, Floats]:
-    """How many numbers of an item lie above `high`, and which lie in `[low, high]`, with their positions."""
-    all_of_them = numbers(item, 1)
-    positions = np.flatnonzero(all_of_them >= low)
-    values = all_of_them[positions]
+def _look(numbers: Floats, low: float, high: float) -> tuple[int, Positions, Floats]:
+    """How many numbers lie above `high`, and which lie in `[low, high]`, with their positions."""
+    positions = np.flatnonzero(numbers >= low)
+    values = numbers[positions]
     inside = values <= high
     return int(values.size - np.count_nonzero(inside)), positions[inside], values[inside]

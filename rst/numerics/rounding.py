@@ -5,9 +5,9 @@ from functools import lru_cache
 import torch
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the difference of weights of `dtype` is computed: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype in which differences of weights of all `dtypes` compare exactly: float64 if it is one, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 @lru_cache(maxsize=64)  # a schedule asks for another threshold at every step

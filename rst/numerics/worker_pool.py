@@ -18,18 +18,14 @@ CHUNK = 1 << 18
 
 def on_all_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Map `function`, without gradients, over `items`; results in their order."""
-
-    def without_gradients(item: Item) -> Result:
-        with torch.no_grad():  # a setting of each thread
-            return function(item)
-
     workers = min(torch.get_num_threads(), len(items))
     if workers <= 1:
-        return [without_gradients(item) for item in items]
-    return list(_pool(workers, os.getpid()).map(without_gradients, items))
+        with torch.no_grad():
+            return [function(item) for item in items]
+    return list(_pool(workers, os.getpid()).map(function, items))
 
 
-def deal(items: Sequence[Item]) -> list[Sequence[Item]]:
+def divide(items: Sequence[Item]) -> list[Sequence[Item]]:
     """Divide items into a few shares a core, for work that keeps its buffers: fresh memory costs more than the work."""
     shares = min(2 * torch.get_num_threads(), len(items))
     return [items[start::shares] for start in range(shares)]
@@ -38,4 +34,5 @@ def deal(items: Sequence[Item]) -> list[Sequence[Item]]:
 @cache
 def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="rst")
+    # Whether gradients are recorded is a setting of each thread: the caller's does not reach these.
+    return ThreadPoolExecutor(workers, "rst", initializer=torch.set_grad_enabled, initargs=(False,))

@@ -154,7 +154,7 @@ class Publisher:
         kept: dict[str, tuple[Tensor, Tensor]] = {}
         for name, weight in live.items():
             flat, shape = weight.reshape(-1), tuple(weight.shape)
-            positions, old, new = changed_weights(name, self._copy.bring(name, flat), flat)
+            positions, old, new = changed_weights(name, self._copy.on_device_of({name: flat})[name], flat)
             count += weight.numel()
             if positions.numel():
                 state = changed_state(state, name, weight.dtype, shape, positions, old, new)

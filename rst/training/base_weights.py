@@ -43,36 +43,32 @@ class BaseWeights(Mapping[str, Tensor]):
         """Number of tensors."""
         return len(self._copies)
 
-    def beside(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """View of w0, each tensor brought to the device of its live weight when it is asked for.
+    def on_device_of(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """View of w0, each tensor copied to the device of its live weight when it is asked for.
 
         With "device" storage it stays there from then on. Asking raises `ParameterMismatchError` if the weight's shape
         or dtype has changed since.
         """
-        return _Beside(self, live)
-
-    def bring(self, name: str, weight: Tensor) -> Tensor:
-        """w0 of one parameter on the device of `weight`; see `beside`."""
-        origin = self._copies[name]
-        check_like(name, weight, origin)
-        moved = origin.to(weight.device, non_blocking=True)
-        if self._storage == "device":
-            self._copies[name] = moved
-        return moved
+        return _OnDeviceOf(live, self._copies, keeps=self._storage == "device")
 
 
-class _Beside(Mapping[str, Tensor]):
-    def __init__(self, base: BaseWeights, live: Mapping[str, Tensor]) -> None:
-        self._base, self._live = base, live
+class _OnDeviceOf(Mapping[str, Tensor]):
+    def __init__(self, live: Mapping[str, Tensor], copies: dict[str, Tensor], *, keeps: bool) -> None:
+        self._live, self._copies, self._keeps = live, copies, keeps
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._base.bring(name, self._live[name])
+        weight, stored = self._live[name], self._copies[name]
+        check_like(name, weight, stored)
+        there = stored.to(weight.device, non_blocking=True)
+        if self._keeps:  # the model went to another device, and stays
+            self._copies[name] = there
+        return there
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._base)
+        return iter(self._copies)
 
     def __len__(self) -> int:
-        return len(self._base)
+        return len(self._copies)
 
 
 def _to_cpu(weight: Tensor) -> Tensor:

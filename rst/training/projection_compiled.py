@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rst.numerics.rounding import comparison_bound, wide_dtype
-from rst.training.projection_eager import project_eager
+from rst.training.projection_eager import Pair, flat_views, project_eager
 
 # Below this a compiled call costs more than the work in it.
 _SMALL = 1 << 14
@@ -37,20 +37,22 @@ def compiles(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def project_compiled(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> None:
-    """Project 1-D contiguous `(wt, w0)` in place."""
-    small = []
+@torch.no_grad()
+def project_compiled(pairs: Iterable[Pair], threshold: float) -> None:
+    """What `project_eager` does, to the bit."""
+    others = []
     bounds: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # a copy to the device each, not one a parameter
     for weight, origin in pairs:
-        if weight.numel() < _SMALL:
-            small.append((weight, origin))
+        flat = flat_views(weight, origin)
+        if flat is None or weight.numel() < _SMALL:
+            others.append((weight, origin))
             continue
         kind = (weight.dtype, weight.device)
         if kind not in bounds:
             bound = comparison_bound(threshold, weight.dtype)
             bounds[kind] = torch.tensor(bound, dtype=wide_dtype(weight.dtype), device=weight.device)
-        _kernel()(weight, origin, bounds[kind])
-    project_eager(small, threshold)
+        _kernel()(*flat, bounds[kind])
+    project_eager(others, threshold)
 
 
 @cache

@@ -1,6 +1,8 @@
 """Eq. 17 without a compiler: in chunks that stay in cache, on all cores. Works everywhere."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,55 +11,75 @@ from torch import Tensor
 
 from rst.numerics.exactness import bits
 from rst.numerics.rounding import comparison_bound, wide_dtype
-from rst.numerics.worker_pool import CHUNK, deal, on_all_cores
+from rst.numerics.worker_pool import CHUNK, divide, on_all_cores
 
+Pair = tuple[Tensor, Tensor]
 Array = np.ndarray[tuple[int], np.dtype[Any]]
+
+# numpy has no bfloat16; its bits are the upper half of a float32's.
+_NUMPY_DTYPE = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
 
 # On an accelerator large enough that launches do not show, small enough that temporaries do not either.
 _DEVICE_CHUNK = 1 << 24
 
 
-def project_eager(pairs: Iterable[tuple[Tensor, Tensor]], threshold: float) -> None:
-    """Project 1-D contiguous `(wt, w0)` in place."""
-    pieces: list[tuple[Tensor, Tensor]] = []
+@torch.no_grad()
+def project_eager(pairs: Iterable[Pair], threshold: float) -> None:
+    """Reset, in place, the weights with `|wt - w0| <= threshold` to w0.
+
+    The difference is computed in the weights' own dtype and `threshold` rounded to it, so the result is that of
+    `torch.where((wt - w0).abs() > threshold, wt, w0)`, except that a NaN stays where it is for the export to find.
+
+    Args:
+        pairs: `(wt, w0)` of each parameter, asked for one after another: same shape, dtype and device, any real
+            floating dtype. wt is changed in place.
+        threshold: tau, at least 0.
+    """
+    pieces: defaultdict[torch.dtype, list[tuple[Array, Array]]] = defaultdict(list)
     for weight, origin in pairs:
-        if weight.device.type == "cpu":
-            pieces += zip(torch.split(weight, CHUNK), torch.split(origin, CHUNK), strict=True)
-        else:  # pragma: no cover  (CUDA)
-            _project_on_device(weight, origin, threshold)
-    for alike in {weight.dtype: None for weight, _ in pieces}:
-        shares = deal([pair for pair in pieces if pair[0].dtype == alike])
-        on_all_cores(lambda share: _project_on_cpu(share, threshold), shares)
+        flat = flat_views(weight, origin)
+        if flat and weight.device.type == "cpu":
+            for part, part_origin in zip(*(torch.split(view, CHUNK) for view in flat), strict=True):
+                pieces[weight.dtype].append((bits(part).numpy(), bits(part_origin).numpy()))
+        else:
+            _project_with_torch(*(flat or (weight, origin)), threshold)
+    for dtype, alike in pieces.items():
+        wide = torch.empty(0, dtype=wide_dtype(dtype)).numpy().dtype
+        bound = wide.type(comparison_bound(threshold, dtype))
+        on_all_cores(partial(_project_with_numpy, dtype, bound), divide(alike))
 
 
-def _project_on_cpu(pairs: Sequence[tuple[Tensor, Tensor]], threshold: float) -> None:
-    """One worker's share, through numpy, whose comparisons and masked copies are several times as fast as torch's."""
-    dtype, size = pairs[0][0].dtype, max(weight.numel() for weight, _ in pairs)
-    buffer: Array = torch.empty(size, dtype=wide_dtype(dtype)).numpy()
-    spare, mask = np.empty_like(buffer), np.empty(size, dtype=np.bool_)
-    bound = buffer.dtype.type(comparison_bound(threshold, dtype))
+def flat_views(weight: Tensor, origin: Tensor) -> Pair | None:
+    """View both tensors as 1-D in the weight's memory order (channels-last included); None if one has gaps."""
+    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
+    pair = weight.detach().permute(order), origin.permute(order)
+    if all(view.is_contiguous() for view in pair):
+        return pair[0].view(-1), pair[1].view(-1)
+    return None
+
+
+def _project_with_numpy(dtype: torch.dtype, bound: np.floating[Any], pairs: Sequence[tuple[Array, Array]]) -> None:
+    """One worker's share of raw bits; numpy's comparisons and masked copies are several times as fast as torch's."""
+    size = max(weight.size for weight, _ in pairs)
+    buffer, spare, mask = np.empty(size, bound.dtype), np.empty(size, bound.dtype), np.empty(size, np.bool_)
     for weight, origin in pairs:
-        raw_weight, raw_origin = bits(weight).numpy(), bits(origin).numpy()
-        change, reset = buffer[: raw_weight.size], mask[: raw_weight.size]
-        tuned, base = _widen(raw_weight, dtype, change), _widen(raw_origin, dtype, spare[: raw_weight.size])
+        change, reset = buffer[: weight.size], mask[: weight.size]
+        if dtype == torch.bfloat16:
+            tuned, base = change, spare[: weight.size]
+            for raw, floats in ((weight, tuned), (origin, base)):
+                np.left_shift(raw.view(np.uint16), 16, out=floats.view(np.uint32), dtype=np.uint32)
+        else:
+            tuned, base = weight.view(_NUMPY_DTYPE[dtype]), origin.view(_NUMPY_DTYPE[dtype])
         with np.errstate(all="ignore"):  # infinities may meet
-            np.subtract(tuned, base, out=change)
+            np.subtract(tuned, base, out=change, dtype=bound.dtype)
         np.abs(change, out=change)
         np.less_equal(change, bound, out=reset)
-        np.copyto(raw_weight, raw_origin, where=reset)
+        np.copyto(weight, origin, where=reset)  # the bits: a float's copy might quieten a NaN
 
 
-def _widen(raw: Array, dtype: torch.dtype, out: Array) -> Array:
-    """The floats behind `raw`; half precision is written to `out` in float32, exactly."""
-    if dtype == torch.bfloat16:  # the upper half of a float32, unknown to numpy
-        np.left_shift(raw.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
-        return out
-    if dtype == torch.float16:
-        np.copyto(out, raw.view(np.float16))
-        return out
-    return raw.view(out.dtype)
-
-
-def _project_on_device(weight: Tensor, origin: Tensor, threshold: float) -> None:  # pragma: no cover  (CUDA)
+def _project_with_torch(weight: Tensor, origin: Tensor, threshold: float) -> None:
+    """Chunks along the first axis on an accelerator, and what has gaps in its memory."""
+    if not weight.ndim:
+        weight, origin = weight[None], origin[None]
     for part, part_origin in zip(torch.split(weight, _DEVICE_CHUNK), torch.split(origin, _DEVICE_CHUNK), strict=True):
         torch.where((part - part_origin).abs_() <= threshold, part_origin, part, out=part)

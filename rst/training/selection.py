@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rst.config import RSTConfig
 from rst.errors import NonFiniteError
 from rst.numerics.kth_largest import Floats, Positions, kth_largest
+from rst.numerics.rounding import wide_dtype
 from rst.numerics.worker_pool import CHUNK
-from rst.training.projection import Backend, project_
+from rst.training.projection import Project
 
 Tie = tuple[Tensor, Tensor, Tensor]
 """A parameter, row-major positions in it, int64 of shape (n,), and the weights to keep there, of shape (n,)."""
@@ -31,41 +31,10 @@ def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: flo
     budget = round(ratio * total)
     if not budget:
         return float("inf"), []
-    wide = wide_dtype_of(tuned)
+    wide = wide_dtype(*(weight.dtype for weight in tuned.values()))
     pieces = [piece for name, weight in tuned.items() for piece in pieces_of(name, weight, base)]
     kth = kth_largest(lambda piece, step: piece.changes(step, wide), pieces, budget, total)
     return kth.value, _first_ties(pieces, kth.ties, budget - kth.above) if kth.value > 0 else []
-
-
-@torch.no_grad()
-def select_(
-    tuned: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
-    config: RSTConfig,
-    progress: float,
-    backend: Backend = "eager",
-    find_boundary: FindBoundary = boundary,
-) -> None:
-    """Reset, in place, every weight that the configuration does not keep to its pretrained value, bit for bit.
-
-    Args:
-        tuned: wt by name, changed in place.
-        base: w0 by name, same shapes, dtypes and devices; read tensor by tensor.
-        config: what to keep.
-        progress: position in the run, in [0, 1], for schedules.
-        backend: how Eq. 17 is computed; the bits are the same.
-        find_boundary: how `select="top"` finds its boundary; another one where the weights are a part of the model.
-
-    Raises:
-        NonFiniteError: with `select="top"`, a weight is NaN: its change has no rank.
-    """
-    if config.select == "top":
-        _select_top(tuned, base, find_boundary(tuned, base, config.ratio_at(progress)), backend)
-    elif config.select == "bias":
-        _select_bias(tuned, base)
-    else:
-        pairs = ((weight, base[name]) for name, weight in tuned.items())
-        project_(pairs, config.threshold_at(progress), backend)
 
 
 def is_bias(name: str) -> bool:
@@ -73,22 +42,16 @@ def is_bias(name: str) -> bool:
     return name.endswith("bias")
 
 
-def _select_bias(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
-    for name, weight in tuned.items():
-        if not is_bias(name):
-            weight.copy_(base[name])
-
-
-def _select_top(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, backend: Backend) -> None:
-    """Keep exactly `round(ratio * N)` of the N weights, fewer only where fewer changed.
+def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, project: Project) -> None:
+    """Keep, in place, what lies above a boundary: `round(ratio * N)` of N weights, fewer only where fewer changed.
 
     Of equal changes at the boundary the first are kept, in the order of the parameters and of their elements, so the
     result does not depend on the machine.
     """
     threshold, ties = found
-    for dtype in {weight.dtype: None for weight in tuned.values()}:
+    for dtype in dict.fromkeys(weight.dtype for weight in tuned.values()):
         pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
-        project_(pairs, _at_most(threshold, dtype), backend)
+        project(pairs, _at_most(threshold, dtype))
     for weight, positions, values in ties:
         weight[torch.unravel_index(positions, weight.shape)] = values
 
@@ -124,11 +87,6 @@ def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator
     parts = torch.split(weight.reshape(-1), CHUNK), torch.split(base[name].reshape(-1), CHUNK)
     for number, (part, origin) in enumerate(zip(*parts, strict=True)):
         yield Piece(name, weight, number * CHUNK, part, origin)
-
-
-def wide_dtype_of(tuned: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype in which the changes of all these weights are compared, exactly."""
-    return torch.float64 if any(weight.dtype == torch.float64 for weight in tuned.values()) else torch.float32
 
 
 def _first_ties(pieces: Sequence[Piece], ties: Sequence[Positions], wanted: int) -> list[Tie]:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rst.numerics.rounding import wide_dtype
 from rst.shards.collectives import add_up, together
 from rst.shards.layout import ShardLayout
-from rst.training.selection import Boundary, Piece, Tie, pieces_of, wide_dtype_of
+from rst.training.selection import Boundary, Piece, Tie, pieces_of
 
 _DIGIT = 16
 _DIGITS = 1 << _DIGIT
@@ -31,7 +32,7 @@ def sharded_boundary(
     budget = round(ratio * total)
     if not budget:
         return float("inf"), []
-    wide = wide_dtype_of(tuned)
+    wide = wide_dtype(*(weight.dtype for weight in tuned.values()))
     pieces = [piece for name, weight in tuned.items() for piece in pieces_of(name, weight, base)]
     owned = [piece for piece in pieces if layout.owns(piece.name)]
     together(lambda: _check_no_nan(owned, wide), layout.device)

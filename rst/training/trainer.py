@@ -24,8 +24,8 @@ from rst.operations.extraction import Extraction
 from rst.shards.blocks import like, local, locals_of
 from rst.shards.layout import ShardLayout, find_layout
 from rst.training.base_weights import BaseWeights
-from rst.training.projection import choose_backend
-from rst.training.selection import boundary, select_
+from rst.training.projection import choose_projection
+from rst.training.selection import FindBoundary, boundary, is_bias, keep_top_
 from rst.training.tracking import TrackedTensors, live_tensors, track
 
 
@@ -60,7 +60,8 @@ class ResidualSparseTrainer:
             live[name].requires_grad_(False)
         watched = {name: local(live[name]) for name in (*self._tracked.sparse, *self._tracked.buffers)}
         self._base = BaseWeights(watched, self.config.base_storage)
-        self._backend = choose_backend(list(locals_of(self._tracked.sparse).values()))
+        self._project = choose_projection(list(locals_of(self._tracked.sparse).values()))
+        self._find_boundary = _boundary_of(self._layout)
         self._identity = _identify(self.model)
         self._steps = 0
         self.suspended = False
@@ -70,10 +71,6 @@ class ResidualSparseTrainer:
     def base(self) -> Mapping[str, Tensor]:
         """w0 of the sparsely trained parameters by name; of sharded ones this process' part."""
         return {name: self._base[name] for name in self._tracked.sparse}
-
-    def base_beside(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """w0 of all watched tensors, each on the device of its live one (of sharded ones, of its part) when asked."""
-        return self._base.beside(live)
 
     @property
     def tracked(self) -> TrackedTensors:
@@ -109,7 +106,8 @@ class ResidualSparseTrainer:
         while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             optimizer = inner  # accelerate wraps the optimiser and steps the inner one
         self._check_optimizer(optimizer)
-        self._hook = optimizer.register_step_post_hook(lambda stepped, *_: self._after(stepped))
+        # A bound method would be copied with the optimiser, and its trainer with it.
+        self._hook = optimizer.register_step_post_hook(lambda stepped, *_: None if _skipped(stepped) else self.step())
 
     def detach(self) -> None:
         """Undo `attach`; without one, do nothing."""
@@ -120,12 +118,6 @@ class ResidualSparseTrainer:
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to no optimiser."""
         return {**self.__dict__, "_hook": None}
-
-    def _after(self, optimizer: torch.optim.Optimizer) -> None:
-        # Fused optimisers receive the scaler's verdict and skip inside their own step.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            self.step()
 
     def step(self) -> None:
         """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you.
@@ -147,18 +139,22 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a parameter changed its shape or dtype since the start.
             NonFiniteError: top-r selection met a NaN.
         """
-        tuned = locals_of(self._tracked.sparse)
-        find_boundary = boundary
-        if self._layout:
-            from rst.training.sharded_selection import sharded_boundary
-
-            find_boundary = partial(sharded_boundary, self._layout)
-        select_(tuned, self._base.beside(tuned), self.config, self._progress(), self._backend, find_boundary)
+        config, tuned = self.config, locals_of(self._tracked.sparse)
+        base = self._base.on_device_of(tuned)
+        if config.select == "threshold":
+            pairs = ((weight, base[name]) for name, weight in tuned.items())
+            self._project(pairs, config.threshold_at(self._progress()))
+        elif config.select == "top":
+            found = self._find_boundary(tuned, base, config.ratio_at(self._progress()))
+            keep_top_(tuned, base, found, self._project)
+        else:
+            for name in (name for name in tuned if not is_bias(name)):
+                tuned[name].copy_(base[name])
 
     def count_changed(self) -> int:
         """How many of the tracked weights differ from w0 now, in all processes; reads all of them once more."""
         tuned = locals_of(self._tracked.sparse)
-        base = self._base.beside(tuned)
+        base = self._base.on_device_of(tuned)
         counts = {name: count_changed(base[name], weight) for name, weight in tuned.items()}
         return sum((self._layout.add_up(counts) if self._layout else counts).values())
 
@@ -176,11 +172,11 @@ class ResidualSparseTrainer:
         """
         if self._layout:
             raise ConfigError("the model is sharded; every process calls rst.distributed.export_sharded(trainer)")
-        live = self.select_for_export()
+        live, base = self.select_for_export()
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
         return Extraction(
-            base=self._base.beside(live),
+            base=base,
             tuned=live,
             names=names,
             whole=set(tracked.saved),
@@ -191,8 +187,8 @@ class ResidualSparseTrainer:
             op=op,
         ).run()
 
-    def select_for_export(self) -> dict[str, Tensor]:
-        """Check the model, select once more, and return its tensors by name, as `export` reads them.
+    def select_for_export(self) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+        """Check the model, select once more, and return its tensors and w0 by name; of sharded w0 this process' part.
 
         Raises:
             ConfigError: as `export`.
@@ -200,7 +196,7 @@ class ResidualSparseTrainer:
         live = live_tensors(self.model)
         self._check_unchanged(live)
         self.select()
-        return live
+        return live, self._base.on_device_of(locals_of(live))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs, w0 included, to be saved beside the model and the optimiser.
@@ -258,6 +254,21 @@ class ResidualSparseTrainer:
         for name in self._tracked.frozen:
             if live[name].requires_grad:
                 raise ConfigError("made trainable after the trainer froze it, its change would be lost", parameter=name)
+
+
+def _skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a fused optimiser, which gets the gradient scaler's verdict, skipped inside its own step."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
+
+
+def _boundary_of(layout: ShardLayout | None) -> FindBoundary:
+    """How top-r % finds its boundary, where each process may have a part of the weights only."""
+    if layout is None:
+        return boundary
+    from rst.training.sharded_selection import sharded_boundary
+
+    return partial(sharded_boundary, layout)
 
 
 def _identify(model: nn.Module) -> BaseIdentity:

@@ -101,10 +101,10 @@ def update(folder: Path) -> Call:
 @pytest.mark.parametrize(
     ("prepare", "limit"),
     [
-        pytest.param(lambda _: step_of(RSTConfig(threshold=1e-3)), 11, id="optimizer.step"),
-        pytest.param(lambda _: step_of(RSTConfig(select="top", ratio=0.1)), 12, id="optimizer.step, top"),
-        pytest.param(lambda _: step_of(RSTConfig(select="bias")), 8, id="optimizer.step, bias"),
-        pytest.param(export_of_a_trainer, 10, id="trainer.export"),
+        pytest.param(lambda _: step_of(RSTConfig(threshold=1e-3)), 6, id="optimizer.step"),
+        pytest.param(lambda _: step_of(RSTConfig(select="top", ratio=0.1)), 6, id="optimizer.step, top"),
+        pytest.param(lambda _: step_of(RSTConfig(select="bias")), 6, id="optimizer.step, bias"),
+        pytest.param(export_of_a_trainer, 7, id="trainer.export"),
         pytest.param(lambda folder: merge_of_files(folder, "coo"), 11, id="merge"),
         pytest.param(lambda folder: merge_of_files(folder, "packed"), 12, id="merge, packed"),
         pytest.param(prepared_delta, 9, id="delta.prepare"),

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rst.numerics.exactness import bit_equal
 from rst.numerics.rounding import comparison_bound
 from rst.training import projection, projection_compiled
-from rst.training.projection import Backend, choose_backend, project_
-from rst.training.projection_compiled import has_compiler
+from rst.training.projection import Project, choose_projection
+from rst.training.projection_compiled import has_compiler, project_compiled
+from rst.training.projection_eager import project_eager
 from tests.strategies import FLOAT_DTYPES
 
 RAW = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -39,23 +40,23 @@ def any_weights(dtype: torch.dtype, size: int) -> tuple[torch.Tensor, torch.Tens
     return tuple(torch.where(tensor.isnan(), torch.ones_like(tensor), tensor) for tensor in (base, tuned))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("compiled", marks=needs_compiler)])
+@pytest.mark.parametrize("project", [project_eager, pytest.param(project_compiled, marks=needs_compiler)])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-def test_the_bits_are_those_of_the_formula(dtype: torch.dtype, backend: Backend) -> None:
+def test_the_bits_are_those_of_the_formula(dtype: torch.dtype, project: Project) -> None:
     pairs = [any_weights(dtype, size) for size in (100_003, 20_000, 100, 1, 0)]
     for threshold in THRESHOLDS:
         projected = [(tuned.clone(), base.clone()) for base, tuned in pairs]
-        project_(iter(projected), threshold, backend)
+        project(iter(projected), threshold)
         for (found, origin), (base, tuned) in zip(projected, pairs, strict=True):
             assert bit_equal(found, torch.where((tuned - base).abs() > threshold, tuned, base)), threshold
             assert bit_equal(origin, base)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("compiled", marks=needs_compiler)])
-def test_weights_of_all_dtypes_at_once(backend: Backend) -> None:
+@pytest.mark.parametrize("project", [project_eager, pytest.param(project_compiled, marks=needs_compiler)])
+def test_weights_of_all_dtypes_at_once(project: Project) -> None:
     pairs = [any_weights(dtype, 20_000) for dtype in FLOAT_DTYPES]
     projected = [(tuned.clone(), base) for base, tuned in pairs]
-    project_(projected, 1e-6, backend)
+    project(projected, 1e-6)
     for (found, _), (base, tuned) in zip(projected, pairs, strict=True):
         assert bit_equal(found, torch.where((tuned - base).abs() > 1e-6, tuned, base))
 
@@ -69,7 +70,7 @@ def test_compiled_projection_of_memory_layouts() -> None:
         (tuned.to(memory_format=last), base.to(memory_format=last)),
         (tuned.to(memory_format=last), base),
     ]:
-        project_([(weight, origin)], 0.1, "compiled")
+        project_compiled([(weight, origin)], 0.1)
         assert torch.equal(weight, wanted)
 
 
@@ -78,9 +79,9 @@ def test_several_threads_give_the_same_bits() -> None:
     threads = torch.get_num_threads()
     single, several = tuned.clone(), tuned.clone()
     torch.set_num_threads(1)
-    project_([(single, base)], 1e-3, "eager")
+    project_eager([(single, base)], 1e-3)
     torch.set_num_threads(4)
-    project_([(several, base)], 1e-3, "eager")
+    project_eager([(several, base)], 1e-3)
     torch.set_num_threads(threads)
     assert bit_equal(single, several)
 
@@ -104,8 +105,8 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) 
     projection_compiled.compiles.cache_clear()
     many = [torch.zeros(1).expand(1 << 24)]
     with pytest.warns(UserWarning, match=r"not compiled on cpu \(RuntimeError: Python.h: no such file\)$"):
-        assert choose_backend(many) == "eager"
-    assert choose_backend(many) == "eager"
+        assert choose_projection(many) is project_eager
+    assert choose_projection(many) is project_eager
     projection_compiled.compiles.cache_clear()
 
 
@@ -113,11 +114,11 @@ def test_many_weights_on_one_device_are_worth_a_compiler(monkeypatch: pytest.Mon
     asked: list[tuple[torch.device, torch.dtype]] = []
     monkeypatch.setattr(projection, "compiles", lambda *kind: not asked.append(kind))
     half = torch.zeros(1, dtype=torch.float16).expand(1 << 23)
-    assert choose_backend([]) == "eager"
-    assert choose_backend([half, half[1:]]) == "eager"
-    assert choose_backend([half, half.to("meta")]) == "eager"
+    assert choose_projection([]) is project_eager
+    assert choose_projection([half, half[1:]]) is project_eager
+    assert choose_projection([half, half.to("meta")]) is project_eager
     assert not asked  # which may take seconds
-    assert choose_backend([half, half]) == "compiled"
+    assert choose_projection([half, half]) is project_compiled
     assert asked == [(torch.device("cpu"), torch.float16)]
 
 
@@ -138,19 +139,19 @@ def test_memory_without_gaps_is_projected_without_temporaries_of_its_size(order:
     base = torch.zeros(2, 3, 4, 5).permute(order)
     tuned = torch.ones(2, 3, 4, 5).permute(order)
     with OperationNames() as operations:
-        project_([(tuned, base)], 1.0, "eager")
+        project_eager([(tuned, base)], 1.0)
     assert not tuned.any()
     assert not operations.seen & {"sub", "where"}
 
 
 def test_a_change_as_large_as_the_threshold_goes_back_where_memory_has_gaps_too() -> None:
     tuned = torch.tensor([[0.5, 9.0], [0.75, 9.0]])[:, 0]
-    project_([(tuned, torch.zeros(2))], 0.5, "eager")
+    project_eager([(tuned, torch.zeros(2))], 0.5)
     assert tuned.tolist() == [0.0, 0.75]
 
 
 def test_other_devices_have_an_operation_of_their_own() -> None:
     weights = torch.zeros(3, device="meta")
     with OperationNames() as operations:
-        project_([(weights, weights)], 0.5, "eager")
+        project_eager([(weights, weights)], 0.5)
     assert operations.seen >= {"sub", "where"}
