@@ -40,7 +40,7 @@ class CMKD(Objective):
             teacher: image features (B, D) to logits (B, C), frozen: a `TextTeacher` or a `PrototypeTeacher`.
             loss: Eq. 12; `CMKDLoss()` if left out.
             fixmatch: adds its loss on both views; the batches need strongly augmented images then.
-            partial_set: estimates the target's classes once an epoch, and gives the losses its weights.
+            partial_set: estimates the target's classes now and then, and gives the losses its weights.
             label_smoothing: of the source's cross entropy (Sec. IV.A).
 
         Raises:
@@ -58,9 +58,14 @@ class CMKD(Objective):
         self.needs_strong_images = fixmatch is not None
         self.needs_target_pass = partial_set is not None
 
+    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+        """Every `PartialSet.refresh_every` iterations, or once an epoch of the target if that is None."""
+        every = None if self.partial_set is None else self.partial_set.refresh_every
+        return super().refresh_due(iteration, epoch=every or epoch, max_iterations=max_iterations)
+
     @torch.no_grad()
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Estimate which classes the target has, from the head's predictions; in the first epoch it has them all."""
+        """Estimate which classes the target has, from the head's predictions; at the first call it has them all."""
         if self.partial_set is None:
             return
         if self.partial_set.first_epoch:
@@ -73,12 +78,11 @@ class CMKD(Objective):
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
         """Yield one phase. Raises `ValueError` if FixMatch takes part and the strong images are missing."""
         source, target, strong = self._features(student, batch)
-        target_logits, teacher_logits = student.head(target), self.teacher(target)
+        # The head's BatchNorm sees the source first: its running statistics, used in tests, end on the target.
+        source_logits, target_logits, teacher_logits = student.head(source), student.head(target), self.teacher(target)
         classes = None if self.partial_set is None else self.partial_set.kept
 
-        classification = F.cross_entropy(
-            student.head(source), batch.source_labels, label_smoothing=self.label_smoothing
-        )
+        classification = F.cross_entropy(source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
         cmkd = self.loss(
             student_logits=target_logits,
             teacher_logits=teacher_logits,

@@ -40,13 +40,20 @@ class PartialSet(nn.Module):
     Attributes:
         kept: (C,), bool: the classes to adapt to; all of them during the first epoch.
         epochs: 0-d, int64: how often `update` was called.
+        refresh_every: iterations of an epoch, or None: one pass over the target.
     """
 
     kept: Tensor
     epochs: Tensor
 
     def __init__(
-        self, classes: int, *, min_count: int = 14, classification_weight: float = 0.5, transfer_weight: float = 0.1
+        self,
+        classes: int,
+        *,
+        min_count: int = 14,
+        classification_weight: float = 0.5,
+        transfer_weight: float = 0.1,
+        refresh_every: int | None = 500,
     ) -> None:
         """Start from all classes.
 
@@ -55,13 +62,19 @@ class PartialSet(nn.Module):
             min_count: T_pda: classes predicted for fewer target images are dropped.
             classification_weight: factor of the source's cross entropy.
             transfer_weight: factor of everything on the target, the regulariser included.
+            refresh_every: iterations between two estimates: an epoch of the paper and of the released code, 20 of which
+                are 10,000 iterations. None is one pass over the target, which can be as short as 35 iterations: the
+                head knows nothing then.
 
         Raises:
-            ValueError: if `classes` is not positive.
+            ValueError: if `classes` or `refresh_every` is not positive.
         """
         super().__init__()
         if classes <= 0:
             raise ValueError(f"classes must be positive, got {classes}")
+        if refresh_every is not None and refresh_every <= 0:
+            raise ValueError(f"refresh_every must be positive or None, got {refresh_every}")
+        self.refresh_every = refresh_every
         self.min_count = min_count
         self.classification_weight = classification_weight
         self.transfer_weight = transfer_weight

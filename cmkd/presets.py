@@ -5,6 +5,9 @@ from typing import Final, Literal
 
 from cmkd.prompts import DIGIT, DIGIT_QUOTED, IMAGE, PHOTO
 
+CO_TUNING_FACTOR = 0.8840456604003906
+"""By which Co-Tuning's released code multiplies the logits of its pretrained ResNet-50."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -33,6 +36,16 @@ class Preset:
         lr_decay: whether learning rates fall by `(1 + 0.0003 * iteration) ** -0.75`; the paper names no schedule.
         strong_resize: side to which FixMatch's strong augmentation resizes before its crop of 224; 224 on VisDA-2017
             in any case.
+        view_geometry: how VisDA-2017's views and FixMatch's strong view of any benchmark are resized before their
+            centre crop: "crop" scales the shorter side and keeps the proportions, "squash" takes both sides.
+        strong_fill: what RandAugment fills in where an image was moved away: "grey", timm's default, or "mean", the
+            colour of the encoder's normalisation.
+        imagenet_normalisation: of images for ImageNet's weights: "imagenet" is App. E's 0.485, 0.456, 0.406 for all,
+            "weights" what each checkpoint was trained with, which is 0.5 for the ViTs.
+        prototype_logit_factor: what a pretrained classifier's logits are multiplied by before App. E's prototypes are
+            learned from their softmax. Co-Tuning's released code calibrates ResNet-50 so.
+        partial_refresh_every: `PartialSet.refresh_every`: iterations between two estimates of the target's classes,
+            or None for one pass over the target.
     """
 
     gini: Literal["mean", "balanced"]
@@ -50,6 +63,11 @@ class Preset:
     nesterov: bool = True
     lr_decay: bool = True
     strong_resize: int = 256
+    view_geometry: Literal["crop", "squash"] = "squash"
+    strong_fill: Literal["grey", "mean"] = "mean"
+    imagenet_normalisation: Literal["imagenet", "weights"] = "imagenet"
+    prototype_logit_factor: float = 1.0
+    partial_refresh_every: int | None = 500
 
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -67,6 +85,8 @@ PRESETS: Final[dict[str, Preset]] = {
         nesterov=False,
         lr_decay=False,
         strong_resize=224,
+        view_geometry="crop",
+        strong_fill="grey",
     ),
     # The released code, which gave the published numbers.
     "official": Preset(
@@ -75,10 +95,18 @@ PRESETS: Final[dict[str, Preset]] = {
         entropy_epsilon=1e-5,
         ramp_clip=True,
         domainnet_class_order="lowercase",
+        prototype_logit_factor=CO_TUNING_FACTOR,
     ),
     # What to run. The code's scale, because the published lambdas were chosen with it; Eq. 11's direction, because
     # the code's is a swap of kl_div's arguments; no epsilon, because log-probabilities need none; a level ramp,
-    # because lambdas should not depend on how long training goes on; every label its own prompt. The rest as in the
-    # code: its learning rates, thresholds and DSP (d x C weights for a head) belong to it.
-    "corrected": Preset(gini="balanced", alpha="kl_student_teacher", entropy_epsilon=0.0, ramp_clip=True),
+    # because lambdas should not depend on how long training goes on; every label its own prompt; every checkpoint its
+    # own normalisation. The rest as in the code: its learning rates, thresholds and DSP (d x C weights for a head)
+    # belong to it.
+    "corrected": Preset(
+        gini="balanced",
+        alpha="kl_student_teacher",
+        entropy_epsilon=0.0,
+        ramp_clip=True,
+        imagenet_normalisation="weights",
+    ),
 }

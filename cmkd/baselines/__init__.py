@@ -8,7 +8,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from cmkd.baselines.bnm import BNM, nuclear_norm_loss
+from cmkd.baselines.bnm import BNM, fast_nuclear_norm_loss, nuclear_norm_loss
 from cmkd.baselines.cdan import CDAN, MultilinearMap, certainty_weights
 from cmkd.baselines.cdtrans import CDTrans, two_way_pairs
 from cmkd.baselines.cgdm import CGDM, classifier_discrepancy, entropy_weighted_cross_entropy, gradient_discrepancy
@@ -74,6 +74,7 @@ __all__ = [
     "classifier_discrepancy",
     "entropy_loss",
     "entropy_weighted_cross_entropy",
+    "fast_nuclear_norm_loss",
     "gaussian_kernels",
     "gradient_discrepancy",
     "information_maximisation_loss",

@@ -48,8 +48,11 @@ class CDAN(Objective):
     """Source cross entropy plus a conditional domain discriminator with entropy conditioning (CDAN+E).
 
     Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018; lambda is 1, the reversal's strength
-    DANN's schedule. As in the common implementations the predictions are constants in the map and in the weights, so
-    the adversary moves the encoder through the features alone, and each domain's weights are scaled to the same sum.
+    DANN's schedule. The predictions are constants in the map, as in both common implementations, and in the weights,
+    so the adversary moves the encoder through the features alone; each domain's weights are scaled to the same sum.
+    The two differ on the weights. The authors' code scales each domain's as here, but sends their gradient, reversed,
+    back through the predictions. The Transfer-Learning-Library takes them as constants, as here, but scales both
+    domains' to one common sum.
     Unlike the paper's, the features come into the map at a fixed scale: see `at_unit_scale`.
     """
 

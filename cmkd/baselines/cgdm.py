@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmkd.baselines.minent import entropy_loss
+from cmkd.baselines.shot import information_maximisation_loss
 from cmkd.baselines.target_pass import TargetMemory, centroid_labels, view_target
 from cmkd.baselines.views import sample_entropy
 from cmkd.evaluation import eval_mode
@@ -72,14 +72,17 @@ class CGDM(Objective):
     Du et al., "Cross-Domain Gradient Discrepancy Minimization for Unsupervised Domain Adaptation", CVPR 2021. Every
     iteration yields, as the released code does,
 
-    - A, everything: cross entropy of both classifiers on the source, entropy and weighted pseudo-label cross entropy
-      on the target;
-    - B, both classifiers: the same cross entropy and entropy, minus their discrepancy on the target;
-    - C, `encoder_steps` times, the encoder: their discrepancy, entropy and the gradient discrepancy.
+    - A, everything: cross entropy of both classifiers on the source, entropy term and weighted pseudo-label cross
+      entropy on the target;
+    - B, both classifiers: the same cross entropy and entropy term, minus their discrepancy on the target;
+    - C, `encoder_steps` times, the encoder: their discrepancy, entropy term and the gradient discrepancy.
 
+    The entropy term is each classifier's mean entropy minus the entropy of its mean prediction: the released code has
+    this second half, the paper's text does not, and it is what tells even predictions from collapsed ones.
     Pseudo-labels come from centroids under both classifiers' mean view. They count from the second `refresh` on: the
-    first meets an untrained head (the released code has none in its first epoch). Differences: the second classifier
-    is a `TaskHead`; the student that is shipped has the first classifier only, where CGDM predicts by the sum of both.
+    first meets an untrained head (the released code has none in its first epoch). Differences: the weighted cross
+    entropy is a weighted mean, B times the released one; the second classifier is a `TaskHead`; the student that is
+    shipped has the first classifier only, where CGDM predicts by the sum of both.
     """
 
     needs_target_pass = True
@@ -101,7 +104,7 @@ class CGDM(Objective):
         Args:
             feature_dim: D of the encoder's features (B, D).
             classes: C of the head's logits (B, C).
-            entropy_weight: of the target's entropy in all steps.
+            entropy_weight: of the target's entropy term in all steps.
             pseudo_weight: of the weighted pseudo-label cross entropy in step A.
             gradient_weight: of the gradient discrepancy in steps C.
             encoder_steps: how many steps C an iteration has.
@@ -183,7 +186,7 @@ class CGDM(Objective):
         return _sum(F.cross_entropy(x, batch.source_labels, label_smoothing=smoothing) for x in source)
 
     def _entropy(self, target: tuple[Tensor, Tensor]) -> Tensor:
-        return _sum(entropy_loss(logits) for logits in target)
+        return _sum(information_maximisation_loss(logits) for logits in target)
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:

@@ -42,7 +42,8 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
 
     Centroids are first the means of the features weighted by the classes' probabilities, then, once, the means under
     the labels that the first ones gave. As in the released code a constant 1 is appended to the features before they
-    are scaled to length 1, and classes that are no sample's arg-max get no centroid.
+    are scaled to length 1; classes that are no sample's arg-max get no centroid, nor does a class that the first round
+    left without samples get one in the second.
 
     Args:
         features: (N, D), floating point.
@@ -65,7 +66,7 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
         classes = members.argmax(dim=1).bincount().nonzero().squeeze(1)
         labels = _nearest(points, members.T @ points, classes)
         members = F.one_hot(labels, members.shape[1]).to(points.dtype)
-        return _nearest(points, members.T @ points, classes)
+        return _nearest(points, members.T @ points, torch.unique(labels))
 
 
 def _nearest(points: Tensor, class_sums: Tensor, classes: Tensor) -> Tensor:

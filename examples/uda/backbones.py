@@ -1,9 +1,9 @@
 """Pretrained image encoders by architecture and weights: open_clip's, timm's of ImageNet, and the two small ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from examples.uda.distorted_digits import DistortedPretraining
 from examples.uda.mobilenet import FEATURES, MEAN, STD, load_mobilenet
 from examples.uda.settings import Settings
 from examples.uda.text_embedding_teacher import text_embedding_teacher
+from examples.uda.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CACHE = Path(".cache")
 
@@ -26,6 +27,8 @@ TIMM = {
     ("RN101", "imagenet1k"): "resnet101.tv_in1k",
     ("ViT-B-16", "imagenet1k"): "vit_base_patch16_224.augreg_in1k",
     ("ViT-B-16", "imagenet21k"): "vit_base_patch16_224.augreg_in21k",
+    ("DeiT-S-16", "imagenet1k"): "deit_small_patch16_224.fb_in1k",  # CDTrans's
+    ("DeiT-B-16", "imagenet1k"): "deit_base_patch16_224.fb_in1k",  # CDTrans's and PMTrans's
 }
 
 
@@ -60,7 +63,7 @@ def load_backbone(settings: Settings, class_names: Sequence[str], root: Path) ->
         class_names: of the benchmark, in the order of the labels.
         root: folder of the data, where the small MobileNet's weights lie too.
     """
-    names = prompt_order(class_names, class_order(settings))
+    names = prompt_names(settings, class_names)
     if settings.backbone == "small_clip":
         return _small_clip(names, settings)
     if settings.backbone == "mobilenet_v2":
@@ -73,9 +76,13 @@ def load_backbone(settings: Settings, class_names: Sequence[str], root: Path) ->
     return Backbone(clip.encoder, clip.feature_dim, clip.mean, clip.std, clip.image_size[0], teacher=clip.teacher)
 
 
-def class_order(settings: Settings) -> Literal["folder", "lowercase"]:
-    """DomainNet's prompts are out of order in the released code (formulas, note 3); all others are in order."""
-    return settings.resolved_preset().domainnet_class_order if settings.benchmark == "domainnet" else "folder"
+def prompt_names(settings: Settings, class_names: Sequence[str]) -> list[str]:
+    """The names in the order in which their prompts stand beside the labels.
+
+    DomainNet's prompts are out of order in the released code; all others are in order.
+    """
+    order = settings.resolved_preset().domainnet_class_order if settings.benchmark == "domainnet" else "folder"
+    return prompt_order(class_names, order)
 
 
 def prompt_template(settings: Settings) -> str:
@@ -95,7 +102,10 @@ def _timm(settings: Settings) -> Backbone:
     if key not in TIMM:
         raise SettingsError(f"no {settings.weights} weights for {settings.backbone}; there are {sorted(TIMM)}")
     model = timm.create_model(TIMM[key], pretrained=True)
-    return from_timm(model)
+    backbone = from_timm(model)
+    if settings.resolved_preset().imagenet_normalisation == "imagenet":
+        return replace(backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return backbone
 
 
 def from_timm(model: Any) -> Backbone:

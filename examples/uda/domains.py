@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from cmkd import Preset
 from examples.uda.backbones import Backbone
 from examples.uda.benchmarks import Benchmark, DomainDataset, Role, Split
 from examples.uda.digit_views import PLAIN_VIEW, STRONG_VIEW, WEAK_VIEW
@@ -33,15 +34,15 @@ class TaskData:
         backbone: Backbone,
         accelerator: Accelerator,
         *,
-        strong_resize: int = 224,
+        preset: Preset,
     ) -> None:
-        """Know where the data are, what the encoder takes, where to bring them, and the preset's `strong_resize`."""
+        """Know where the data are, what the encoder takes, where to bring them, and how the preset makes views."""
         self.benchmark = benchmark
         self.root = root
         self.task = task
         self.backbone = backbone
         self.accelerator = accelerator
-        self.strong_resize = strong_resize
+        self.preset = preset
 
     def transform(self, role: TransformRole) -> Callable[[Any], Any]:
         """The paper's transforms, and the small digits' own."""
@@ -56,7 +57,7 @@ class TaskData:
             image_size=size,
             mean=(m0, m1, m2),
             std=(s0, s1, s2),
-            strong_resize=self.strong_resize,
+            preset=self.preset,
         )
 
     def training_pass(self, role: Role, *, workers: int, at_most: int | None = None) -> ImagePass:

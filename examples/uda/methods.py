@@ -78,13 +78,14 @@ def build_objective(settings: Settings, teacher: nn.Module | None, *, feature_di
     if settings.options:
         raise SettingsError(f"options are for baselines, {method.base} has none; got {dict(settings.options)}")
     if method.base == "baseline":
-        return SourceOnly()
+        return SourceOnly(weight=PartialSet(classes).classification_weight if settings.partial_set else 1.0)
     if teacher is None:
         raise SettingsError(f"method {settings.method!r} on {settings.backbone} needs a teacher, and there is none")
+    preset = settings.resolved_preset()
     return CMKD(
         teacher,
         CMKDLoss(
-            settings.resolved_preset(),
+            preset,
             max_iterations=settings.ramp_iterations,
             lambda1=settings.lambda1,
             lambda2=settings.lambda2,
@@ -92,5 +93,5 @@ def build_objective(settings: Settings, teacher: nn.Module | None, *, feature_di
             terms=settings.terms,
         ),
         fixmatch=FixMatch(settings.fixmatch_weight, settings.fixmatch_threshold) if method.fixmatch else None,
-        partial_set=PartialSet(classes) if settings.partial_set else None,
+        partial_set=PartialSet(classes, refresh_every=preset.partial_refresh_every) if settings.partial_set else None,
     )

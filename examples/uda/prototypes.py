@@ -11,7 +11,9 @@ SOURCE_IMAGES = 10_000
 
 
 @torch.no_grad()
-def prototype_teacher(encoder: nn.Module, classifier: nn.Module, source: ImagePass, classes: int) -> PrototypeTeacher:
+def prototype_teacher(
+    encoder: nn.Module, classifier: nn.Module, source: ImagePass, classes: int, *, logit_factor: float = 1.0
+) -> PrototypeTeacher:
     """Learn the relationship of categories on half of the source, choose its penalty on the other (1:1, App. E).
 
     Args:
@@ -19,8 +21,9 @@ def prototype_teacher(encoder: nn.Module, classifier: nn.Module, source: ImagePa
         classifier: its pretrained classifier.
         source: a pass over the source's training images, without augmentation.
         classes: number of the task's classes.
+        logit_factor: calibrates the classifier while the prototypes are learned, see `Preset.prototype_logit_factor`.
     """
-    views = [classifier(encoder(batch.images)).softmax(dim=1).cpu() for batch in source]
+    views = [(logit_factor * classifier(encoder(batch.images))).softmax(dim=1).cpu() for batch in source]
     probabilities, labels = torch.cat(views), source.labels
     train = half_of_each_class(labels)
     prototypes = relationship_prototypes(

@@ -1,12 +1,15 @@
 """timm's RandAugment, drawn from torch's generator alone."""
 
 import random
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
+
+GREY = (0.5, 0.5, 0.5)
 
 
 class RandAugment:
@@ -18,9 +21,10 @@ class RandAugment:
 
     POLICY: ClassVar[str] = "rand-n2-m10-mstd0.5"
 
-    def __init__(self) -> None:
-        """Build timm's transform."""
-        self.augment = rand_augment_transform(self.POLICY, {})
+    def __init__(self, fill: Sequence[float] = GREY) -> None:
+        """Build timm's transform; it fills with a colour, three numbers in [0, 1], where an image was moved away."""
+        self.fill = tuple(min(255, round(255 * value)) for value in fill)
+        self.augment = rand_augment_transform(self.POLICY, {"img_mean": self.fill})
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Augment an RGB image; the size stays."""

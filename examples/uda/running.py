@@ -56,8 +56,8 @@ def run_cell(
     benchmark = get_benchmark(settings.benchmark)
     backbone = load(settings, benchmark.class_names(), root)
     backbone.encoder.eval().to(accelerator.device)
-    resize = settings.resolved_preset().strong_resize
-    data = TaskData(benchmark, root, cell.task, backbone, accelerator, strong_resize=resize)
+    preset = settings.resolved_preset()
+    data = TaskData(benchmark, root, cell.task, backbone, accelerator, preset=preset)
     teacher = build_teacher(backbone, data, workers=workers) if method.needs_teacher else None
 
     if method.trains:
@@ -107,7 +107,7 @@ def run_cell(
 
 
 def build_student(backbone: Backbone, settings: Settings, classes: int, *, trains_encoder: bool) -> Student:
-    """Put a fresh head (App. D) on the encoder, and freeze the encoder's BatchNorm (Sec. IV.A)."""
+    """Put a fresh head (App. D) on the encoder, and freeze the encoder's BatchNorm if it is to be (Sec. IV.A)."""
     preset = settings.resolved_preset()
     head = TaskHead(
         backbone.feature_dim,
@@ -115,7 +115,8 @@ def build_student(backbone: Backbone, settings: Settings, classes: int, *, train
         linear_bias=preset.head_linear_bias,
         layer_norm_eps=preset.head_layer_norm_eps,
     )
-    freeze_batchnorm(backbone.encoder, affine=preset.batchnorm_affine_frozen)
+    if settings.frozen_batchnorm:
+        freeze_batchnorm(backbone.encoder, affine=preset.batchnorm_affine_frozen)
     if not trains_encoder:
         backbone.encoder.requires_grad_(False)
     return Student(backbone.encoder, head)
@@ -128,7 +129,13 @@ def build_teacher(backbone: Backbone, data: TaskData, *, workers: int) -> nn.Mod
     assert backbone.classifier is not None
     source = data.training_pass("source", workers=workers, at_most=SOURCE_IMAGES)
     classifier = backbone.classifier.to(data.accelerator.device)
-    return prototype_teacher(backbone.encoder, classifier, source, len(data.benchmark.classes))
+    return prototype_teacher(
+        backbone.encoder,
+        classifier,
+        source,
+        len(data.benchmark.classes),
+        logit_factor=data.preset.prototype_logit_factor,
+    )
 
 
 def summarise(progress: Progress) -> dict[str, Any]:

@@ -36,8 +36,11 @@ class Settings(ExperimentSettings):
         batch_size: images of each domain, of all processes together.
         encoder_lr: learning rate of the image encoder.
         head_lr: learning rate of the task head and of the objective's own modules.
+        optimizer: "sgd", the paper's, or "adamw", which PMTrans was published with.
         momentum: of SGD.
-        weight_decay: of SGD.
+        frozen_batchnorm: whether the encoder's BatchNorm stands still (Sec. IV.A); Table VIII's Configuration 1 lets it
+            go.
+        weight_decay: of the optimiser.
         mixed_precision: "no", "bf16" or "fp16"; the weights stay in float32.
         threshold: tau of Eq. 17, for methods with "+rst".
         evaluate_every: iterations between two points of the curve.
@@ -64,7 +67,9 @@ class Settings(ExperimentSettings):
     batch_size: int = 32
     encoder_lr: float
     head_lr: float
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
+    frozen_batchnorm: bool = True
     weight_decay: float = 5e-4
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     threshold: float = 1e-6

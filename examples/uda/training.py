@@ -136,12 +136,14 @@ def train(
     return progress, trainer
 
 
-def build_optimizer(student: Student, objective: Objective, settings: Settings) -> torch.optim.SGD:
-    """SGD with one group for each part: encoder, head, the objective's own modules."""
+def build_optimizer(student: Student, objective: Objective, settings: Settings) -> torch.optim.Optimizer:
+    """SGD or AdamW with one group for each part: encoder, head, the objective's own modules."""
     groups = [
         {"params": [weight for weight in part.parameters() if weight.requires_grad]}
         for part in (student.encoder, student.head, objective)
     ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.head_lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
         groups,
         lr=settings.head_lr,
@@ -191,7 +193,7 @@ def under_autocast(phases: Iterator[Phase], accelerator: Accelerator) -> Iterato
 
 
 def keep_gradients(parts: dict[str, nn.Module], trained: tuple[str, ...]) -> None:
-    """Drop the gradients of the parts that a phase does not train; SGD leaves a weight without one alone."""
+    """Drop the gradients of the parts that a phase does not train; an optimiser leaves a weight without one alone."""
     for name in parts.keys() - set(trained):
         for weight in parts[name].parameters():
             weight.grad = None

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from examples.uda.rand_augment import RandAugment
+from cmkd import PRESETS, Preset
+from examples.uda.rand_augment import GREY, RandAugment
 
 TransformRole = Literal["source_train", "target_train", "target_strong", "test"]
 ROLES = ("source_train", "target_train", "target_strong", "test")
@@ -28,7 +29,7 @@ def build_transform(
     image_size: int = 224,
     mean: tuple[float, float, float] = CLIP_MEAN,
     std: tuple[float, float, float] = CLIP_STD,
-    strong_resize: int = 224,
+    preset: Preset = PRESETS["paper"],
 ) -> Callable[[Any], Tensor]:
     """From a PIL image to a normalised float32 tensor (3, image_size, image_size). Torch's generator decides it all.
 
@@ -40,17 +41,19 @@ def build_transform(
         image_size: side of the result. The paper's is 224, and its other sizes keep their ratio to it.
         mean: of each channel; CLIP's if left out.
         std: of each channel; CLIP's if left out.
-        strong_resize: shorter side before the strong view's crop, at the paper's size; a preset's. 224 on VisDA-2017.
+        preset: its `strong_resize`, `strong_fill` and `view_geometry` count.
 
     Raises:
         ValueError: if the benchmark or the role is unknown.
     """
-    if benchmark not in PIPELINES:
-        raise ValueError(f"benchmark must be one of {', '.join(PIPELINES)}, got {benchmark!r}")
+    if benchmark not in BENCHMARKS:
+        raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {benchmark!r}")
     if role not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
     if role == "target_strong":
-        steps = _strong(image_size, 224 if benchmark == "visda2017" else strong_resize)
+        steps = _strong(benchmark, image_size, preset, fill=mean if preset.strong_fill == "mean" else GREY)
+    elif benchmark == "visda2017":
+        steps = _visda(role, image_size, preset)
     else:
         steps = PIPELINES[benchmark](role, task, image_size)
     as_tensor: Steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -84,10 +87,14 @@ def _photos(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
     return [v2.Resize((larger, larger)), v2.RandomCrop(size), v2.RandomHorizontalFlip()]
 
 
-def _visda(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
-    if role == "test":
-        return [v2.Resize(size), v2.CenterCrop(size)]
-    return [v2.Resize(size), v2.RandomHorizontalFlip(), v2.CenterCrop(size)]
+def _visda(role: TransformRole, size: int, preset: Preset) -> Steps:
+    flip: Steps = [] if role == "test" else [v2.RandomHorizontalFlip()]
+    return [_resize(size, preset), *flip, v2.CenterCrop(size)]
+
+
+def _resize(side: int, preset: Preset) -> v2.Resize:
+    """The shorter side, or both: the released code's lists of two numbers squash every photo to a square."""
+    return v2.Resize(side if preset.view_geometry == "crop" else (side, side))
 
 
 def _digits(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
@@ -106,14 +113,15 @@ def _digits(role: TransformRole, task: tuple[str, str], size: int) -> Steps:
     return [v2.RandomResizedCrop(size, scale=(0.75, 1.2))]
 
 
-def _strong(size: int, resize: int) -> Steps:
+def _strong(benchmark: str, size: int, preset: Preset, *, fill: tuple[float, float, float]) -> Steps:
     """App. B's for every benchmark, flipped digits included."""
+    resize = 224 if benchmark == "visda2017" else preset.strong_resize
     return [
-        v2.Resize(round(size * resize / 224)),
+        _resize(round(size * resize / 224), preset),
         v2.CenterCrop(size),
         v2.RandomHorizontalFlip(),
         v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),
-        RandAugment(),
+        RandAugment(fill),
     ]
 
 
@@ -122,9 +130,12 @@ PIPELINES: dict[str, Callable[[TransformRole, tuple[str, str], int], Steps]] = {
     "office_home_partial": _photos,
     "office31": _photos,
     "imageclef_da": _photos,
-    "visda2017": _visda,
     "domainnet": _photos,
     "digits": _digits,
     "pacs": _photos,
 }
-"""Everything between the conversion to RGB and the tensor, by benchmark; PACS, not in the paper, as other photos."""
+"""Everything between the conversion to RGB and the tensor, by benchmark; PACS, not in the paper, as other photos.
+
+VisDA-2017's depends on the preset: `_visda`."""
+
+BENCHMARKS = (*PIPELINES, "visda2017")

@@ -244,3 +244,16 @@ def test_it_adapts_where_source_only_cannot():
             return (model.eval()(target).argmax(1) == labels).double().mean().item()
 
     assert adapted(lambda text: CMKD(text, CMKDLoss(max_iterations=60))) > adapted(lambda _: SourceOnly()) + 0.1
+
+
+def test_the_heads_batchnorm_sees_the_source_then_the_target():
+    """In eval mode the head uses running statistics, which end nearer the domain that came last."""
+    model, images = student(), batch(strong=True)
+    with torch.no_grad():
+        domains = [model.encoder(part) for part in (images.source_images, images.target_images)]
+        domains.append(model.encoder(images.target_strong_images))
+    mean = torch.zeros(DIM, dtype=torch.float64)
+    for features in domains:
+        mean = 0.9 * mean + 0.1 * features.mean(dim=0)
+    next(CMKD(teacher(), fixmatch=FixMatch()).phases(model, images, iteration=0, max_iterations=10))
+    torch.testing.assert_close(model.head.batch_norm.running_mean, mean)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cmkd import PartialSet, estimate_classes
+from cmkd import CMKD, PartialSet, estimate_classes
 
 
 def predictions(*counts: int):
@@ -61,3 +61,18 @@ def test_bad_input_is_named():
         estimate_classes(torch.zeros(3, 2), classes=2)
     with pytest.raises(ValueError, match=r"classes .*0"):
         PartialSet(0)
+
+
+def test_the_target_is_looked_at_every_500_iterations_or_once_a_pass():
+    def due(refresh_every: int | None) -> list[int]:
+        objective = CMKD(torch.nn.Identity(), partial_set=PartialSet(3, refresh_every=refresh_every))
+        return [t for t in range(1200) if objective.refresh_due(t, epoch=400, max_iterations=1200)]
+
+    assert due(500) == [0, 500, 1000]
+    assert due(None) == [0, 400, 800]
+    assert PartialSet(3).refresh_every == 500
+
+
+def test_an_epoch_without_iterations_is_refused():
+    with pytest.raises(ValueError, match="refresh_every.*0"):
+        PartialSet(3, refresh_every=0)

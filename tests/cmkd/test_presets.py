@@ -16,6 +16,9 @@ CODE = {
     "nesterov": True,
     "lr_decay": True,
     "strong_resize": 256,
+    "view_geometry": "squash",
+    "strong_fill": "mean",
+    "partial_refresh_every": 500,
 }
 
 
@@ -37,6 +40,11 @@ def test_the_fidelity_table():
             "nesterov": False,
             "lr_decay": False,
             "strong_resize": 224,
+            "view_geometry": "crop",
+            "strong_fill": "grey",
+            "imagenet_normalisation": "imagenet",
+            "prototype_logit_factor": 1.0,
+            "partial_refresh_every": 500,
         },
         "official": CODE
         | {
@@ -46,6 +54,8 @@ def test_the_fidelity_table():
             "ramp_clip": True,
             "distill": "mixed",
             "domainnet_class_order": "lowercase",
+            "imagenet_normalisation": "imagenet",
+            "prototype_logit_factor": pytest.approx(0.8840456),
         },
         "corrected": CODE
         | {
@@ -55,6 +65,8 @@ def test_the_fidelity_table():
             "ramp_clip": True,
             "distill": "mixed",
             "domainnet_class_order": "folder",
+            "imagenet_normalisation": "weights",
+            "prototype_logit_factor": 1.0,
         },
     }
 

@@ -25,3 +25,14 @@ def test_is_cross_entropy_on_the_source(smoothing):
 
 def test_the_default_smoothing_is_the_paper_s():
     assert SourceOnly().label_smoothing == 0.1
+
+
+def test_a_partial_set_halves_the_loss_not_the_term():
+    student = Student(nn.Flatten(), nn.Linear(12, 3))
+    images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
+    batch = DomainBatch(images, labels, images, torch.arange(4))
+    (whole,), (half,) = (
+        SourceOnly(weight=weight).phases(student, batch, iteration=0, max_iterations=1) for weight in (1.0, 0.5)
+    )
+    assert half.total == 0.5 * whole.total
+    assert half.terms["classification"] == whole.terms["classification"]

@@ -1,8 +1,8 @@
 """What a benchmark of the paper is: domains, tasks, class names, a check of its files, and their datasets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ class Benchmark(ABC):
         domains: the paper's abbreviation of each domain, and its folder under the root.
         tasks: pairs of source and target abbreviations, in the order of the paper's table.
         classes: names as on disk, in the order of the labels.
+        spoken: names of classes that are not those on disk, by the latter.
         metric: what the paper reports: "accuracy", or "mean_per_class", the mean of the classes' accuracies.
         layout: the tree of files that the root must hold.
         download: what to download, from where, and where to put it.
@@ -38,11 +39,12 @@ class Benchmark(ABC):
     classes: tuple[str, ...]
     layout: str
     download: str
+    spoken: Mapping[str, str] = field(default_factory=dict)
     metric: Literal["accuracy", "mean_per_class"] = "accuracy"
 
     def class_names(self) -> list[str]:
         """The classes' names as words, blanks for underscores, in the order of the labels."""
-        return [folder.replace("_", " ") for folder in self.classes]
+        return [self.spoken.get(folder, folder).replace("_", " ") for folder in self.classes]
 
     def check(self, root: Path, *, domains: Iterable[str] | None = None, counts: bool = True) -> None:
         """Refuse files that are not the benchmark's, before anything is trained on them.

@@ -14,6 +14,7 @@ OFFICE31 = ImageFolderBenchmark(
     domains={"A": "amazon/images", "D": "dslr/images", "W": "webcam/images"},
     tasks=(("A", "D"), ("A", "W"), ("D", "A"), ("D", "W"), ("W", "A"), ("W", "D")),
     classes=tuple(NAMES.split()),
+    spoken={"back_pack": "backpack"},
     images={"A": (2817,), "D": (498,), "W": (795,)},
     layout="""\
   amazon/images/back_pack/*.jpg, ... (31 class folders, back_pack to trash_can)

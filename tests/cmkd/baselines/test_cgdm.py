@@ -144,3 +144,20 @@ def test_the_totals_are_the_weighted_sums():
     torch.testing.assert_close(second.total, shared - terms["discrepancy"])
     own = terms["encoder_discrepancy"] + 0.01 * terms["entropy"] + 0.01 * terms["gradient"]
     torch.testing.assert_close(third.total, own)
+
+
+def test_the_entropy_term_tells_even_predictions_from_collapsed_ones():
+    student, problem, objective = mlp_student(), Problem(), CGDM(FEATURES, CLASSES)
+    objective.refresh(student, problem.target_pass())
+    heads = []
+    for head in (student.head, objective.second_head):
+        head.register_forward_hook(lambda module, inputs, logits: heads.append(logits.detach()))
+    batch = problem.batch()
+    phase = next(objective.phases(student, batch, iteration=0, max_iterations=1))
+    expected = 0.0
+    for logits in heads:
+        p = logits[len(batch.source_labels) :].softmax(dim=1)
+        mean = p.mean(dim=0)
+        expected += float(-(p * p.log()).sum(dim=1).mean() + (mean * mean.log()).sum())
+    assert phase.terms["entropy"].item() == pytest.approx(expected, abs=1e-6)
+    assert expected < 0

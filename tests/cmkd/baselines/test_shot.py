@@ -63,3 +63,14 @@ def test_the_target_loss_is_information_maximisation_and_beta_times_the_pseudo_l
 def test_a_fraction_out_of_range_is_named():
     with pytest.raises(ValueError, match=r"source_fraction .*1\.5"):
         SHOT(source_fraction=1.5)
+
+
+def test_a_class_that_lost_its_samples_gets_none_back():
+    """Class 2 is one sample's arg-max; that sample lies by class 0, and class 2's centroid is gone in round two."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.05], [0.0, 1.0], [-1.0, -1.0]])
+    probabilities = torch.tensor(
+        [[0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.3, 0.3, 0.4], [0.1, 0.9, 0.0], [0.0, 0.9, 0.1]]
+    )
+    labels = centroid_labels(features, probabilities)
+    assert 2 not in labels.tolist()
+    assert labels[:4].tolist() == [0, 0, 0, 1]

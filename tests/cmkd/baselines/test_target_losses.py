@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from cmkd.baselines import (
+    BNM,
     MCC,
     class_confusion_loss,
     entropy_loss,
+    fast_nuclear_norm_loss,
     information_maximisation_loss,
     nuclear_norm_loss,
 )
 
-LOSSES = [entropy_loss, nuclear_norm_loss, class_confusion_loss, information_maximisation_loss]
+LOSSES = [entropy_loss, nuclear_norm_loss, fast_nuclear_norm_loss, class_confusion_loss, information_maximisation_loss]
 
 
 def logits(batch: int = 6, classes: int = 5, seed: int = 0) -> Tensor:
@@ -45,12 +47,12 @@ def test_entropy_is_the_loop_s():
     assert entropy_loss(x).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (3, 7), (1, 4)])
-def test_nuclear_norm_is_the_sum_of_the_roots_of_the_gram_matrix(shape):
+@pytest.mark.parametrize("shape", [(6, 5), (3, 7), (1, 4), (36, 12)])
+def test_nuclear_norm_is_the_mean_of_the_roots_of_the_gram_matrix(shape):
     x = logits(*shape)
     p = x.softmax(dim=1)
     eigenvalues = torch.linalg.eigvalsh(p @ p.T)
-    expected = -eigenvalues.clamp(min=0).sqrt().sum() / shape[0]
+    expected = -eigenvalues.clamp(min=0).sqrt().sum() / min(shape)
     torch.testing.assert_close(nuclear_norm_loss(x), expected, rtol=1e-6, atol=1e-8)
 
 
@@ -59,6 +61,26 @@ def test_nuclear_norm_prefers_certain_and_diverse():
     assert nuclear_norm_loss(certain).item() == pytest.approx(-1.0)
     collapsed = certain[:1].expand(4, 4)
     assert nuclear_norm_loss(collapsed).item() == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 7)])
+def test_fast_bnm_sums_the_longest_columns(shape):
+    x = logits(*shape)
+    p = x.softmax(dim=1)
+    lengths = sorted((math.sqrt(sum(float(value) ** 2 for value in column)) for column in p.T), reverse=True)
+    expected = -sum(lengths[: min(shape)]) / min(shape)
+    assert fast_nuclear_norm_loss(x).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_fast_bnm_is_bnm_where_predictions_are_certain():
+    certain = 100 * torch.eye(4, dtype=torch.float64)[torch.tensor([0, 0, 1, 2, 2, 2, 3])]
+    assert fast_nuclear_norm_loss(certain).item() == pytest.approx(nuclear_norm_loss(certain).item())
+
+
+def test_bnm_takes_the_fast_loss_on_request():
+    x = logits()
+    assert BNM(fast=True).target_loss(x) == fast_nuclear_norm_loss(x)
+    assert BNM().target_loss(x) == nuclear_norm_loss(x) != fast_nuclear_norm_loss(x)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

@@ -81,6 +81,7 @@ def test_only_visda_is_scored_as_the_mean_of_its_classes() -> None:
 
 def test_class_names_are_words() -> None:
     assert get_benchmark("office_home").class_names()[:2] == ["Alarm Clock", "Backpack"]
+    assert get_benchmark("office31").class_names()[:3] == ["backpack", "bike", "bike helmet"]  # the folder: back_pack
 
 
 def test_the_prompts_in_the_released_codes_order_fit_33_of_domainnets_345_classes() -> None:

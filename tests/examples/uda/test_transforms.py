@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cmkd import PRESETS
 from examples.uda.rand_augment import RandAugment
 from examples.uda.transforms import (
+    BENCHMARKS,
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    PIPELINES,
     ROLES,
     TwoViews,
     build_transform,
@@ -41,7 +43,7 @@ def first_row(image: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("benchmark", PIPELINES)
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_every_pipeline_gives_a_square_float_image(benchmark: str, role: str) -> None:
     for image in (photo(), photo(20, 50), photo().convert("L"), photo().convert("RGBA")):
         result = build_transform(benchmark, role, task=UM, image_size=48)(image)  # type: ignore[arg-type]
@@ -64,13 +66,16 @@ def test_images_are_scaled_and_normalised_by_channel(arguments: dict, mean: tupl
     torch.testing.assert_close(result[:, 7, 7], torch.tensor(expected))
 
 
-def test_photos_are_squeezed_for_the_test_and_visdas_cropped() -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_photos_are_squeezed_for_the_test_and_visdas_as_the_preset_says(preset: str) -> None:
     wide = columns(96, 32)
-    squeezed = build_transform("office31", "test", task=("A", "D"), image_size=32, **IDENTITY)(wide)
-    cropped = build_transform("visda2017", "test", task=("synthetic", "real"), image_size=32, **IDENTITY)(wide)
+    options = {"image_size": 32, "preset": PRESETS[preset], **IDENTITY}
+    squeezed = build_transform("office31", "test", task=("A", "D"), **options)(wide)
     assert first_row(squeezed)[0] < 10
     assert first_row(squeezed)[-1] > 180
-    assert first_row(cropped) == list(range(64, 128, 2))
+    visda = build_transform("visda2017", "test", task=("synthetic", "real"), **options)(wide)
+    cropped = list(range(64, 128, 2))
+    assert first_row(visda) == (cropped if preset == "paper" else first_row(squeezed))
 
 
 @pytest.mark.parametrize("role", ["source_train", "target_train"])
@@ -85,12 +90,17 @@ def test_training_photos_are_crops_of_256_to_224_and_flips(benchmark: str, role:
     assert {row[0] < row[-1] for row in rows} == {True, False}
 
 
-def test_training_on_visda_flips_and_crops_the_centre() -> None:
+@pytest.mark.parametrize("geometry", ["crop", "squash"])
+def test_training_on_visda_flips_and_takes_what_the_test_takes(geometry: str) -> None:
     torch.manual_seed(0)
-    transform = build_transform("visda2017", "source_train", task=("synthetic", "real"), image_size=32, **IDENTITY)
+    preset = replace(PRESETS["paper"], view_geometry=geometry)
+    task = ("synthetic", "real")
+    options = {"task": task, "image_size": 32, "preset": preset, **IDENTITY}
+    transform = build_transform("visda2017", "source_train", **options)
     rows = {tuple(first_row(transform(columns(96, 32)))) for _ in range(20)}
-    centre = tuple(range(64, 128, 2))
-    assert rows == {centre, centre[::-1]}
+    tested = tuple(first_row(build_transform("visda2017", "test", **options)(columns(96, 32))))
+    assert rows == {tested, tested[::-1]}
+    assert (tested == tuple(range(64, 128, 2))) == (geometry == "crop")
 
 
 def test_digits_are_neither_flipped_nor_cropped_below_three_quarters() -> None:
@@ -126,7 +136,7 @@ def test_usps_moves_by_up_to_four_pixels_and_turns() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("benchmark", PIPELINES)
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_torchs_seed_decides_every_draw(benchmark: str, role: str) -> None:
     transform = build_transform(benchmark, role, task=UM, image_size=32)  # type: ignore[arg-type]
 
@@ -153,12 +163,28 @@ def test_the_strong_view_resizes_to_the_presets_size(
     """At 56 px, a quarter of the paper's, 256 is 64: the crop leaves out 4 columns a side."""
     for name in ("RandomHorizontalFlip", "ColorJitter"):
         monkeypatch.setattr(v2, name, lambda *arguments, **options: v2.Identity())
-    monkeypatch.setattr("examples.uda.transforms.RandAugment", v2.Identity)
-    transform = build_transform(
-        benchmark, "target_strong", task=("A", "D"), image_size=56, strong_resize=strong_resize, **IDENTITY
-    )
+    monkeypatch.setattr("examples.uda.transforms.RandAugment", lambda fill: v2.Identity())
+    preset = replace(PRESETS["paper"], strong_resize=strong_resize)
+    transform = build_transform(benchmark, "target_strong", task=("A", "D"), image_size=56, preset=preset, **IDENTITY)
     side = 56 + 2 * left  # an image of just the size that is resized to
     assert first_row(transform(columns(side, side))) == [2 * column for column in range(left, left + 56)]
+
+
+@pytest.mark.parametrize(("preset", "fill"), [("paper", (128,) * 3), ("official", (123, 117, 104))])
+def test_the_strong_view_fills_with_grey_or_the_encoders_mean(preset: str, fill: tuple, monkeypatch) -> None:
+    monkeypatch.setattr(v2, "RandomHorizontalFlip", lambda: v2.Identity())
+    monkeypatch.setattr(v2, "ColorJitter", lambda **options: v2.Identity())
+    torch.manual_seed(0)
+    transform = build_transform(
+        "office_home", "target_strong", task=("Ar", "Cl"), image_size=32, preset=PRESETS[preset], mean=CLIP_MEAN
+    )
+    white = Image.new("RGB", (32, 32), "white")
+    scale, shift = torch.tensor(CLIP_STD)[:, None, None], torch.tensor(CLIP_MEAN)[:, None, None]
+    colours = set()
+    for _ in range(60):
+        levels = ((transform(white) * scale + shift) * 255).round().int()
+        colours |= set(map(tuple, levels.flatten(1).T.tolist()))
+    assert fill in colours
 
 
 def test_the_strong_view_leaves_the_other_generators_alone() -> None:
@@ -173,7 +199,7 @@ def test_the_strong_view_leaves_the_other_generators_alone() -> None:
     assert (random.random(), np.random.random()) == expected
 
 
-@pytest.mark.parametrize("benchmark", PIPELINES)
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_rand_augment_is_in_the_strong_view_only(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
 
