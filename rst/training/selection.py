@@ -81,7 +81,7 @@ class Piece:
 
 
 def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[Piece]:
-    """Divide a parameter beside its w0 into chunks; none where it is empty."""
+    """Divide a parameter and its w0 into chunks; none where it is empty."""
     if weight.numel() == 0:
         return
     parts = torch.split(weight.reshape(-1), CHUNK), torch.split(base[name].reshape(-1), CHUNK)

@@ -41,7 +41,7 @@ def test_settings_of_the_wrong_kind(settings: dict[str, Any]) -> None:
 
 
 def test_a_pattern_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="target_modules: '\\(' is no regular expression"):
+    with pytest.raises(ConfigError, match=r"target_modules.*'\("):
         get_rst_model(nn.Linear(2, 2), RSTConfig(target_modules="("))
 
 
