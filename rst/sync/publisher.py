@@ -5,6 +5,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from rst.sync.follower import Follower
 from rst.sync.live import check_same_tensors, live_weights
 from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
-from rst.sync.sweeping import sweep
+from rst.sync.sweeping import find_chain, sweep
 from rst.training.base_weights import BaseWeights
 
 
@@ -48,6 +49,29 @@ class Published:
     anchor_bytes: int
 
 
+class _Change(NamedTuple):
+    """What is new in one tensor: positions, and the values there before and now, all of shape (nnz,)."""
+
+    positions: Tensor
+    old: Tensor
+    new: Tensor
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose files are written, and that the pointer makes a published one.
+
+    Attributes:
+        pointer: what the pointer is to be.
+        published: what `publish` returns.
+        kept: positions and values, by tensor, that bring the publisher's copy there; None if all weights do.
+    """
+
+    pointer: Pointer
+    published: Published
+    kept: Mapping[str, tuple[Tensor, Tensor]] | None
+
+
 class Publisher:
     """Publish a model's weights as a chain.
 
@@ -57,9 +81,11 @@ class Publisher:
     ...     publisher.publish()
 
     It keeps one copy of the weights as they were last published: beside them, in CPU memory, or in a mapped file that
-    the system may drop from memory. Changes are found tensor by tensor on the weights' own device. A chain has one
-    publisher at a time; one that was killed, at any point, is replaced by a new one on the same store: what was
-    published stays, and the first `publish` brings followers from there to the model as it is then.
+    the system may drop from memory. Changes are found tensor by tensor on the weights' own device.
+
+    A chain has one publisher at a time: each step is written under the store's lock, by whom the pointer still is as it
+    left it; another gets `ChainConflictError`. One that was killed, at any point, is replaced by a new one on the same
+    store: what was published stays, and the first `publish` brings followers from there to the model as it is then.
     """
 
     def __init__(
@@ -88,7 +114,8 @@ class Publisher:
 
         Raises:
             ConfigError: `anchor_every` is below 1.
-            ChainDamageError: the chain's pointer is damaged.
+            ChainDamageError: the chain's pointer is damaged, or gone while its steps are there.
+            ChainConflictError: another publisher keeps the store's lock.
             ParameterMismatchError: a complex tensor.
             NonFiniteError: a weight is NaN.
         """
@@ -101,12 +128,12 @@ class Publisher:
             check_real(name, weight)
             check_no_nan(name, weight)
         state = fingerprint_state(live)
-        pointer = sweep(self.store)
-        self._mismatched = False
-        if pointer is None:
-            self._pointer = self._start(live, state)
-        else:
-            self._pointer = pointer
+        self._mismatched = self._swept = False
+        self._unconfirmed: _Step | None = None
+        with self.store.lock():
+            found = find_chain(self.store)
+            self._pointer = found or self._start(live, state)
+        if found is not None:
             live = self._last_published(live, state)
         self._shapes = {name: weight.to("meta") for name, weight in live.items()}
         self._copy = BaseWeights({name: weight.reshape(-1) for name, weight in live.items()}, base_storage)
@@ -129,40 +156,70 @@ class Publisher:
 
         Raises:
             ChainOrderError: `step` is not the next.
-            ChainConflictError: another publisher has moved the chain.
+            ChainConflictError: another publisher has moved the chain, or keeps the store's lock.
             NonFiniteError: a weight is NaN.
             ParameterMismatchError: names, shapes or dtypes changed since the publisher was made.
-            OSError: the store cannot be written. In all these cases nothing is published.
+            OSError: the store cannot be written. In all these cases nothing is published, unless the pointer itself
+                arrived and only the answer was lost: the next call finds out, and goes on from that step or returns it.
         """
-        following = self._pointer.step + 1
-        if step not in (None, following):
-            raise ChainOrderError(f"step {step}: the next step is {following}", file=self.store.location)
+        live, tied = live_weights(self._weights)
+        check_same_tensors(live, self._shapes, "the weights")
+        with self.store.lock():
+            recognised = self._recognise(live)
+            if recognised and recognised.state == fingerprint_state(live) and step in (None, recognised.step):
+                return recognised
+            self._check_pointer()
+            if step not in (None, following := self._pointer.step + 1):
+                raise ChainOrderError(f"step {step}: the next step is {following}", file=self.store.location)
+            if not self._swept:
+                sweep(self.store, self._pointer.step)
+            self._swept = False  # until the step is whole
+            written = self._write_anchor(live) if self._mismatched else self._write_delta(live, tied)
+            self._check_pointer()  # once more: a lease on the lock can be lost
+            self._unconfirmed = written
+            write_pointer(self.store, written.pointer)
+            self._keep(written, live)
+            self._swept = True
+        return written.published
+
+    def _recognise(self, live: Mapping[str, Tensor]) -> Published | None:
+        """A step of this publisher that is published, though the store's answer to the pointer was lost."""
+        lost = self._unconfirmed
+        if lost is None or read_pointer(self.store) != lost.pointer:
+            return None
+        self._keep(lost, live if fingerprint_state(live) == lost.pointer.state else {})
+        return lost.published
+
+    def _check_pointer(self) -> None:
+        """Raise `ChainConflictError` unless the chain is as this publisher left it."""
         if read_pointer(self.store) != self._pointer:
             raise ChainConflictError(
                 f"no longer ends at step {self._pointer.step} as this publisher left it; "
                 "a new Publisher goes on from what is there",
                 file=self.store.location,
             )
-        live, tied = live_weights(self._weights)
-        check_same_tensors(live, self._shapes, "the weights")
-        return self._publish_anchor(live) if self._mismatched else self._publish_delta(live, tied)
 
     @torch.no_grad()
-    def _publish_delta(self, live: Mapping[str, Tensor], tied: Mapping[str, str]) -> Published:
-        last, state, count = self._pointer, self._pointer.state, 0
-        changes: dict[str, ParameterDelta] = {}
-        kept: dict[str, tuple[Tensor, Tensor]] = {}
+    def _find_changes(self, live: Mapping[str, Tensor]) -> dict[str, _Change]:
+        changes = {}
         for name, weight in live.items():
-            flat, shape = weight.reshape(-1), tuple(weight.shape)
+            flat = weight.reshape(-1)
             positions, old, new = changed_weights(name, self._copy.on_device_of({name: flat})[name], flat)
-            count += weight.numel()
             if positions.numel():
-                state = changed_state(state, name, weight.dtype, shape, positions, old, new)
-                changes[name] = ParameterDelta.at(positions, old, new, shape, None, self._op)
-                kept[name] = positions, new
+                changes[name] = _Change(positions, old, new)
+        return changes
+
+    def _write_delta(self, live: Mapping[str, Tensor], tied: Mapping[str, str]) -> _Step:
+        changes, last, state = self._find_changes(live), self._pointer, self._pointer.state
+        for name, (positions, old, new) in changes.items():
+            state = changed_state(state, name, new.dtype, tuple(live[name].shape), positions, old, new)
         link = Link(last.chain, last.step, last.step + 1, last.state, state)
+        count = sum(weight.numel() for weight in live.values())
         delta = SparseDelta(
-            changes,
+            {
+                name: ParameterDelta.at(positions, old, new, live[name].shape, None, self._op)
+                for name, (positions, old, new) in changes.items()
+            },
             tied={alias: owner for alias, owner in tied.items() if owner in changes},
             base=BaseIdentity(weights=count),
             config={HEADER_KEY: link.record()},
@@ -170,29 +227,29 @@ class Publisher:
         delta_bytes = self.store.put(delta_name(link.to_step), lambda path: save(delta, path, self._encoding))
         anchored = link.to_step % self._anchor_every == 0
         anchor_bytes = write_anchor(self.store, last.chain, link.to_step, state, live) if anchored else 0
-        self._point_to(last.advanced(state))
-        for name, (positions, new) in kept.items():
-            copy = bits(self._copy[name])
-            copy[positions.to(copy.device)] = bits(new).to(copy.device)
-        return Published(link.to_step, state, delta.nnz, count, delta_bytes, anchor_bytes)
+        published = Published(link.to_step, state, delta.nnz, count, delta_bytes, anchor_bytes)
+        kept = {name: (change.positions, change.new) for name, change in changes.items()}
+        return _Step(last.advanced(state), published, kept)
 
-    def _publish_anchor(self, live: Mapping[str, Tensor]) -> Published:
+    def _write_anchor(self, live: Mapping[str, Tensor]) -> _Step:
         """Go on with a chain whose last state is not at hand."""
         for name, weight in live.items():
             check_no_nan(name, weight)
         last, state = self._pointer, fingerprint_state(live)
         size = write_anchor(self.store, last.chain, last.step + 1, state, live)
-        self._point_to(last.advanced(state))
-        for name, weight in live.items():
-            self._copy[name].copy_(weight.reshape(-1))
-        self._mismatched = False
         count = sum(weight.numel() for weight in live.values())
-        return Published(self.step, state, count, count, 0, size)
+        return _Step(last.advanced(state), Published(last.step + 1, state, count, count, 0, size), None)
 
-    def _point_to(self, pointer: Pointer) -> None:
-        """Publish; what follows only brings the publisher's own copy up to date."""
-        write_pointer(self.store, pointer)
-        self._pointer = pointer
+    def _keep(self, written: _Step, live: Mapping[str, Tensor]) -> None:
+        """Bring the publisher's own copy to a step that is published. Doing it twice does no harm."""
+        if written.kept is None:
+            for name, weight in live.items():
+                self._copy[name].copy_(weight.reshape(-1))
+            self._mismatched = not live  # recognised later, when the weights may be others
+        for name, (positions, new) in (written.kept or {}).items():
+            copy = bits(self._copy[name])
+            copy[positions.to(copy.device)] = bits(new).to(copy.device)
+        self._pointer, self._unconfirmed = written.pointer, None
 
     def _start(self, live: Mapping[str, Tensor], state: str) -> Pointer:
         pointer = Pointer(uuid.uuid4().hex, 0, state, (state,))

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rst.errors import ConfigError
-from rst.sync.errors import ChainGapError
+from rst.files.temporaries import temporary_beside
+from rst.sync.errors import ChainConflictError, ChainGapError
+from rst.sync.lease import lease
 
 Writer = Callable[[Path], object]
+LOCK = "publisher.lock"
+_PATIENCE = 600  # seconds; others hold the lock while they write a step, which may be an anchor
 
 
 class Store(Protocol):
@@ -30,6 +34,9 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete a file; without one nothing happens."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """A context that no other publisher is in. Raises `ChainConflictError` if one stays in it for ten minutes."""
 
 
 class FolderStore:
@@ -62,6 +69,24 @@ class FolderStore:
         """Delete a file."""
         (self.folder / name).unlink(missing_ok=True)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold a lock of the operating system, which a killed process gives back."""
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(self.folder / LOCK, timeout=_PATIENCE)
+        try:
+            held.acquire()
+        except Timeout as error:
+            raise ChainConflictError(
+                f"another publisher has held this for {_PATIENCE} s", file=held.lock_file
+            ) from error
+        try:
+            yield
+        finally:
+            held.release()
+
 
 class FsspecStore:
     """A path of a filesystem of fsspec: files are written locally, then uploaded under their own name.
@@ -86,8 +111,8 @@ class FsspecStore:
     def put(self, name: str, write: Writer) -> int:
         """Upload a file; see `Store.put`."""
         self.filesystem.makedirs(self.path, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="rst-sync-") as folder:
-            local = Path(folder) / name
+        with _local_folder() as folder:
+            local = folder / name
             write(local)
             self.filesystem.put_file(str(local), f"{self.path}/{name}")
             return local.stat().st_size
@@ -95,8 +120,8 @@ class FsspecStore:
     @contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
         """Download to a temporary file."""
-        with tempfile.TemporaryDirectory(prefix="rst-sync-") as folder:
-            local = Path(folder) / name
+        with _local_folder() as folder:
+            local = folder / name
             try:
                 self.filesystem.get_file(f"{self.path}/{name}", str(local))
             except FileNotFoundError as error:
@@ -107,6 +132,16 @@ class FsspecStore:
         """Delete a file."""
         if self.filesystem.exists(f"{self.path}/{name}"):
             self.filesystem.rm_file(f"{self.path}/{name}")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold a lease: a publisher that was killed in it is waited for, a minute."""
+        self.filesystem.makedirs(self.path, exist_ok=True)
+        return lease(self.filesystem, f"{self.path}/{LOCK}", _PATIENCE)
+
+
+def _local_folder() -> AbstractContextManager[Path]:
+    """A temporary folder; the next one sweeps away what killed processes left of theirs, which may be whole anchors."""
+    return temporary_beside(Path(tempfile.gettempdir()) / "rst-sync", "folder")
 
 
 def open_store(location: "str | os.PathLike[str] | Store") -> Store:
@@ -120,6 +155,8 @@ def open_store(location: "str | os.PathLike[str] | Store") -> Store:
     if "://" not in os.fspath(location):
         return FolderStore(location)
     try:
-        return FsspecStore(*import_module("fsspec.core").url_to_fs(os.fspath(location)))
+        filesystem, path = import_module("fsspec.core").url_to_fs(os.fspath(location))
+        local = import_module("fsspec.implementations.local").LocalFileSystem
     except (ImportError, ValueError) as error:
         raise ConfigError(f"a URL needs fsspec with support for its protocol ({error})", file=location) from error
+    return FolderStore(path) if isinstance(filesystem, local) else FsspecStore(filesystem, path)

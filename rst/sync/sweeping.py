@@ -5,22 +5,26 @@ from rst.sync.errors import ChainDamageError
 from rst.sync.store import Store
 
 
-def sweep(store: Store) -> Pointer | None:
-    """Delete temporary files and steps that were never published; returns the pointer, None if there is no chain.
+def find_chain(store: Store) -> Pointer | None:
+    """Read the pointer; None where there is no chain yet.
 
     Raises:
-        ChainDamageError: there are published steps and no pointer, or a damaged one. Nothing is deleted.
+        ChainDamageError: there are published steps and no pointer, or a damaged one.
     """
     names = store.names()
-    steps = {name: step for name in names if (step := step_of_name(name)) is not None}
-    pointer = read_pointer(store) if POINTER in names else None
-    if pointer is None and any(steps.values()):
-        raise ChainDamageError(f"has steps up to {max(steps.values())} and no {POINTER}", file=store.location)
-    last = pointer.step if pointer else -1
-    unpublished = [name for name, step in steps.items() if step > last]
-    for name in [*unpublished, *(name for name in names if _is_temporary(name))]:
-        store.delete(name)
-    return pointer
+    if POINTER in names:
+        return read_pointer(store)
+    if last := max((step_of_name(name) or 0 for name in names), default=0):
+        raise ChainDamageError(f"has steps up to {last} and no {POINTER}", file=store.location)
+    return None
+
+
+def sweep(store: Store, last: int) -> None:
+    """Delete temporary files, and steps after the `last` published one. Nobody else may be writing."""
+    for name in store.names():
+        step = step_of_name(name)
+        if _is_temporary(name) or (step is not None and step > last):
+            store.delete(name)
 
 
 def _is_temporary(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Where the pretrained weights `w0` are kept while `wt` is trained: beside it, in CPU memory, or in a mapped file."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from rst.config import BaseStorage
 from rst.delta.parameter_delta import check_like
+from rst.errors import ConfigError
 
 _ALIGNMENT = 64
 
@@ -83,7 +85,7 @@ def _map_to_file(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     padded = {name: -(-size // _ALIGNMENT) * _ALIGNMENT for name, size in sizes.items()}
     with tempfile.NamedTemporaryFile(prefix="rst-base-") as file:  # unlinked at once; the mapping keeps it alive
         total = max(sum(padded.values()), 1)
-        file.truncate(total)
+        _reserve(file.fileno(), total)
         memory = torch.from_file(file.name, shared=True, size=total, dtype=torch.uint8)
     mapped, offset = {}, 0
     for name, weight in weights.items():
@@ -91,6 +93,21 @@ def _map_to_file(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mapped[name] = view.as_strided(weight.shape, _dense_strides(weight)).copy_(weight.detach())
         offset += padded[name]
     return mapped
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size, and room on the disk: writing to mapped memory without room kills the process."""
+    try:
+        getattr(os, "posix_fallocate", _set_size)(descriptor, 0, size)
+    except OSError as error:
+        raise ConfigError(
+            f'base_storage="mmap" needs {size:,} bytes ({error.strerror}); set TMPDIR to a folder with room',
+            file=tempfile.gettempdir(),
+        ) from error
+
+
+def _set_size(descriptor: int, _: int, size: int) -> None:
+    os.truncate(descriptor, size)
 
 
 def _dense_strides(weight: Tensor) -> tuple[int, ...]:

@@ -144,6 +144,28 @@ def test_a_delta_for_another_state(tmp_path: Path) -> None:
     stays(follower, ChainStateError, "step 2", "other")
 
 
+@pytest.mark.parametrize("entry", ["state_before", "state_after"])
+@pytest.mark.parametrize("known", [True, False], ids=["known to the pointer", "forgotten by it"])
+def test_a_step_that_contradicts_gives_way_to_a_later_anchor(tmp_path: Path, entry: str, known: bool) -> None:
+    pointer = chain(tmp_path, steps=5, anchor_every=4)
+    delta = SparseDelta.load(tmp_path / delta_name(2))
+    link = replace(link_of(delta), **{entry: "0123456789abcdef"})
+    replace(delta, config={HEADER_KEY: link.record()}).save(tmp_path / delta_name(2))
+    if not known:
+        write_pointer(open_store(tmp_path), replace(pointer, states=pointer.states[-1:]))
+    live = state(0)
+    with pytest.warns(UserWarning, match="anchor of step 4"):
+        assert Follower(live, tmp_path).update() == 5
+    assert torch.equal(live["w"], state(5)["w"])
+    assert Publisher(state(6), tmp_path).publish().delta_bytes > 0
+    other = state(0)
+    follower = Follower(other, tmp_path)
+    other["v"][0] = 7  # by somebody else, which no anchor may hide
+    with refused(ChainStateError, "step 2", file=tmp_path):
+        follower.update()
+    assert other["v"][0] == 7
+
+
 def test_an_anchor_that_is_not_what_its_delta_makes(tmp_path: Path) -> None:
     pointer = chain(tmp_path, anchor_every=2)
     write_anchor(open_store(tmp_path), pointer.chain, 2, fingerprint_state(state(7)), state(7))
