@@ -35,7 +35,7 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     `_orig_mod.` is torch.compile's own and goes wherever it stands; `module.` goes only where every name starts with
     it, because a model may have a submodule of that name.
     """
-    plain = {name: plain_name(name) for name in names}
+    plain = {name: name.replace(_COMPILED, "") for name in names}
     while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
         plain = {original: name.removeprefix(_PARALLEL) for original, name in plain.items()}
     return plain

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state
 from rst.checkpoints.unpickling import check_tensors, unpickle
 from rst.errors import CheckpointError
-from rst.files.file_stamp import FileStamp
-from rst.files.mapped_memory import release
+from rst.files.mapped_files import FileStamp, release
 from rst.files.strict_json import parse_json, strings
 from rst.naming import canonical_names, own_prefix, unwrap
 
@@ -44,7 +43,7 @@ class Checkpoint(Mapping[str, Tensor]):
         container: the whole unpickled object, for writing it back with other weights.
         mapped: whether the tensors are mapped from files that only this object has opened.
         stamps: those files as they were when they were opened, by a tensor's name in the file.
-        outlines: by the name in the file tensors on the meta device, where reading the values takes long.
+        outlines: by the name in the file, where it is known, a tensor of the same dtype and shape.
     """
 
     source: str
@@ -176,7 +175,7 @@ def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     if not state:
         raise CheckpointError("holds no tensors", file=source)
     names = _original_names(state)
-    return Checkpoint(source, names, state.__getitem__, _find_tied(names, state))
+    return Checkpoint(source, names, state.__getitem__, _find_tied(names, state), outlines=state)
 
 
 def _original_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The `.metadata` file of torch.distributed.checkpoint, read without running what a stranger may have put into it.
+"""The `.metadata` file of torch.distributed.checkpoint, read without running anything that is in it.
 
 It is a pickle. Here it may name nothing but the classes that describe such a checkpoint, torch.Size and dtypes.
 """

@@ -1,4 +1,4 @@
-"""What a trainer leaves in a checkpoint to resume and to export from, read as by a stranger."""
+"""What a trainer leaves in a checkpoint to resume and to export from, read as untrusted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,17 +41,19 @@ class TrainerRecord:
     config: dict[str, Any]
 
 
-def read_trainer_record(state: Any, what: str = "the state") -> TrainerRecord:
-    """Check a trainer's state. Raises `ConfigError`, about `what`, if it is none, of another version, or malformed."""
+def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
+    """Check a trainer's state. Raises `ConfigError`, about `file`, if it is none, of another version, or malformed."""
     if not isinstance(state, Mapping):
-        raise ConfigError(f"{what} is a {type(state).__name__}, not that of a trainer")
+        raise ConfigError(f"a {type(state).__name__} is no trainer's state", file=file)
     found = state.get("format")
     if not isinstance(found, str) or found != TRAINER_RECORD:
         shown = repr(found[:99]) if isinstance(found, str) else f"a {type(found).__name__}"
-        raise ConfigError(f"{what} has the format {shown}, wanted {TRAINER_RECORD!r}")
+        raise ConfigError(f"the trainer's state has the format {shown}, wanted {TRAINER_RECORD!r}", file=file)
     try:
         if typed(state, "version", int) != RECORD_VERSION:
-            raise ConfigError(f"{what} has version {state['version']}; this library reads {RECORD_VERSION}")
+            raise ConfigError(
+                f"the trainer's state has version {state['version']}; this library reads {RECORD_VERSION}", file=file
+            )
         tied, identity = typed(state, "tied", dict), typed(state, "identity", dict)
         strings([*tied, *tied.values()], "tied")
         threshold = typed(state, "threshold", float, int, type(None))
@@ -67,7 +69,7 @@ def read_trainer_record(state: Any, what: str = "the state") -> TrainerRecord:
             check_depth(typed(state, "config", dict)),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{what} is malformed ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"the trainer's state is malformed ({type(error).__name__}: {error})", file=file) from error
 
 
 def _tensors(state: Mapping[str, Any], key: str) -> Mapping[str, Tensor]:

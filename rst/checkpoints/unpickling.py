@@ -1,4 +1,4 @@
-"""Pickled checkpoints of strangers: nothing in them runs, and no tensor is more than its file holds."""
+"""Untrusted pickled checkpoints: nothing in them runs, and no tensor is more than its file holds."""
 
 import tarfile
 from contextlib import suppress
@@ -42,11 +42,16 @@ def check_tensors(source: str, tensors: Any, file_bytes: int) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             continue
-        where = f"{source}: {str(name)[:99]}"
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(f"{where}: sparse, nested, quantised or without values, not plain weights")
+            raise CheckpointError(
+                "sparse, nested, quantised or without values, not plain weights",
+                file=source,
+                parameter=str(name)[:99],
+            )
         if tensor.nbytes > file_bytes:
-            raise CheckpointError(f"{where}: {tensor.nbytes} bytes in a file of {file_bytes}")
+            raise CheckpointError(
+                f"{tensor.nbytes} bytes in a file of {file_bytes}", file=source, parameter=str(name)[:99]
+            )
 
 
 def _load(path: Path) -> Any:

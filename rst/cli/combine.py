@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 from rst.cli.console import human_size, print_json
 from rst.cli.export import Encoding
-from rst.cli.output_paths import OutputError, check_output
+from rst.cli.output_paths import check_output
 
 EXAMPLE = (
     "Example: [bold]rst combine a.safetensors b.safetensors --weights 0.5 0.5 --method ties --density 0.5 "
@@ -77,14 +77,12 @@ def combine(
     import torch
 
     from rst.checkpoints.checkpoint import checkpoint_files
-    from rst.delta.sparse_delta import SparseDelta
+    from rst.delta.file import delta_file, load_delta
     from rst.operations.combine import combine as combine_deltas
 
-    if output.suffix != ".safetensors":
-        raise OutputError(f"{output}: a delta is a .safetensors file; choose such a name with -o")
-    check_output(output, [*deltas, *(checkpoint_files(base) if base else ())], force)
+    check_output(output, [*map(delta_file, deltas), *(checkpoint_files(base) if base else ())], force, kind="a delta")
     combined = combine_deltas(
-        [SparseDelta.load(path).sparse_only() for path in deltas] if sparse_only else deltas,
+        [load_delta(path).sparse_only() for path in deltas] if sparse_only else deltas,
         weights,
         method=method.value,
         density=density,

@@ -10,7 +10,7 @@ import typer
 from rst.cli.console import human_size, print_json
 from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
-from rst.cli.output_paths import OutputError, check_output, check_output_folder
+from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
 from rst.files.printable import printable
 
@@ -101,7 +101,9 @@ def convert(
 
     _check_options(target, encoding, operation, partial)
     inputs = [*source_files(source), *(checkpoint_files(base) if base else ())]
-    _check_output(output, target, inputs, force)
+    is_folder = target is Target.SHIRA
+    kind = None if is_folder else f"a {target.value.replace('-', ' ')}"
+    check_output(output, inputs, force, kind=kind, is_folder=is_folder)
     with warnings.catch_warnings():  # which nobody at a command line can do anything about
         warnings.simplefilter("ignore", FutureWarning)
         delta = read_source(source, base, threshold, backbone_prefix, head_prefix)
@@ -132,16 +134,6 @@ def _check_options(target: Target, encoding: Encoding | None, operation: Operati
         raise ConfigError(f"--encoding and --op are of deltas; --to {target.value} has neither")
     if target is Target.DELTA and partial:
         raise ConfigError("--partial is for --to shira and --to task-vector; a delta carries everything")
-
-
-def _check_output(output: Path, target: Target, inputs: list[Path], force: bool) -> None:
-    if target is Target.SHIRA:
-        check_output_folder(output, inputs, force)
-        return
-    if output.suffix != ".safetensors":
-        kind = "a delta" if target is Target.DELTA else "a task vector"
-        raise OutputError(f"{output}: {kind} is a .safetensors file; choose such a name")
-    check_output(output, inputs, force)
 
 
 def _write(

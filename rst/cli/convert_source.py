@@ -21,7 +21,7 @@ class Source(str, Enum):
 def source_kind(path: Path) -> Source:
     """Tell by the name: pickles are released checkpoints; a folder is what the configuration in it says."""
     from rst.checkpoints.checkpoint import PICKLED_SUFFIXES
-    from rst.live.adapter_folder import CONFIG_FILE
+    from rst.delta.file import CONFIG_FILE
 
     if path.is_dir():
         return Source.DELTA if (path / CONFIG_FILE).is_file() else Source.ADAPTER
@@ -40,15 +40,14 @@ def read_source(
     from rst.delta.sparse_delta import SparseDelta
     from rst.interop.official import from_official
     from rst.interop.peft_adapters import from_peft
-    from rst.live.adapter_folder import read_adapter
 
     kind = source_kind(path)
     if threshold is not None and kind is not Source.ADAPTER:
-        raise ConfigError(f"--threshold is for adapters of PEFT; {path} is {kind.value}")
+        raise ConfigError(f"is {kind.value}; --threshold is for adapters of PEFT", file=path)
     if (backbone_prefix is not None or head_prefix is not None) and kind is not Source.OFFICIAL:
-        raise ConfigError(f"--backbone-prefix and --head-prefix are for released checkpoints; {path} is {kind.value}")
+        raise ConfigError(f"is {kind.value}; prefixes are for released checkpoints", file=path)
     if kind is Source.DELTA:
-        return read_adapter(path) if path.is_dir() else SparseDelta.load(path)
+        return SparseDelta.load(path)
     if base is None:
         raise ConfigError(f"{kind.value} becomes a delta of its base; name that with --base", file=path)
     if kind is Source.ADAPTER:

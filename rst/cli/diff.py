@@ -31,10 +31,11 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
     """Compare deltas A and B: where both change a weight, whether they agree there, and the angle between them."""
-    from rst.delta.sparse_delta import SparseDelta
+    from rst.delta.file import delta_file, load_delta
     from rst.operations.compare import compare
 
-    deltas = SparseDelta.load(first), SparseDelta.load(second)
+    deltas = load_delta(first), load_delta(second)
+    first, second = delta_file(first), delta_file(second)
     found = compare(*deltas, base=base)
     if as_json:
         print_json(_record((first, second), deltas, found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.console import human_size, print_json
-from rst.cli.output_paths import OutputError, check_output, delta_beside
+from rst.cli.output_paths import check_output, delta_beside
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
 
@@ -61,10 +61,8 @@ def export(
     if base is None and (modules_to_save or exclude):
         raise ConfigError("--modules-to-save and --exclude need --base; the record in TUNED has its own settings")
     target = output or delta_beside(tuned)
-    if target.suffix != ".safetensors":
-        raise OutputError(f"{target}: a delta is a .safetensors file; choose such a name with -o")
     inputs = [file for weights in (tuned, base) if weights for file in checkpoint_files(weights)]
-    check_output(target, inputs, force)
+    check_output(target, inputs, force, kind="a delta")
     with byte_progress("comparing") as on_progress:
         delta = extract(
             base,

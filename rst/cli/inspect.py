@@ -40,13 +40,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
     """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes (unpacked)."""
-    from rst.delta.sparse_delta import SparseDelta
+    from rst.delta.file import delta_file, load_delta
 
+    change, delta = load_delta(delta), delta_file(delta)
     if html:
         _write_page(html, delta, base, force)
     elif base or force:
         raise ConfigError("--base and --force are for the page; name it with --html report.html")
-    record = _record(delta, SparseDelta.load(delta)) | ({"html": str(html)} if html else {})
+    record = _record(delta, change) | ({"html": str(html)} if html else {})
     if as_json:
         print_json(record)
     elif html:

@@ -36,14 +36,14 @@ def merge(
     OUTPUT.partial and is continued by the same command.
     """
     from rst.checkpoints.checkpoint import checkpoint_files
-    from rst.delta.sparse_delta import SparseDelta
+    from rst.delta.file import delta_file, load_delta
     from rst.operations.merge import is_folder, rehearse
     from rst.operations.merge import merge as merge_files
 
     target = output or merged_beside(base)
     if not is_folder(target, max_shard_size):
-        check_output(target, [*checkpoint_files(base), delta], force)
-    change = SparseDelta.load(delta)
+        check_output(target, [*checkpoint_files(base), delta_file(delta)], force)
+    change = load_delta(delta)
     with byte_progress("merging") as on_progress:
         if dry_run:
             size = rehearse(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)

@@ -34,39 +34,34 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.stem + ending)
 
 
-def check_output_folder(output: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Raise `OutputError` before any work is done, unless files can be put into the folder `output` without harm.
-
-    It may be missing; one that is there with something in it needs `force`, and holds no input.
-    """
-    _check_parent(output)
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file; name a folder")
-    for source in inputs:
-        if output.exists() and source.exists() and (output.samefile(source) or output.samefile(source.parent)):
-            raise OutputError(f"{output}: holds the input {source}; choose another folder")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise OutputError(f"{output}: exists; overwrite it with --force, or choose another folder")
-
-
-def check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
+def check_output(
+    output: Path, inputs: Sequence[Path], force: bool, *, kind: str | None = None, is_folder: bool = False
+) -> None:
     """Raise `OutputError` before any work is done, unless `output` can be written without harm.
 
-    An input is never overwritten, under whatever name it is reached; another existing file only with `force`.
+    An input is never overwritten, under whatever name it is reached; another existing file only with `force`, which
+    a folder with something in it needs as well.
+
+    Args:
+        output: what is to be written.
+        inputs: the files that are read.
+        force: whether to overwrite.
+        kind: what is written, where that must be a `.safetensors` file.
+        is_folder: whether files are put into a folder.
     """
-    _check_parent(output)
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; name a file with -o")
+    if kind and output.suffix != ".safetensors":
+        raise OutputError(f"{kind} is a .safetensors file; choose such a name", file=output)
+    if not output.parent.is_dir():
+        raise OutputError(f"there is no folder {output.parent}; create it, or choose another place", file=output)
+    if not os.access(output.parent, os.W_OK):
+        raise OutputError(f"the folder {output.parent} is not writable; choose another place", file=output)
+    if output.exists() and output.is_dir() != is_folder:
+        raise OutputError("is a file; name a folder" if is_folder else "is a folder; name a file", file=output)
     for source in inputs:
-        if output.exists() and source.exists() and output.samefile(source):
-            raise OutputError(f"{output}: is the input {source}, which is never overwritten; choose another with -o")
-    if os.path.lexists(output) and not force:
-        raise OutputError(f"{output}: exists; overwrite it with --force, or choose another with -o")
-
-
-def _check_parent(output: Path) -> None:
-    folder = output.parent
-    if not folder.is_dir():
-        raise OutputError(f"{output}: there is no folder {folder}; create it, or choose another place with -o")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{output}: the folder {folder} is not writable; choose another place with -o")
+        if not (output.exists() and source.exists()):
+            continue
+        if output.samefile(source) or (is_folder and output.samefile(source.parent)):
+            raise OutputError(f"is or holds the input {source}, never overwritten; choose another", file=output)
+    taken = output.is_dir() and any(output.iterdir()) if is_folder else os.path.lexists(output)
+    if taken and not force:
+        raise OutputError("exists; overwrite it with --force, or choose another", file=output)

@@ -9,7 +9,7 @@ import typer
 
 from rst.cli.console import human_size, print_json
 from rst.cli.convert import Operation
-from rst.cli.output_paths import OutputError, check_output
+from rst.cli.output_paths import check_output
 
 if TYPE_CHECKING:
     from rst.sync import Publisher
@@ -79,10 +79,7 @@ def follow(
     """Bring the file --into to the chain's last step, in one atomic write; its weights are held in memory."""
     from rst.sync import open_store, read_pointer
 
-    if into.suffix != ".safetensors":
-        raise OutputError(f"{into}: name a .safetensors file")
-    if not into.exists():
-        check_output(into, [], force=False)
+    check_output(into, [], force=True, kind="what follows a chain")
     state = _follow_once(store, into, as_json)
     while watch is not None:
         if read_pointer(open_store(store)).state != state:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rst.delta.header import Record
 from rst.delta.parameter_delta import ParameterDelta, index_dtype
+from rst.delta.parameter_header import ParameterHeader
 from rst.errors import DeltaFormatError
 from rst.numerics.exactness import bits, step_dtype
 
@@ -21,13 +21,15 @@ def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
     return {f"{name}.{part}": array for name, change in parameters.items() for part, array in _parts(change).items()}
 
 
-def from_arrays(source: str, records: Mapping[str, Record], arrays: dict[str, Tensor]) -> dict[str, ParameterDelta]:
-    """Invert `to_arrays`, taking what belongs to `records` out of `arrays`; the result is still to be validated.
+def from_arrays(
+    source: str, headers: Mapping[str, ParameterHeader], arrays: dict[str, Tensor]
+) -> dict[str, ParameterDelta]:
+    """Invert `to_arrays`, taking what belongs to `headers` out of `arrays`; the result is still to be validated.
 
     Raises:
         DeltaFormatError: an array in the full shape has another shape or dtype.
     """
-    return {name: _read(f"{source}: {name}", record, name, arrays) for name, record in records.items()}
+    return {name: _read(source, name, header, arrays) for name, header in headers.items()}
 
 
 def _parts(change: ParameterDelta) -> dict[str, Tensor]:
@@ -60,34 +62,29 @@ def _mark(op: str, dtype: torch.dtype) -> Tensor:
     return torch.tensor([-0.0 if op == "add" else 0], dtype=dtype)
 
 
-def _read(where: str, record: Record, name: str, arrays: dict[str, Tensor]) -> ParameterDelta:
-    dtype = step_dtype(record.dtype) if record.op == "step" else record.dtype
+def _read(source: str, name: str, header: ParameterHeader, arrays: dict[str, Tensor]) -> ParameterDelta:
+    dtype = step_dtype(header.dtype) if header.op == "step" else header.dtype
     exact_indices = _take(arrays, f"{name}.exact_indices", torch.int32)
-    exact_values = _take(arrays, f"{name}.exact_values", record.dtype)
+    exact_values = _take(arrays, f"{name}.exact_values", header.dtype)
     full = arrays.pop(f"{name}.full", None)
-    if full is not None:
-        indices, values = _sparsify(where, full, record, dtype, exact_indices)
-    else:
+    if full is None:
         indices = _take(arrays, f"{name}.indices", torch.int32)
         values = _take(arrays, f"{name}.values", dtype)
+    elif header.op == "replace" or (tuple(full.shape), full.dtype) != (header.shape, dtype):
+        found = f"{full.dtype} {tuple(full.shape)}"
+        reason = f'full is {found}, not {dtype} {header.shape} with op "add" or "step"'
+        raise DeltaFormatError(reason, file=source, parameter=name)
+    else:
+        flat = full.reshape(-1)
+        changed = bits(flat) != bits(_mark(header.op, dtype))
+        changed[exact_indices.long()] = True
+        positions = changed.nonzero().squeeze(1)
+        indices, values = positions.to(index_dtype(flat.numel())), flat[positions]
     return ParameterDelta(
-        indices, values, record.shape, record.dtype, exact_indices, exact_values, record.base, record.op
+        indices, values, header.shape, header.dtype, exact_indices, exact_values, header.base, header.op
     )
 
 
 def _take(arrays: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
     array = arrays.pop(name, None)
     return torch.empty(0, dtype=dtype) if array is None else array
-
-
-def _sparsify(
-    where: str, full: Tensor, record: Record, dtype: torch.dtype, exact_indices: Tensor
-) -> tuple[Tensor, Tensor]:
-    if record.op == "replace" or (tuple(full.shape), full.dtype) != (record.shape, dtype):
-        found = f"{full.dtype} {tuple(full.shape)}"
-        raise DeltaFormatError(f'{where}: full is {found}, not {dtype} {record.shape} with op "add" or "step"')
-    flat = full.reshape(-1)
-    changed = bits(flat) != bits(_mark(record.op, dtype))
-    changed[exact_indices.long()] = True
-    indices = changed.nonzero().squeeze(1)
-    return indices.to(index_dtype(flat.numel())), flat[indices]

@@ -6,25 +6,29 @@ The arrays of the parameters are laid out by `rst.delta.coo` (readable by anyone
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 
-from rst.delta import coo, packed
-from rst.delta.header import read_records, to_json, write_records
-from rst.delta.parameter_delta import Op, ParameterDelta
-from rst.delta.seal import BLANK, is_intact, seal
+from rst.delta import coo
+from rst.delta.embedded_digest import BLANK, digest_fits, write_digest
+from rst.delta.parameter_delta import Op
+from rst.delta.parameter_header import read_headers, write_headers
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.delta.validation import validate
-from rst.errors import ConfigError, DeltaFormatError
+from rst.errors import CheckpointError, ConfigError, DeltaFormatError
 from rst.files.atomic import atomic_write
 from rst.files.safetensors_reader import read_safetensors
 from rst.files.safetensors_writer import specs_of, write_safetensors
-from rst.files.strict_json import check_depth, parse_json, strings, typed
+from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
 from rst.version import __version__
 
 FORMAT = "rst"
 FORMAT_VERSION = 1
+FOLDER_VERSION = 1
+DELTA_FILE = "delta.safetensors"
+CONFIG_FILE = "rst_config.json"
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, MemoryError)
 
 
@@ -48,37 +52,64 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     _check_names("delta", delta)
     parameters = {name: change.to("cpu") for name, change in delta.parameters.items()}
     metadata = _metadata(delta, encoding)
-    records = write_records(parameters)
+    headers = write_headers(parameters)
     if encoding == "packed":
-        arrays = packed.to_arrays(parameters) | {"records": packed.pack_records(records)}
+        from rst.delta import packed  # and with it pcodec, which `import rst` does without
+
+        arrays = packed.to_arrays(parameters) | {"records": packed.pack_headers(headers)}
     else:
         arrays = coo.to_arrays(parameters)
-        metadata["parameters"] = records
+        metadata["parameters"] = headers
     for name, tensor in delta.dense.items():
         arrays[f"{name}.dense"] = tensor.detach().cpu().contiguous()
     metadata["digest"] = BLANK
     specs = specs_of(arrays)
     with atomic_write(path) as temporary:
         write_safetensors(temporary, specs, (arrays[name] for name in specs), metadata)
-        seal(temporary)
+        write_digest(temporary)
 
 
-def load(path: str | os.PathLike[str]) -> SparseDelta:
+def delta_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a delta: itself, or the one in an adapter folder."""
+    return Path(path) / DELTA_FILE if Path(path).is_dir() else Path(path)
+
+
+def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     """Read a delta and check all of it: version, digest, and every array's dtype, length, order and range.
 
+    Args:
+        delta: its file, or the folder that `save_pretrained` left; a delta is returned as it is.
+
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: there is no such file, or the folder lacks its configuration.
         DeltaFormatError: anything in it is not as it should be.
     """
-    source = str(path)
+    if isinstance(delta, SparseDelta):
+        return delta
+    if Path(delta).is_dir():
+        _check_adapter_config(Path(delta) / CONFIG_FILE)
+    source = str(delta_file(delta))
     contents = read_safetensors(source)
     _check_version(source, contents.metadata)
-    if not is_intact(contents.data, contents.metadata.get("digest", "")):
+    if not digest_fits(contents.data, contents.metadata.get("digest", "")):
         raise DeltaFormatError("the digest does not fit the contents; the file was altered or damaged", file=source)
     try:
         return _rebuild(source, contents.metadata, contents.arrays)
     except _DAMAGE as error:
         raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
+
+
+def _check_adapter_config(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError("no such file; a folder written by save_pretrained has one", file=path)
+    try:
+        content = parse_json(path.read_bytes())
+        kind, version = content["format"], content["format_version"]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise DeltaFormatError(f"malformed ({type(error).__name__}: {error})", file=path) from error
+    if kind != FORMAT or version != FOLDER_VERSION:
+        found = f"{str(kind)[:99]!r} version {str(version)[:99]}"
+        raise DeltaFormatError(f"format {found}; this library reads {FORMAT} {FOLDER_VERSION}", file=path)
 
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
@@ -116,7 +147,14 @@ def _check_version(source: str, metadata: Mapping[str, str]) -> None:
 
 
 def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> SparseDelta:
-    parameters = _read_parameters(source, metadata, arrays)
+    op: Op = metadata["op"]  # type: ignore[assignment]  # checked with the version
+    if metadata["encoding"] == "packed":
+        from rst.delta import packed
+
+        text = packed.unpack_headers(source, arrays.pop("records"))
+        parameters = packed.from_arrays(source, read_headers(text, op), arrays)
+    else:
+        parameters = coo.from_arrays(source, read_headers(metadata["parameters"], op), arrays)
     validate(parameters, source)
     whole = parse_json(metadata["dense"])
     dense = {name: arrays.pop(f"{name}.dense") for name in strings(whole["names"], "dense")}
@@ -152,9 +190,9 @@ def _check_names(source: str, delta: SparseDelta) -> None:
     """Raise `DeltaFormatError` if one name means two tensors."""
     for what, names in (("changed", delta.parameters), ("stored whole", delta.dense)):
         if alias := min(delta.tied.keys() & names.keys(), default=None):
-            raise DeltaFormatError(f"{alias} is tied to {delta.tied[alias]} and {what} itself", file=source)
+            raise DeltaFormatError(f"tied to {delta.tied[alias]} and {what} itself", file=source, parameter=alias)
     if name := min(delta.parameters.keys() & delta.dense.keys(), default=None):
-        raise DeltaFormatError(f"{name} is changed and stored whole", file=source)
+        raise DeltaFormatError("changed and stored whole", file=source, parameter=name)
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -162,11 +200,3 @@ def _mapping(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TypeError(f"{text[:99]} is no mapping")
     return found
-
-
-def _read_parameters(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> dict[str, ParameterDelta]:
-    op: Op = metadata["op"]  # type: ignore[assignment]  # checked with the version
-    if metadata["encoding"] == "packed":
-        text = packed.unpack_records(source, arrays.pop("records"))
-        return packed.from_arrays(source, read_records(text, op), arrays)
-    return coo.from_arrays(source, read_records(metadata["parameters"], op), arrays)

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rst.delta.header import Record
 from rst.delta.parameter_delta import ParameterDelta, index_dtype
+from rst.delta.parameter_header import ParameterHeader
 from rst.delta.pcodec_stream import compress, decompress
 from rst.errors import DeltaFormatError
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import bits, step_dtype
 
 Positions = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
-_MOST_RECORD_BYTES = 1 << 27  # a million parameters
+_MOST_HEADER_BYTES = 1 << 27  # a million parameters
 # Names and shapes that hardly differ pack 30 to 1. A reader refuses more than this: a megabyte of zlib can unfold to
 # a gigabyte of JSON, and that to thirty of objects. What packs better is stored as it is.
 _MOST_UNFOLDED = 64
-_FREE_RECORD_BYTES = 1 << 16
+_FREE_HEADER_BYTES = 1 << 16
 
 
 def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
@@ -49,31 +49,33 @@ def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
     return {name: stream for name, stream in streams.items() if stream is not None}
 
 
-def from_arrays(source: str, records: Mapping[str, Record], arrays: dict[str, Tensor]) -> dict[str, ParameterDelta]:
+def from_arrays(
+    source: str, headers: Mapping[str, ParameterHeader], arrays: dict[str, Tensor]
+) -> dict[str, ParameterDelta]:
     """Invert `to_arrays`, taking its streams out of `arrays`; the result is still to be validated.
 
     Raises:
-        DeltaFormatError: a stream is damaged, announces too much, or does not fit the records.
+        DeltaFormatError: a stream is damaged, announces too much, or does not fit the headers.
     """
     streams = _Streams(source, arrays)
-    sizes = [record.numel for record in records.values()]
+    sizes = [header.numel for header in headers.values()]
     indices, counts = streams.positions("gaps", sizes)
     slots, exact_counts = streams.positions("exact_gaps", counts)
     local = indices - np.repeat(np.array([0, *accumulate(sizes)][:-1], dtype=indices.dtype), counts)
-    values = _read_values(streams, "values", records, counts)
-    exact_values = _read_values(streams, "exact_values", records, exact_counts)
+    values = _read_values(streams, "values", headers, counts)
+    exact_values = _read_values(streams, "exact_values", headers, exact_counts)
     return {
         name: ParameterDelta(
-            positions, values[name], record.shape, record.dtype, exact, exact_values[name], record.base, record.op
+            positions, values[name], header.shape, header.dtype, exact, exact_values[name], header.base, header.op
         )
-        for (name, record), positions, exact in zip(
-            records.items(), _split(local, counts, sizes), _split(local[slots], exact_counts, sizes), strict=True
+        for (name, header), positions, exact in zip(
+            headers.items(), _split(local, counts, sizes), _split(local[slots], exact_counts, sizes), strict=True
         )
     }
 
 
-def pack_records(text: str) -> Tensor:
-    """Compress the JSON of `rst.delta.header`, no further than a reader unfolds it."""
+def pack_headers(text: str) -> Tensor:
+    """Compress the JSON of `rst.delta.parameter_header`, no further than a reader unfolds it."""
     plain = text.encode()
     packed = zlib.compress(plain, 9)
     if len(plain) > _most_unfolded(len(packed)):
@@ -81,8 +83,8 @@ def pack_records(text: str) -> Tensor:
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
-def unpack_records(source: str, stream: Tensor) -> str:
-    """Invert `pack_records`, within 64 KiB + 64 bytes for each byte, at most 128 MiB. Raises `DeltaFormatError`."""
+def unpack_headers(source: str, stream: Tensor) -> str:
+    """Invert `pack_headers`, within 64 KiB + 64 bytes for each byte, at most 128 MiB. Raises `DeltaFormatError`."""
     inflater, most = zlib.decompressobj(), _most_unfolded(stream.numel())
     try:
         text = inflater.decompress(stream.numpy().tobytes(), most)
@@ -94,7 +96,7 @@ def unpack_records(source: str, stream: Tensor) -> str:
 
 
 def _most_unfolded(packed: int) -> int:
-    return min(_MOST_RECORD_BYTES, _FREE_RECORD_BYTES + _MOST_UNFOLDED * packed)
+    return min(_MOST_HEADER_BYTES, _FREE_HEADER_BYTES + _MOST_UNFOLDED * packed)
 
 
 def _pack_positions(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor | None:
@@ -118,7 +120,7 @@ class _Streams:
 
     def array(self, name: str, dtype: torch.dtype) -> Tensor:
         stream = self.arrays.pop(name, None)
-        return torch.empty(0, dtype=dtype) if stream is None else decompress(f"{self.source}: {name}", stream, dtype)
+        return torch.empty(0, dtype=dtype) if stream is None else decompress(self.source, name, stream, dtype)
 
     def positions(self, name: str, sizes: Sequence[int]) -> tuple[Positions, list[int]]:
         """Invert `_pack_positions`: where the entries lie with the parts laid end to end, and how many in each part."""
@@ -147,13 +149,13 @@ def _split(positions: Positions, counts: Sequence[int], sizes: Sequence[int]) ->
 
 
 def _read_values(
-    streams: _Streams, kind: str, records: Mapping[str, Record], counts: Sequence[int]
+    streams: _Streams, kind: str, headers: Mapping[str, ParameterHeader], counts: Sequence[int]
 ) -> dict[str, Tensor]:
-    lengths = dict(zip(records, counts, strict=True))
+    lengths = dict(zip(headers, counts, strict=True))
     values: dict[str, Tensor] = {}
-    for dtype in dict.fromkeys(record.dtype for record in records.values()):
-        alike = [name for name, record in records.items() if record.dtype == dtype]
-        stored = step_dtype(dtype) if kind == "values" and records[alike[0]].op == "step" else dtype
+    for dtype in dict.fromkeys(header.dtype for header in headers.values()):
+        alike = [name for name, header in headers.items() if header.dtype == dtype]
+        stored = step_dtype(dtype) if kind == "values" and headers[alike[0]].op == "step" else dtype
         parts = streams.values(f"{kind}.{NAME_OF_DTYPE[dtype]}", stored, [lengths[name] for name in alike])
         values |= dict(zip(alike, parts, strict=True))
     return values

@@ -159,11 +159,12 @@ class ParameterDelta:
         tuned[torch.searchsorted(self.indices, self.exact_indices)] = self.overlay
         return tuned
 
-    def check_touched(self, name: str, found: str) -> None:
+    def check_touched(self, name: str, found: str, source: str | None = None) -> None:
         """Raise `WrongBaseError` unless `found`, the digest of w0 at `indices`, is the recorded one, if any is."""
         if self.base is not None and found != self.base.touched:
             raise WrongBaseError(
                 f"the base's values at the {self.nnz} changed positions are not those the delta was made from",
+                file=source,
                 parameter=name,
             )
 

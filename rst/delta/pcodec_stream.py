@@ -4,6 +4,7 @@ A stream is the number of entries in 8 bytes, little-endian, then a standalone p
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rst.errors import DeltaFormatError
 from rst.numerics.exactness import bits
 
 _COUNT_BYTES = 8
+_AS_FLOATS = (torch.float32, torch.float64)
 # pcodec models every chunk by itself, so chunks end with parameters, whose statistics differ: over layers of 0.1 to
 # 10 % density that saves 0.2 bits an index. Below 8192 entries the headers of the chunks eat the gain.
 _CHUNK = (1 << 13, 1 << 18)
@@ -43,34 +45,34 @@ def compress(array: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.frombuffer(bytearray(numbers.size.to_bytes(_COUNT_BYTES, "little") + stream), dtype=torch.uint8)
 
 
-def decompress(where: str, stream: Tensor, dtype: torch.dtype) -> Tensor:
+def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype) -> Tensor:
     """Invert `compress` for an array of `dtype`; memory stays below 1024 entries for each byte of the stream.
 
     Raises:
-        DeltaFormatError: not such a stream; the message starts with `where`.
+        DeltaFormatError: not such a stream; about the file `source` and, as its parameter, the stream `name`.
     """
+    refuse = partial(DeltaFormatError, file=source, parameter=name)
     if stream.ndim != 1 or stream.dtype != torch.uint8 or stream.numel() <= _COUNT_BYTES:
-        raise DeltaFormatError(f"{where}: {stream.dtype} {tuple(stream.shape)} is no compressed stream")
+        raise refuse(f"{stream.dtype} {tuple(stream.shape)} is no compressed stream")
     raw = stream.numpy().tobytes()
     count, body = int.from_bytes(raw[:_COUNT_BYTES], "little"), raw[_COUNT_BYTES:]
     if count > _MOST_PER_BYTE * len(body):
-        raise DeltaFormatError(f"{where}: {count} entries in {len(body)} bytes, at most {_MOST_PER_BYTE} a byte can be")
+        raise refuse(f"{count} entries in {len(body)} bytes, at most {_MOST_PER_BYTE} a byte can be")
     try:
-        numbers = np.empty(count, _as_numpy(torch.empty(0, dtype=dtype)).dtype)
+        numbers = np.empty(count, f"{'f' if dtype in _AS_FLOATS else 'i'}{dtype.itemsize}")
         progress = standalone.simple_decompress_into(body, numbers)
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
-        raise DeltaFormatError(f"{where}: not a pcodec stream of {dtype} ({error})") from error
+        raise refuse(f"not a pcodec stream of {dtype} ({error})") from error
     if progress.n_processed != count or not progress.finished:
-        raise DeltaFormatError(f"{where}: {progress.n_processed} entries or more, the stream announces {count}")
+        raise refuse(f"{progress.n_processed} entries or more, the stream announces {count}")
     if dtype == torch.bool and (numbers.view(np.uint8) > 1).any():
-        raise DeltaFormatError(f"{where}: a bool is 0 or 1")  # torch counts on it
+        raise refuse("a bool is 0 or 1")  # torch counts on it
     return torch.from_numpy(numbers).view(dtype)
 
 
 def _as_numpy(array: Tensor) -> np.ndarray[Any, Any]:
     """Floats of 32 and 64 bits as such, for pcodec's float modes; all else by its bits, which pack no worse."""
-    as_floats = array.dtype in (torch.float32, torch.float64)
-    return (array if as_floats else bits(array)).contiguous().numpy()
+    return (array if array.dtype in _AS_FLOATS else bits(array)).contiguous().numpy()
 
 
 def _best_mode(numbers: np.ndarray[Any, Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rst.delta.parameter_delta import Op, ParameterDelta, stored_op
 from rst.errors import ParameterMismatchError
 from rst.numerics.exactness import bit_equal
-from rst.numerics.fingerprint import digest_text
+from rst.numerics.fingerprint import digest, digest_text
 
 if TYPE_CHECKING:
     from rst.live.apply import PreparedDelta
@@ -103,6 +103,17 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             lines.append(f"{name} {base.whole}")
         return digest_text("\n".join(lines))
 
+    def digest(self) -> str:
+        """One digest of all that merging takes from this delta: names, ties, and every array."""
+        lines = [f"{sorted(self.tied.items())}"]
+        for name, change in self.parameters.items():
+            arrays = (change.indices, change.values, change.exact_indices, change.overlay)
+            digests = " ".join(map(digest, arrays))
+            lines.append(f"{name} {change.op} {change.dtype} {change.shape} {change.base} {digests}")
+        for name, tensor in self.dense.items():
+            lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest(tensor)}")
+        return digest_text("\n".join(lines))
+
     def to(self, device: torch.device | str) -> "SparseDelta":
         """Copy to a device."""
         return replace(
@@ -128,10 +139,10 @@ class SparseDelta(Mapping[str, ParameterDelta]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SparseDelta":
-        """Read and validate a file written by `save`. See `rst.delta.file.load`."""
-        from rst.delta.file import load
+        """Read and validate a file written by `save`, or an adapter folder. See `rst.delta.file.load_delta`."""
+        from rst.delta.file import load_delta
 
-        return load(path)
+        return load_delta(path)
 
     def prepare(self, module: nn.Module) -> "PreparedDelta":
         """Make the delta ready for a live module, to be swapped in and out at O(nnz). See `rst.live.apply.prepare`."""
@@ -147,10 +158,20 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return self.prepare(module).apply()
 
     def summary(self) -> str:
-        """A table in plain text: changed weights, density and bytes of each parameter, and the totals."""
-        from rst.delta.summary import summarize
-
-        return summarize(self)
+        """A table in plain text: changed weights, density and bytes of each tensor, the totals, and the DSP."""
+        rows = [("tensor", "changed", "of", "density", "bytes")]
+        for name, change in self.parameters.items():
+            rows.append((name, f"{change.nnz:,}", f"{change.numel:,}", f"{change.density:.4%}", f"{change.nbytes:,}"))
+        for name, tensor in self.dense.items():
+            rows.append((name, f"{tensor.numel():,}", f"{tensor.numel():,}", "whole", f"{tensor.nbytes:,}"))
+        weights = f"{self.base.weights:,}" if self.base.weights else "?"
+        rows.append(("total", f"{self.nnz:,}", weights, f"{self.density:.4%}", f"{self.nbytes:,}"))
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(texts, others, strict=True))])
+            for name, *texts in rows
+        ]
+        return "\n".join([*lines, f"downstream parameters (DSP): {self.dsp():,}"])
 
     def __eq__(self, other: object) -> bool:
         """Equal where parameters, whole tensors (bit for bit), ties and base agree; the settings do not count."""

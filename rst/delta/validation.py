@@ -1,4 +1,4 @@
-"""What every change must satisfy before a single weight is touched; a delta may come from a stranger."""
+"""What every change must satisfy before a single weight is touched; a delta may be untrusted."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rst.delta.joining import batches, join
+from rst.delta.concatenation import batches, concatenate_changes
 from rst.delta.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 from rst.errors import DeltaFormatError
 from rst.numerics.exactness import step_dtype
@@ -24,29 +24,45 @@ def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
     """
     unchecked = {name: change for name, change in parameters.items() if not change.is_checked}
     for name, change in unchecked.items():
-        _check_form(f"{source}: {name}", change)
+        if (fault := _fault_of_form(change)) is not None:
+            raise DeltaFormatError(fault, file=source, parameter=name)
     for batch in batches(unchecked):
         if not _contents_fit(list(batch.values())):
             for name, change in batch.items():
-                _check_contents(f"{source}: {name}", change)
+                if (fault := _fault_of_contents(change)) is not None:
+                    raise DeltaFormatError(fault, file=source, parameter=name)
     for change in unchecked.values():
         change.mark_checked()
 
 
-def _check_form(where: str, change: ParameterDelta) -> None:
-    """Check what can be told without reading the arrays."""
-    numel = change.numel
+def _fault_of_form(change: ParameterDelta) -> str | None:
+    """What is wrong as far as it can be told without reading the arrays, in words; None if nothing is."""
+    numel, exact = change.numel, change.exact_indices.numel()
     if numel >= _COUNTABLE:
-        raise DeltaFormatError(f"{where}: a parameter of shape {change.shape} has too many weights to count")
-    _check_op(where, change)
-    _check_positions(where, "indices", change.indices, numel)
-    _check_positions(where, "exact_indices", change.exact_indices, numel)
-    if change.exact_indices.numel() and change.exact_indices.dtype != change.indices.dtype:
-        raise DeltaFormatError(f"{where}: exact_indices is {change.exact_indices.dtype}, not {change.indices.dtype}")
-    _check_values(where, "values", change.values, step_dtype(change.dtype) if change.op == "step" else change.dtype)
-    _check_values(where, "exact_values", change.overlay, change.dtype)
-    _check_lengths(where, "values", change.values, change.indices)
-    _check_lengths(where, "exact_values", change.overlay, change.exact_indices)
+        return f"a parameter of shape {change.shape} has too many weights to count"
+    if change.op not in _OPS:
+        return f"unknown op {change.op!r}; known are {list(_OPS)}"
+    if stored_op(change.op, change.dtype) != change.op:
+        return f"{change.dtype} has no residuals, yet {change.indices.numel()} are given"
+    if change.op != "add" and exact:
+        return f'{exact} exact_indices with op "{change.op}"'
+    if exact and change.exact_indices.dtype != change.indices.dtype:
+        return f"exact_indices is {change.exact_indices.dtype}, not {change.indices.dtype}"
+    stored = step_dtype(change.dtype) if change.op == "step" else change.dtype
+    arrays = (
+        ("indices", change.indices, "values", change.values, stored),
+        ("exact_indices", change.exact_indices, "exact_values", change.overlay, change.dtype),
+    )
+    for part, positions, values_part, values, dtype in arrays:
+        if positions.ndim != 1 or positions.dtype not in (torch.int32, torch.int64):
+            return f"{part} is {positions.dtype} {tuple(positions.shape)}, not 1-D int32 or int64"
+        if positions.numel() > numel:
+            return f"{positions.numel()} {part} for {numel} weights"
+        if values.ndim != 1 or values.dtype != dtype:
+            return f"{values_part} is {values.dtype} {tuple(values.shape)}, not 1-D {dtype}"
+        if values.numel() != positions.numel():
+            return f"{values.numel()} {values_part} for {positions.numel()} positions"
+    return None
 
 
 def _contents_fit(changes: Sequence[ParameterDelta]) -> bool:
@@ -54,13 +70,11 @@ def _contents_fit(changes: Sequence[ParameterDelta]) -> bool:
     sizes = [change.numel for change in changes]
     if sum(sizes) >= _COUNTABLE:
         return False
-    joined = join(changes)
-    try:
-        _check_contents("", joined)
-    except DeltaFormatError:
-        return False
-    return _inside(joined.indices, [change.nnz for change in changes], sizes) and _inside(
-        joined.exact_indices, [change.exact_indices.numel() for change in changes], sizes
+    joined = concatenate_changes(changes)
+    return (
+        _fault_of_contents(joined) is None
+        and _inside(joined.indices, [change.nnz for change in changes], sizes)
+        and _inside(joined.exact_indices, [change.exact_indices.numel() for change in changes], sizes)
     )
 
 
@@ -72,63 +86,24 @@ def _inside(positions: Tensor, counts: Sequence[int], sizes: Sequence[int]) -> b
     return bool(((positions[first] >= start) & (positions[last] < end)).all())
 
 
-def _check_contents(where: str, change: ParameterDelta) -> None:
-    _check_order(where, "indices", change.indices, change.numel)
-    _check_order(where, "exact_indices", change.exact_indices, change.numel)
-    if change.op == "replace":
-        _check_no_nan(where, "values", change.values)
-    if change.op == "add":
-        _check_residuals(where, change)
-
-
-def _check_op(where: str, change: ParameterDelta) -> None:
-    if change.op not in _OPS:
-        raise DeltaFormatError(f"{where}: unknown op {change.op!r}; known are {list(_OPS)}")
-    if stored_op(change.op, change.dtype) != change.op:
-        raise DeltaFormatError(f"{where}: {change.dtype} has no residuals, yet {change.indices.numel()} are given")
-    if change.op != "add" and change.exact_indices.numel():
-        raise DeltaFormatError(f'{where}: {change.exact_indices.numel()} exact_indices with op "{change.op}"')
-
-
-def _check_residuals(where: str, change: ParameterDelta) -> None:
-    if not change.values.isfinite().all():
+def _fault_of_contents(change: ParameterDelta) -> str | None:
+    """What is wrong with the numbers in the arrays, in words; None if nothing is."""
+    for part, positions in (("indices", change.indices), ("exact_indices", change.exact_indices)):
+        if not (positions[1:] > positions[:-1]).all():
+            return f"{part} is not sorted or repeats a position"
+        if positions.numel() and not 0 <= int(positions[0]) <= int(positions[-1]) < change.numel:
+            first, last = int(positions[0]), int(positions[-1])
+            return f"{part} spans {first} to {last}, the parameter has {change.numel} weights"
+    if change.op == "add" and not change.values.isfinite().all():
         bad = int((~change.values.isfinite()).sum())
-        raise DeltaFormatError(f"{where}: {bad} of {change.values.numel()} residuals are NaN or infinite")
-    _check_no_nan(where, "exact_values", change.overlay)
+        return f"{bad} of {change.values.numel()} residuals are NaN or infinite"
+    if change.op == "replace" and (nans := count_nans(change.values)):
+        return f"values has {nans} NaN"
+    if nans := count_nans(change.overlay):
+        return f"exact_values has {nans} NaN"
     if not _is_subset(change.exact_indices, change.indices):
-        raise DeltaFormatError(f"{where}: exact_indices names positions that indices lacks")
-
-
-def _check_positions(where: str, part: str, positions: Tensor, numel: int) -> None:
-    if positions.ndim != 1 or positions.dtype not in (torch.int32, torch.int64):
-        raise DeltaFormatError(f"{where}: {part} is {positions.dtype} {tuple(positions.shape)}, not 1-D int32 or int64")
-    if positions.numel() > numel:
-        raise DeltaFormatError(f"{where}: {positions.numel()} {part} for {numel} weights")
-
-
-def _check_order(where: str, part: str, positions: Tensor, numel: int) -> None:
-    if positions.numel() == 0:
-        return
-    if not (positions[1:] > positions[:-1]).all():
-        raise DeltaFormatError(f"{where}: {part} is not sorted or repeats a position")
-    first, last = int(positions[0]), int(positions[-1])
-    if first < 0 or last >= numel:
-        raise DeltaFormatError(f"{where}: {part} spans {first} to {last}, the parameter has {numel} weights")
-
-
-def _check_values(where: str, part: str, values: Tensor, dtype: torch.dtype) -> None:
-    if values.ndim != 1 or values.dtype != dtype:
-        raise DeltaFormatError(f"{where}: {part} is {values.dtype} {tuple(values.shape)}, not 1-D {dtype}")
-
-
-def _check_no_nan(where: str, part: str, values: Tensor) -> None:
-    if nans := count_nans(values):
-        raise DeltaFormatError(f"{where}: {part} has {nans} NaN")
-
-
-def _check_lengths(where: str, part: str, values: Tensor, positions: Tensor) -> None:
-    if values.numel() != positions.numel():
-        raise DeltaFormatError(f"{where}: {values.numel()} {part} for {positions.numel()} positions")
+        return "exact_indices names positions that indices lacks"
+    return None
 
 
 def _is_subset(some: Tensor, all_of: Tensor) -> bool:

@@ -13,7 +13,6 @@ from rst.errors import ConfigError, ParameterMismatchError
 from rst.live.apply import Places, PreparedDelta, find_place, places_of, prepare_at
 from rst.naming import unwrap
 from rst.numerics.fingerprint import digest
-from rst.operations.input_identity import delta_digest
 from rst.shards.blocks import Block, local
 from rst.shards.collectives import tell_all, together
 from rst.shards.layout import ShardLayout, find_layout
@@ -122,7 +121,7 @@ class _Parts(Mapping[str, Tensor | None]):
 def _check_same(delta: SparseDelta, layout: ShardLayout) -> None:
     """Raise, in every process, unless the delta is well formed and the same in all."""
     together(lambda: validate(delta.parameters, "delta"), layout.device)
-    digests = tell_all(delta_digest(delta))
+    digests = tell_all(delta.digest())
     if different := [rank for rank, found in enumerate(digests) if found != digests[0]]:
         raise ParameterMismatchError(f"the delta of rank {different[0]} is not that of rank 0")
 

@@ -60,7 +60,7 @@ def codec() -> Speed:
     generator = torch.Generator().manual_seed(0)
     residuals = torch.randn(_ENTRIES, generator=generator) * 1e-4
     stream = compress(residuals, [_ENTRIES])
-    seconds = _best(lambda: decompress("doctor", stream, torch.float32))
+    seconds = _best(lambda: decompress("doctor", "residuals", stream, torch.float32))
     return Speed("pcodec decoding", _ENTRIES / seconds / 1e6, "M entries/s", "float32 residuals")
 
 

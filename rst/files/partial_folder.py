@@ -6,7 +6,7 @@ this library's version), then name and digest of each file that is finished. Onl
 
 import fcntl
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +14,22 @@ from typing import Any
 
 from rst.errors import CheckpointError, RSTError
 from rst.files.atomic import sync_to_disk
-from rst.numerics.fingerprint import TEXT_DIGITS, digest_file
+from rst.numerics.fingerprint import TEXT_DIGITS, digest_file, digest_text
+from rst.version import __version__
 
 _JOURNAL = "rst-journal.jsonl"
+
+
+def job_digest(settings: Any, files: Sequence[Path]) -> str:
+    """Digest settings in JSON, this library's version, and the files' names, sizes and times of last change.
+
+    The contents of the files are not read: that would be half of the work that is to be saved.
+    """
+    stamps = []
+    for path in files:
+        found = path.stat()
+        stamps.append([str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns])
+    return digest_text(json.dumps([__version__, settings, stamps], sort_keys=True))
 
 
 class PartialFolder:
@@ -51,7 +64,7 @@ class PartialFolder:
             self._files, self._digests = set(files), self._continue(job)
             if not self._digests:
                 self._start(job)
-            self._check_strangers()
+            self._check_unknown_files()
         except BaseException:
             self._journal.close()
             raise
@@ -128,10 +141,10 @@ class PartialFolder:
         self._journal.flush()
         sync_to_disk(self.path / _JOURNAL)
 
-    def _check_strangers(self) -> None:
-        if strangers := {path.name for path in self.path.iterdir()} - self._files - {_JOURNAL}:
+    def _check_unknown_files(self) -> None:
+        if unknown := {path.name for path in self.path.iterdir()} - self._files - {_JOURNAL}:
             raise CheckpointError(
-                f"holds {min(strangers)}, which is no part of {self._output}; remove it", file=self.path
+                f"holds {min(unknown)}, which is no part of {self._output}; remove it", file=self.path
             )
 
 

@@ -1,8 +1,8 @@
-"""Text from a stranger's file, made safe to show."""
+"""Untrusted text, made safe to show."""
 
 
 def printable(text: str) -> str:
-    """Escape what could steer a terminal or reorder a line; names in a delta may come from a stranger.
+    """Escape what could steer a terminal or reorder a line; names in a delta are untrusted.
 
     >>> printable("layer\\x1b[2J")
     'layer\\\\x1b[2J'

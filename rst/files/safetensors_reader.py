@@ -31,7 +31,7 @@ def read_safetensors(source: str) -> Contents:
         DeltaFormatError: it cannot be read, or is no safetensors file.
     """
     if not Path(source).is_file():
-        raise CheckpointError(f"{_instead_of_a_file(Path(source))}", file=source)
+        raise CheckpointError("no such file", file=source)
     try:
         with safe_open(source, framework="np"):  # judges the header, which may be hostile
             data = np.fromfile(source, dtype=np.uint8)
@@ -52,13 +52,6 @@ def read_safetensors(source: str) -> Contents:
         hint = "" if source.endswith(".safetensors") else "; rst export makes a delta, a .safetensors file"
         raise DeltaFormatError(f"not a readable safetensors file ({error}){hint}", file=source) from error
     return Contents(metadata, arrays, data.data)
-
-
-def _instead_of_a_file(path: Path) -> str:
-    inside = path / "delta.safetensors"  # what `save_pretrained` leaves
-    if inside.is_file():
-        return f"is a folder; name the file in it, {inside}"
-    return "is a folder, without a delta.safetensors" if path.is_dir() else "no such file"
 
 
 def _tensor(data: np.ndarray[Any, Any], start: int, entry: dict[str, Any]) -> Tensor:

@@ -42,20 +42,16 @@ def write_safetensors(
         OSError: the disk is full, or the like; the error names the file.
     """
     try:
-        _write(Path(path), specs, tensors, metadata)
+        with Path(path).open("wb") as file, ThreadPoolExecutor(1) as writer:
+            last = writer.submit(file.write, _header(specs, metadata))
+            for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
+                assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
+                last.result()
+                last = writer.submit(file.write, as_bytes(tensor).numpy().data)
+            last.result()
     except OSError as error:
         error.filename = error.filename or os.fspath(path)  # a write alone does not know it
         raise
-
-
-def _write(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        last = writer.submit(file.write, _header(specs, metadata))
-        for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
-            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
-            last.result()
-            last = writer.submit(file.write, as_bytes(tensor).numpy().data)
-        last.result()
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:

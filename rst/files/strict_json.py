@@ -1,4 +1,4 @@
-"""JSON by a stranger: read where it can mean one thing only, refused by `ValueError` where not."""
+"""Untrusted JSON: read where it can mean one thing only, refused by `ValueError` where not."""
 
 import json
 import math
@@ -22,6 +22,11 @@ def parse_json(text: str | bytes) -> Any:
     if "\\u" in plain:
         _check_text(value)
     return value
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON, the same for the same contents."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def check_depth(value: Any, levels: int = _DEEPEST) -> Any:

@@ -173,7 +173,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD_FILE
     try:
         record = {"weights": None, "trainer": None, **unpickle(path)}
-        read_trainer_record(record["trainer"], f"{path}: the trainer's state in it")
+        read_trainer_record(record["trainer"], str(path))
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"not the record of RSTCallback ({error})", file=path) from error
     return record

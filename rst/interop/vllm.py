@@ -16,7 +16,7 @@ from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import NotCarriedError
 from rst.numerics.fingerprint import digest
-from rst.operations.base_lookup import check_fits, names_in_base
+from rst.operations.base_checks import names_in_base
 
 MOST_INDEXED = (1 << 31) - 1  # elements of a tensor whose positions int32 is sure to hold
 
@@ -77,7 +77,6 @@ def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
         if not change.dtype.is_floating_point:
             raise NotCarriedError(f"patches have floating-point values, the delta has {change.dtype}", parameter=name)
         for present in names_in_base(name, delta, weights):
-            check_fits(present, change, weights)
             if change.numel > MOST_INDEXED:
                 raise NotCarriedError(
                     f"patches have int32 positions, too few for {change.numel} elements; send it as a dense weight",

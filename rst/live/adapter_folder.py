@@ -8,17 +8,14 @@ import os
 from pathlib import Path
 from typing import Final
 
+from rst.delta.file import CONFIG_FILE, DELTA_FILE, FOLDER_VERSION
 from rst.delta.sparse_delta import Encoding, SparseDelta
-from rst.errors import CheckpointError, ConfigError, DeltaFormatError
+from rst.errors import ConfigError
 from rst.files.atomic import atomic_write
-from rst.files.strict_json import parse_json
 from rst.live.model_card import model_card
 from rst.version import __version__
 
-DELTA_FILE: Final = "delta.safetensors"
-CONFIG_FILE: Final = "rst_config.json"
 CARD_FILE: Final = "README.md"
-FORMAT_VERSION: Final = 1
 
 
 def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
@@ -50,7 +47,7 @@ def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: 
     delta.save(path / DELTA_FILE, encoding)
     content = {
         "format": "rst",
-        "format_version": FORMAT_VERSION,
+        "format_version": FOLDER_VERSION,
         "library_version": __version__,
         "base_model_name_or_path": delta.base.name,
         "base_model_revision": delta.base.revision,
@@ -61,28 +58,3 @@ def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: 
     if not (path / CARD_FILE).exists():
         with atomic_write(path / CARD_FILE) as temporary:
             temporary.write_text(model_card(delta, (path / DELTA_FILE).stat().st_size))
-
-
-def read_adapter(folder: str | os.PathLike[str]) -> SparseDelta:
-    """Read the delta of a folder written by `write_adapter`.
-
-    Raises:
-        CheckpointError: the folder or one of its files is missing.
-        DeltaFormatError: a file in it is damaged, or of another version.
-    """
-    path = Path(folder)
-    _check_config(path / CONFIG_FILE)
-    return SparseDelta.load(path / DELTA_FILE)
-
-
-def _check_config(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError("no such file; a folder written by save_pretrained has one", file=path)
-    try:
-        content = parse_json(path.read_bytes())
-        kind, version = content["format"], content["format_version"]
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise DeltaFormatError(f"malformed ({type(error).__name__}: {error})", file=path) from error
-    if kind != "rst" or version != FORMAT_VERSION:
-        found = f"{str(kind)[:99]!r} version {str(version)[:99]}"
-        raise DeltaFormatError(f"format {found}; this library reads rst {FORMAT_VERSION}", file=path)

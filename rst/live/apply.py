@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from rst.delta.joining import batches, join, lay
+from rst.delta.concatenation import batches, concatenate_changes, concatenate_tensors
 from rst.delta.parameter_delta import ParameterDelta
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
@@ -183,7 +183,7 @@ def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> Pa
     device, dtype = spots[0].tensor.device, changes[0].dtype
     lengths = [change.nnz for change in changes]
     slices = [slice(start, end) for start, end in pairwise([0, *accumulate(lengths)])]
-    local = lay([change.indices for change in changes]).to(device, torch.int64)
+    local = concatenate_tensors([change.indices for change in changes]).to(device, torch.int64)
     whole = elements(local)
     positions = [
         whole[part] if spot.tensor.is_contiguous() else elements(memory_positions(spot.tensor, local[part]))
@@ -193,7 +193,7 @@ def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> Pa
     origin = torch.as_tensor(old, device=device).view(dtype)
     for spot, change, found in zip(spots, changes, digests(origin, lengths), strict=True):
         change.check_touched(spot.name, found)
-    new = elements(join(changes).to(device).tuned_values(origin))
+    new = elements(concatenate_changes(changes).to(device).tuned_values(origin))
     return PatchGroup(
         [
             Patch.at(spot, where, new[part], old[part])

@@ -4,10 +4,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from rst.delta.file import CONFIG_FILE, DELTA_FILE
 from rst.delta.sparse_delta import Encoding, SparseDelta
 from rst.errors import CheckpointError
 from rst.extras import install_command
-from rst.live.adapter_folder import CARD_FILE, CONFIG_FILE, DELTA_FILE, write_adapter
+from rst.live.adapter_folder import CARD_FILE, write_adapter
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rst.config import RSTConfig
+from rst.delta.file import load_delta
 from rst.delta.sparse_delta import Encoding, SparseDelta
 from rst.errors import ConfigError
 from rst.live.adapter_bank import BASE, AdapterBank
-from rst.live.adapter_folder import adapter_subfolder, read_adapter, write_adapter
+from rst.live.adapter_folder import adapter_subfolder, write_adapter
 from rst.live.adapters import TrainingAdapter
 from rst.live.hub import find_adapter, push_adapter
 from rst.live.model_status import ModelStatus
@@ -110,7 +111,7 @@ class RSTModel(nn.Module):
             ParameterMismatchError: it is for another architecture.
             WrongBaseError: it is for other weights. The model is unchanged in every case.
         """
-        self.add_adapter(adapter_name, read_adapter(find_adapter(os.fspath(model_id), **hub)), is_trainable)
+        self.add_adapter(adapter_name, load_delta(find_adapter(os.fspath(model_id), **hub)), is_trainable)
 
     def add_adapter(self, adapter_name: str, adapter: SparseDelta | RSTConfig, is_trainable: bool = False) -> None:
         """Add a delta, or with a configuration start training a new adapter, which then is active.
@@ -136,7 +137,7 @@ class RSTModel(nn.Module):
         Raises:
             RSTError: as `load_adapter`, or no adapter of this name is loaded; nothing has changed then.
         """
-        self._bank.replace(adapter_name, read_adapter(find_adapter(os.fspath(model_id), **hub)))
+        self._bank.replace(adapter_name, load_delta(find_adapter(os.fspath(model_id), **hub)))
 
     def save_pretrained(
         self,

@@ -1,16 +1,36 @@
-"""The base that several deltas have in common: whether it is one, and what they all store whole beside it."""
+"""Whether a base is that of a delta, by names, shapes and dtypes, and whether several deltas have one in common."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
-from rst.delta.parameter_delta import BaseDigests, ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ParameterMismatchError, WrongBaseError
-from rst.numerics.exactness import bit_equal, bits
-from rst.numerics.fingerprint import digest
-from rst.operations.base_lookup import check_fits
+from rst.numerics.exactness import bit_equal
+
+
+def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
+    """The names that a base has for a changed parameter, which may be tied.
+
+    Raises:
+        ParameterMismatchError: it has none, or one of another shape or dtype.
+    """
+    change = delta[name]
+    present = [candidate for candidate in delta.names_of(name) if candidate in base]
+    if not present:
+        raise ParameterMismatchError(
+            "the delta changes it, the base has no such tensor", file=base.source, parameter=name
+        )
+    for candidate in present:
+        tensor = base.outline(candidate)
+        if (tuple(tensor.shape), tensor.dtype) != (change.shape, change.dtype):
+            raise ParameterMismatchError(
+                f"{tensor.dtype} {tuple(tensor.shape)}, the delta is for {change.dtype} {change.shape}",
+                file=base.source,
+                parameter=candidate,
+            )
+    return present
 
 
 def check_common_base(deltas: Mapping[str, SparseDelta]) -> None:
@@ -26,13 +46,16 @@ def check_common_base(deltas: Mapping[str, SparseDelta]) -> None:
     first: dict[str, str] = {}
     for label, delta in deltas.items():
         for name in delta:
-            _check_alike(name, label, delta, first.setdefault(name, label), deltas)
+            if name in first:
+                _check_alike(name, first[name], label, deltas)
+            else:
+                first[name] = label
     for label, delta in deltas.items():
         for alias, owner in delta.tied.items():
             if alias in first:
                 raise ParameterMismatchError(
-                    f"cannot combine {first[alias]} and {label}: {alias}, changed by the first, is tied to {owner} in "
-                    "the second"
+                    f"cannot combine {first[alias]}, which changes it, and {label}, where it is tied to {owner}",
+                    parameter=alias,
                 )
 
 
@@ -49,54 +72,26 @@ def common_dense(deltas: Mapping[str, SparseDelta]) -> dict[str, Tensor]:
             if here is None or there is None or not bit_equal(here.cpu(), there.cpu()):
                 what = "differs" if here is not None and there is not None else "is in one alone"
                 raise ParameterMismatchError(
-                    f"cannot combine {first} and {label}: {name} is stored whole and {what}; "
-                    "take sparse_only() of each first (--sparse-only), and choose such tensors yourself"
+                    f"cannot combine {first} and {label}: it is stored whole and {what}; "
+                    "take sparse_only() of each first (--sparse-only), and choose such tensors yourself",
+                    parameter=name,
                 )
     return dict(reference.dense)
 
 
-def on_base(name: str, change: ParameterDelta, known: Iterable[BaseDigests], base: Checkpoint) -> ParameterDelta:
-    """Express residuals that no base was read for as the exact change of a base, with its digests.
-
-    Args:
-        name: the parameter's name in `base`.
-        change: residuals, meant for plain addition.
-        known: what the base's digests must be.
-        base: the base.
-
-    Raises:
-        ParameterMismatchError: the base has the parameter in another shape or dtype.
-        WrongBaseError: it has another digest.
-    """
-    check_fits(name, change, base)
-    origin = base[name].detach().reshape(-1)
-    found = digest(origin)
-    for wanted in known:
-        if found != wanted.whole:
-            raise WrongBaseError(
-                f"{name} is not the tensor the deltas were made from (BLAKE3 {found[:12]}, wanted {wanted.whole[:12]})",
-                file=base.source,
-            )
-    change = change.to(origin.device)
-    positions = change.indices.long()
-    before = gather(origin, positions)
-    after = change.tuned_values(before)
-    moved = bits(before) != bits(after)
-    digests = BaseDigests(found, digest(before[moved]))
-    return ParameterDelta.at(positions[moved], before[moved], after[moved], change.shape, digests)
-
-
-def _check_alike(name: str, label: str, delta: SparseDelta, first: str, deltas: Mapping[str, SparseDelta]) -> None:
-    here, there = delta[name], deltas[first][name]
+def _check_alike(name: str, first: str, label: str, deltas: Mapping[str, SparseDelta]) -> None:
+    here, there = deltas[label][name], deltas[first][name]
     if (here.shape, here.dtype) != (there.shape, there.dtype):
         raise ParameterMismatchError(
-            f"cannot combine {first} and {label}: {name} is {there.dtype} {there.shape} in the first and "
-            f"{here.dtype} {here.shape} in the second"
+            f"cannot combine {first} and {label}: {there.dtype} {there.shape} in the first and "
+            f"{here.dtype} {here.shape} in the second",
+            parameter=name,
         )
     if here.base and there.base and here.base.whole != there.base.whole:
         raise WrongBaseError(
             f"cannot combine {_based(first, deltas)} and {_based(label, deltas)}: they were made from different bases "
-            f"(BLAKE3 of {name}: {there.base.whole[:12]} and {here.base.whole[:12]})"
+            f"(BLAKE3 {there.base.whole[:12]} and {here.base.whole[:12]})",
+            parameter=name,
         )
 
 

@@ -2,24 +2,27 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rst.checkpoints.checkpoint import Weights, open_checkpoint
-from rst.delta.parameter_delta import ParameterDelta
+from rst.checkpoints.checkpoint import Checkpoint, Weights, open_checkpoint
+from rst.delta.file import load_delta
+from rst.delta.parameter_delta import BaseDigests, ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
-from rst.errors import ConfigError, NonFiniteError
-from rst.operations.base_checks import check_common_base, common_dense, on_base
-from rst.operations.base_lookup import names_in_base
-from rst.operations.pruning import Entries, largest, random_share
+from rst.errors import ConfigError, NonFiniteError, WrongBaseError
+from rst.numerics.exactness import bits
+from rst.numerics.fingerprint import digest
+from rst.operations.base_checks import check_common_base, common_dense, names_in_base
 
 Method = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 MajoritySignMethod = Literal["total", "frequency"]
 _ELECTING = ("ties", "dare_ties")
+Entries = tuple[Tensor, Tensor]
+"""Sorted positions and the residuals there, both of shape (nnz,)."""
 
 
 def combine(
@@ -42,7 +45,7 @@ def combine(
     the delta changes, parameter by parameter. (DARE draws independently, so there both are the same.)
 
     Args:
-        deltas: with op "add", or their files.
+        deltas: with op "add", or their files or adapter folders.
         weights: one factor for each, any finite number.
         method: "linear" is sum of weight times residual (task arithmetic, Ilharco et al., 2023). "magnitude_prune"
             first keeps the largest residuals, "dare_linear" a random share divided by `density` (Yu et al., 2024).
@@ -67,7 +70,7 @@ def combine(
         WrongBaseError: the deltas were made from different bases, or not from `base`.
     """
     _check_settings(len(deltas), weights, method, density, majority_sign_method)
-    labelled = {_label(delta, number): _load(delta) for number, delta in enumerate(deltas, start=1)}
+    labelled = {_label(delta, number): load_delta(delta) for number, delta in enumerate(deltas, start=1)}
     loaded = list(labelled.values())
     check_common_base(labelled)
     names = list(dict.fromkeys(name for delta in loaded for name in delta))
@@ -82,7 +85,7 @@ def combine(
         if weights_of_base is not None:
             present = names_in_base(name, next(delta for delta in loaded if name in delta), weights_of_base)[0]
             known = [part.base for part, _ in parts if part.base]
-            change = on_base(present, change, known, weights_of_base)
+            change = _on_base(present, change, known, weights_of_base)
         if change.nnz:
             combined[name] = change
     dense = common_dense(labelled)
@@ -120,10 +123,6 @@ def _label(delta: SparseDelta | str | os.PathLike[str], number: int) -> str:
     return f"delta {number}" if isinstance(delta, SparseDelta) else f"delta {number} ({os.fspath(delta)})"
 
 
-def _load(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
-    return delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
-
-
 def _entries(change: ParameterDelta) -> Entries:
     residuals = change * 1.0  # refuses what has none, and leaves zeros out
     return residuals.indices, residuals.values.to(torch.promote_types(change.dtype, torch.float32))
@@ -133,8 +132,29 @@ def _prune(entries: Entries, method: Method, density: float | None, generator: t
     if density is None:
         return entries
     if method.startswith("dare"):
-        return random_share(entries, density, generator)
-    return largest(entries, density)
+        return _random_share(entries, density, generator)
+    return _largest(entries, density)
+
+
+def _largest(entries: Entries, density: float) -> Entries:
+    """Keep the `int(density * nnz)` residuals of largest magnitude; among equals, those that come first."""
+    indices, values = entries
+    kept = int(density * indices.numel())
+    order = values.abs().argsort(descending=True, stable=True)
+    places = order[:kept].sort().values
+    return indices[places], values[places]
+
+
+def _random_share(entries: Entries, density: float, generator: torch.Generator | None) -> Entries:
+    """Keep each residual with probability `density` and divide it by that, so that the expected change is the same.
+
+    An unchanged weight stays unchanged whether it is drawn or not: this is DARE (Yu et al., 2024) on the dense
+    difference, at the cost of the changed entries alone.
+    """
+    indices, values = entries
+    drawn = torch.rand(indices.numel(), generator=generator, device=generator.device if generator else None)
+    places = (drawn < density).nonzero().squeeze(1).to(indices.device)
+    return indices[places], values[places] / density
 
 
 def _add_up(
@@ -180,3 +200,33 @@ def _elect(tasks: Sequence[tuple[Tensor, Tensor]], votes: Tensor, sign_method: M
     for slot, values in tasks:
         votes[slot] += values if sign_method == "total" else values.sign()
     return torch.where(votes >= 0, 1.0, -1.0).to(votes.dtype)
+
+
+def _on_base(name: str, change: ParameterDelta, known: Iterable[BaseDigests], base: Checkpoint) -> ParameterDelta:
+    """Express residuals that no base was read for as the exact change of a base, with its digests.
+
+    Args:
+        name: the parameter's name in `base`.
+        change: residuals, meant for plain addition.
+        known: what the base's digests must be.
+        base: the base.
+
+    Raises:
+        WrongBaseError: the base has another digest.
+    """
+    origin = base[name].detach().reshape(-1)
+    found = digest(origin)
+    for wanted in known:
+        if found != wanted.whole:
+            raise WrongBaseError(
+                f"not the tensor the deltas were made from (BLAKE3 {found[:12]}, wanted {wanted.whole[:12]})",
+                file=base.source,
+                parameter=name,
+            )
+    change = change.to(origin.device)
+    positions = change.indices.long()
+    before = gather(origin, positions)
+    after = change.tuned_values(before)
+    changed = bits(before) != bits(after)
+    digests = BaseDigests(found, digest(before[changed]))
+    return ParameterDelta.at(positions[changed], before[changed], after[changed], change.shape, digests)

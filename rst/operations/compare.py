@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint, Weights, open_checkpoint
+from rst.delta.file import load_delta
 from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import ParameterMismatchError
 from rst.numerics.exactness import bit_equal, bits
 from rst.numerics.fingerprint import digest
-from rst.operations.base_lookup import check_fits, names_in_base
+from rst.operations.base_checks import names_in_base
 from rst.operations.residual_angle import Angle, angle_between, joint_cosine, log_length
 
 Agreement = Literal["same", "different", "first only", "second only"]
@@ -88,7 +89,7 @@ def compare(
     compared, and a residual is wt - w0 in float64, for any op and dtype.
 
     Args:
-        first: a delta or its file.
+        first: a delta, its file or its adapter folder.
         second: another.
         base: the weights that both were made from (see `open_checkpoint`), read at the changed positions.
 
@@ -99,7 +100,9 @@ def compare(
             the base lacks a parameter, or has it in another shape or dtype.
         WrongBaseError: the base's values are not those that a delta was made from.
     """
-    deltas = (_load(first, "the first delta"), _load(second, "the second delta"))
+    deltas = load_delta(first), load_delta(second)
+    for delta, which in zip(deltas, ("the first delta", "the second delta"), strict=True):
+        validate(delta.parameters, which)
     names = list(dict.fromkeys([*deltas[0], *deltas[1]]))
     _check_alike(*deltas)
     weights = None if base is None else open_checkpoint(base).named_as(names)
@@ -134,18 +137,10 @@ class _Side:
         if base is None:
             return cls(change, None, change.values.double() if change.op == "add" else None)
         present = names_in_base(name, delta, base)[0]
-        check_fits(present, change, base)
         origin = gather(base[present].detach().reshape(-1), change.indices.long().to(base[present].device)).cpu()
-        change.check_touched(f"{base.source}: {name}", digest(origin))
+        change.check_touched(name, digest(origin), base.source)
         tuned = change.tuned_values(origin)
         return cls(change, tuned, tuned.double() - origin.double())
-
-
-def _load(delta: SparseDelta | str | os.PathLike[str], label: str) -> SparseDelta:
-    if not isinstance(delta, SparseDelta):
-        return SparseDelta.load(delta)
-    validate(delta.parameters, label)
-    return delta
 
 
 def _check_alike(first: SparseDelta, second: SparseDelta) -> None:
@@ -153,11 +148,14 @@ def _check_alike(first: SparseDelta, second: SparseDelta) -> None:
         here, there = first[name], second[name]
         if (here.shape, here.dtype) != (there.shape, there.dtype):
             raise ParameterMismatchError(
-                f"{name} is {here.dtype} {here.shape} in the first delta and {there.dtype} {there.shape} in the second"
+                f"{here.dtype} {here.shape} in the first delta and {there.dtype} {there.shape} in the second",
+                parameter=name,
             )
     for changed, tied in ((first, second.tied), (second, first.tied)):
         for alias in changed.keys() & tied.keys():
-            raise ParameterMismatchError(f"{alias}, changed by one delta, is tied to {tied[alias]} in the other")
+            raise ParameterMismatchError(
+                f"changed by one delta and tied to {tied[alias]} in the other", parameter=alias
+            )
 
 
 def _meet(first: _Side, second: _Side) -> tuple[Overlap, Angle]:

@@ -7,12 +7,13 @@ from typing import get_args
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Weights, open_checkpoint
+from rst.delta.file import load_delta
 from rst.delta.parameter_delta import Op, ParameterDelta, gather, stored_op
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import ConfigError
 from rst.numerics.fingerprint import digest
-from rst.operations.base_lookup import check_fits, names_in_base
+from rst.operations.base_checks import names_in_base
 
 
 def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weights | None = None) -> SparseDelta:
@@ -22,7 +23,7 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
     >>> SparseDelta.load("delta.safetensors").save("small.safetensors", encoding="packed")  # needs no conversion
 
     Args:
-        delta: the delta or its file.
+        delta: the delta, its file or its adapter folder.
         op: "add" for residuals, "replace" for the tuned values, "step" for integer steps, as in `ParameterDelta`.
         base: the weights it was made from (see `open_checkpoint`), read at the changed positions. May be None where
             nothing changes form.
@@ -39,7 +40,7 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
     """
     if op not in get_args(Op):
         raise ConfigError(f"op={op!r}: choose one of {list(get_args(Op))}")
-    source = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
+    source = load_delta(delta)
     weights = None if base is None else open_checkpoint(base).named_as(source)
     converted = {}
     validate(source.parameters, "delta")
@@ -50,14 +51,13 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
             raise ConfigError(f'from op "{change.op}" to "{op}" needs the base weights', parameter=name)
         else:
             present = names_in_base(name, source, weights)[0]
-            check_fits(present, change, weights)
-            converted[name] = _express(f"{weights.source}: {name}", change, weights[present].detach(), op)
+            converted[name] = _express(name, change, weights[present].detach(), op, weights.source)
     return replace(source, parameters=converted)
 
 
-def _express(where: str, change: ParameterDelta, base: Tensor, op: Op) -> ParameterDelta:
+def _express(name: str, change: ParameterDelta, base: Tensor, op: Op, source: str) -> ParameterDelta:
     change = change.to(base.device)
     positions = change.indices.long()
     origin = gather(base.reshape(-1), positions)
-    change.check_touched(where, digest(origin))
+    change.check_touched(name, digest(origin), source)
     return ParameterDelta.at(positions, origin, change.tuned_values(origin), change.shape, change.base, op)

@@ -14,9 +14,9 @@ from rst.config import Patterns, RSTConfig
 from rst.delta.parameter_delta import Op
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
+from rst.files.partial_folder import job_digest
 from rst.naming import check_patterns, matches
 from rst.operations.extraction import Extraction, Progress
-from rst.operations.input_identity import job_digest
 from rst.operations.resumable_export import export_in_parts
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -119,9 +119,9 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
             file=tuned.source,
         )
     try:
-        read = read_trainer_record(record, f"{tuned.source}: the trainer's record in it")
+        read = read_trainer_record(record, tuned.source)
     except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(error.reason, file=error.file) from error
     return _planned(tuned, read, threshold, op)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import Op, ParameterDelta, check_like, check_no_nan, check_real
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
+from rst.errors import RSTError
 from rst.numerics.exactness import bit_equal
 
 Progress = Callable[[int, int], None]
@@ -57,15 +58,18 @@ class Extraction:
         total = sum(map(self.nbytes, self.names))
         for name in self.names:
             tuned = self.tuned[name].detach()
-            where = f"{self.source}: {name}" if self.source else name
-            if name in self.whole or name in self.buffers:
-                if self._is_stored_whole(name, where, tuned):
-                    dense[name] = tuned.clone().contiguous()
-            else:
-                weights += tuned.numel()
-                change = ParameterDelta.between(where, self.base[name], tuned, self.threshold, self.op)
-                if change.nnz:
-                    parameters[name] = change
+            try:
+                if name in self.whole or name in self.buffers:
+                    if self._is_stored_whole(name, tuned):
+                        dense[name] = tuned.clone().contiguous()
+                else:
+                    weights += tuned.numel()
+                    change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op)
+                    if change.nnz:
+                        parameters[name] = change
+            except RSTError as error:
+                error.file = error.file or self.source
+                raise
             self._release(name)
             done += tuned.nbytes
             if on_progress:
@@ -87,12 +91,12 @@ class Extraction:
         tuned = self.tuned
         return (tuned.outline(name) if isinstance(tuned, Checkpoint) else tuned[name]).nbytes
 
-    def _is_stored_whole(self, name: str, where: str, tuned: Tensor) -> bool:
+    def _is_stored_whole(self, name: str, tuned: Tensor) -> bool:
         """Check a tensor that is stored whole or not at all; a buffer only if it changed."""
         if name not in self.whole:
-            check_like(where, tuned, self.base[name])
-        check_real(where, tuned)
-        check_no_nan(where, tuned)
+            check_like(name, tuned, self.base[name])
+        check_real(name, tuned)
+        check_no_nan(name, tuned)
         return name in self.whole or not bit_equal(self.base[name], tuned)
 
     def _release(self, name: str) -> None:

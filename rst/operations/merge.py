@@ -10,13 +10,14 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import PICKLED_SUFFIXES, open_checkpoint
 from rst.checkpoints.nested_state import replace_state
 from rst.checkpoints.pickle_writer import write_pickle
+from rst.delta.file import load_delta
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, ConfigError
 from rst.files.atomic import atomic_write
 from rst.files.safetensors_writer import by_width, write_safetensors
 from rst.files.weight_index import LARGEST_SHARD, parse_size
 from rst.operations.extraction import Progress
-from rst.operations.merge_folder import check_folder, merge_into_folder
+from rst.operations.merge_folder import merge_into_folder
 from rst.operations.merged_tensors import MergedTensors
 
 PathLike = str | os.PathLike[str]
@@ -51,7 +52,7 @@ def merge(
 
     Args:
         base: a state dict, left as it is, or a file or folder (see `open_checkpoint`).
-        delta: the delta or its file.
+        delta: the delta, its file or its adapter folder.
         output: with files, where to write: `.safetensors` is streamed tensor by tensor; `.pt`, `.pth`, `.ckpt`,
             `.th` and `.bin` need a pickled base and keep its structure, and hold the changed tensors in memory. A
             name without a suffix, and an empty folder, become a folder of safetensors as transformers reads it, with
@@ -75,7 +76,7 @@ def merge(
         return MergedTensors(open_checkpoint(base), delta).in_memory()
     if output is None:
         raise TypeError("merging a file needs the path of the output")
-    merging, target = _open(base, delta), Path(output)
+    merging, target = MergedTensors(open_checkpoint(base), load_delta(delta)), Path(output)
     _check_output(merging, target, max_shard_size)
     if is_folder(target, max_shard_size):
         merge_into_folder(merging, Path(base), target, parse_size(max_shard_size or LARGEST_SHARD), on_progress)
@@ -99,15 +100,10 @@ def rehearse(
     Returns:
         Bytes of all merged tensors.
     """
-    merging = _open(base, delta)
+    merging = MergedTensors(open_checkpoint(base), load_delta(delta))
     if output is not None:
         _check_output(merging, Path(output), max_shard_size)
     return sum(tensor.nbytes for tensor in merging.stream(merging.specs(), on_progress))
-
-
-def _open(base: PathLike, delta: SparseDelta | PathLike) -> MergedTensors:
-    change = delta if isinstance(delta, SparseDelta) else SparseDelta.load(delta)
-    return MergedTensors(open_checkpoint(base), change)
 
 
 def is_folder(output: Path, max_shard_size: int | str | None) -> bool:
@@ -130,9 +126,10 @@ def _check_output(merging: MergedTensors, output: Path, max_shard_size: int | st
     if max_shard_size is not None:
         parse_size(max_shard_size)
         if output.suffix in (".safetensors", *PICKLED_SUFFIXES):
-            raise ConfigError(f"max_shard_size={max_shard_size!r} is for an output folder, {output} is one file")
+            raise ConfigError(f"max_shard_size={max_shard_size!r} is for an output folder, not for a file", file=output)
     if is_folder(output, max_shard_size):
-        check_folder(output)
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise CheckpointError("exists; a folder of shards is written to a new or empty folder", file=output)
     elif output.suffix in PICKLED_SUFFIXES:
         if merging.base.container is None:
             raise CheckpointError(f"the base {merging.base.source} is no pickle; write .safetensors", file=output)

@@ -1,23 +1,17 @@
 """A merged model as a folder of shards, which appears whole or not at all, and which a killed merge continues."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import copyfile
 
 from rst.checkpoints.checkpoint import checkpoint_files
-from rst.errors import CheckpointError
-from rst.files.partial_folder import PartialFolder
+from rst.files.partial_folder import PartialFolder, job_digest
 from rst.files.safetensors_writer import by_width, write_safetensors
 from rst.files.weight_index import INDEX, bytes_of, index_text, plan_shards
-from rst.operations.companion_files import companion_files
 from rst.operations.extraction import Progress, shifted
-from rst.operations.input_identity import delta_digest, job_digest
 from rst.operations.merged_tensors import MergedTensors
 
-
-def check_folder(output: Path) -> None:
-    """Raise `CheckpointError` unless `output` is missing or an empty folder; what is in one is never touched."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError("exists; a folder of shards is written to a new or empty folder", file=output)
+_COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py"}  # settings, tokenizer and code, without which none loads
 
 
 def merge_into_folder(
@@ -33,8 +27,8 @@ def merge_into_folder(
     plan = plan_shards(specs, largest)
     shards = {file: [merged.original(name) for name in names] for file, names in plan.items()}
     weights = checkpoint_files(base)
-    companions = {path.name: path for path in companion_files(base, weights)}
-    job = job_digest(["merge", delta_digest(merged.delta), shards], [*weights, *companions.values()])
+    companions = {path.name: path for path in _companions(base, weights)}
+    job = job_digest(["merge", merged.delta.digest(), shards], [*weights, *companions.values()])
     with PartialFolder(output, job, [*plan, INDEX, *companions]) as partial:
         for file, names in plan.items():
             part = by_width({name: specs[name] for name in names})
@@ -54,3 +48,10 @@ def merge_into_folder(
                 copyfile(companion, partial.path / file)
                 partial.finish(file)
         partial.publish()
+
+
+def _companions(base: Path, weights: Sequence[Path]) -> list[Path]:
+    """What lies beside a folder's weights and belongs to the model, sorted; none for a file, none from subfolders."""
+    files = sorted(base.iterdir()) if base.is_dir() else []
+    plain = [path for path in files if path.suffix in _COMPANIONS and path.is_file() and path not in weights]
+    return [path for path in plain if not path.name.startswith(".") and not path.name.endswith(".index.json")]

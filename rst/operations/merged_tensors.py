@@ -14,7 +14,7 @@ from rst.files.safetensors_writer import TensorSpec
 from rst.files.weight_index import bytes_of
 from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest
-from rst.operations.base_lookup import check_fits, names_in_base
+from rst.operations.base_checks import names_in_base
 from rst.operations.extraction import Progress
 
 
@@ -30,7 +30,6 @@ class MergedTensors:
         validate(delta.parameters, "delta")
         for name, change in delta.parameters.items():
             for present in names_in_base(name, delta, base):
-                check_fits(present, change, base)
                 self.changed[present] = change
         for name, tensor in delta.dense.items():
             aliases = [alias for alias in delta.names_of(name) if alias in base]
@@ -48,21 +47,18 @@ class MergedTensors:
         if name not in self.changed:
             return self.base[name]
         change, origin = self.changed[name], self.base[name].detach()
-        self._check_base(name, change, origin)
+        if change.base is not None and (found := digest(origin)) != change.base.whole:
+            raise WrongBaseError(
+                f"not the tensor the delta was made from (BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})",
+                file=self.base.source,
+                parameter=name,
+            )
         merged = origin.clone(memory_format=torch.contiguous_format)
         change = change.to(merged.device)
         positions = change.indices.long()
         flat = merged.view(-1)
         bits(flat).index_copy_(0, positions, bits(change.tuned_values(gather(flat, positions))))
         return merged
-
-    def _check_base(self, name: str, change: ParameterDelta, origin: Tensor) -> None:
-        if change.base is not None and (found := digest(origin)) != change.base.whole:
-            raise WrongBaseError(
-                f"{name} is not the tensor the delta was made from "
-                f"(BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})",
-                file=self.base.source,
-            )
 
     def original(self, name: str) -> str:
         """The base's own name for a tensor, with its wrapper's prefix; new tensors get the same prefix."""

@@ -97,7 +97,7 @@ def _template() -> Template:
 
 
 def _shown(value: Any) -> Any:
-    """Names come from a stranger's file: jinja escapes HTML, this what steers the reading of a line."""
+    """Names come from an untrusted file: jinja escapes HTML, this what steers the reading of a line."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -1,4 +1,4 @@
-"""Tau as a delta's settings tell it; they may come from a stranger and hold anything."""
+"""Tau as a delta's settings tell it; they are untrusted and may hold anything."""
 
 import sys
 from collections.abc import Mapping

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rst.delta.header import to_json
-from rst.delta.seal import BLANK, is_intact, seal
+from rst.delta.embedded_digest import BLANK, digest_fits, write_digest
 from rst.errors import CheckpointError, DeltaFormatError
 from rst.files.atomic import atomic_write
 from rst.files.safetensors_reader import read_safetensors
 from rst.files.safetensors_writer import specs_of, write_safetensors
-from rst.files.strict_json import parse_json
+from rst.files.strict_json import parse_json, to_json
 from rst.sync.chain import HEADER_KEY, Link, Pointer, anchor_name, anchor_steps, read_link
 from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError
 from rst.sync.state import fingerprint_state
@@ -31,7 +30,7 @@ def write_anchor(store: Store, chain: str, step: int, state: str, weights: Mappi
     def write(path: Path) -> None:
         with atomic_write(path) as temporary:
             write_safetensors(temporary, specs, (weights[name].detach().cpu() for name in specs), metadata)
-            seal(temporary)
+            write_digest(temporary)
 
     return store.put(anchor_name(step), write)
 
@@ -52,7 +51,7 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
             raise ChainGapError(error.reason, file=where) from error
         except DeltaFormatError as error:
             raise ChainDamageError(error.reason, file=where, parameter=error.parameter) from error
-    if not is_intact(contents.data, contents.metadata.get("digest", "")):
+    if not digest_fits(contents.data, contents.metadata.get("digest", "")):
         raise ChainDamageError("the digest does not fit the contents; the file was altered or damaged", file=where)
     try:
         link = read_link(parse_json(contents.metadata.get(HEADER_KEY, "null")), where)

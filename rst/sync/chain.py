@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rst.delta.file import load
-from rst.delta.header import to_json
+from rst.delta.file import load_delta
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, DeltaFormatError
 from rst.files.atomic import atomic_write
-from rst.files.strict_json import check_depth, parse_json, strings, typed
+from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
 from rst.numerics.fingerprint import digest_text
 from rst.sync.errors import ChainDamageError, ChainGapError
 from rst.sync.store import Store
@@ -200,7 +199,7 @@ def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link]:
     where = f"{store.location}/{name}"
     with store.fetch(name) as path:
         try:
-            delta = load(path)
+            delta = load_delta(path)
         except CheckpointError as error:  # pruned since it was found
             raise ChainGapError(error.reason, file=where) from error
         except DeltaFormatError as error:

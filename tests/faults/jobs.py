@@ -13,7 +13,7 @@ from rst import ResidualSparseTrainer, SparseDelta, export, merge
 from rst.cli import main
 from rst.errors import RSTError
 from rst.interop.task_vector import to_task_vector
-from rst.live.adapter_folder import read_adapter, write_adapter
+from rst.live.adapter_folder import write_adapter
 from rst.sync import Publisher
 from rst.sync.checkpoint_follower import follow_into
 
@@ -87,7 +87,7 @@ def command(*words: str, output: str) -> Job:
 
 def _adapter(folder: Path) -> Any:
     try:
-        return sorted(map(repr, read_adapter(folder / "adapter").items())), read_adapter(folder / "adapter").nnz
+        return sorted(map(repr, SparseDelta.load(folder / "adapter").items())), SparseDelta.load(folder / "adapter").nnz
     except RSTError:
         return None
 

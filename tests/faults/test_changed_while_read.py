@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from rst import CheckpointError, export, merge, open_checkpoint
+from tests.refusal import refused
 
 BASE = {f"w{number}": torch.full((1000,), float(number)) for number in range(4)}
 TUNED = {name: tensor + 0.5 for name, tensor in BASE.items()}
@@ -37,7 +38,7 @@ def test_a_file_that_changed_since_it_was_opened_is_not_read(tmp_path: Path, suf
     opened = open_checkpoint(path)
     opened["w0"]
     change(path)
-    with pytest.raises(CheckpointError, match=rf"base\{suffix}: was changed while it was read"):
+    with refused(CheckpointError, file=path):
         opened["w1"]
 
 
@@ -50,10 +51,10 @@ def test_a_file_that_changes_in_the_middle_gives_no_output(tmp_path: Path, suffi
         if done == total:
             overwrite(base)
 
-    with pytest.raises(CheckpointError, match="was changed while it was read"):
+    with refused(CheckpointError, file=base):
         merge(base, delta, tmp_path / f"merged{suffix}", on_progress=disturb)
     write(BASE, base)
-    with pytest.raises(CheckpointError, match="was changed while it was read"):
+    with refused(CheckpointError, file=base):
         export(base, tuned, on_progress=disturb)
     assert {path.name for path in tmp_path.iterdir()} == {base.name, tuned.name}
 

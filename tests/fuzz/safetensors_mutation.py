@@ -6,7 +6,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from rst.delta.seal import BLANK
+from rst.delta.embedded_digest import BLANK
 from tests.fuzz.byte_mutation import mutate_bytes
 from tests.fuzz.json_mutation import Pairs, dump, mutate_json, parse
 

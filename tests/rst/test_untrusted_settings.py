@@ -1,4 +1,4 @@
-"""Settings, names and records of a stranger are refused by the errors of this library, and lead nowhere else."""
+"""Untrusted settings, names and records are refused by the errors of this library, and lead nowhere else."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rst import CheckpointError, ConfigError, DeltaFormatError, RSTConfig, RSTModel, export, get_rst_model
+from rst import CheckpointError, ConfigError, DeltaFormatError, RSTConfig, RSTModel, SparseDelta, export, get_rst_model
 from rst.interop.peft_adapters import from_peft
-from rst.live.adapter_folder import adapter_subfolder, read_adapter, write_adapter
+from rst.live.adapter_folder import adapter_subfolder, write_adapter
 from rst.sync.chain import step_of_name
 
 
@@ -50,7 +50,7 @@ def test_a_configuration_that_is_no_plain_json(tmp_path: Path, text: str) -> Non
     write_adapter(tmp_path, export({"w": torch.zeros(3)}, {"w": torch.ones(3)}))
     (tmp_path / "rst_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(DeltaFormatError, match=r"rst_config\.json: malformed"):
-        read_adapter(tmp_path)
+        SparseDelta.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/b", "a\\b", "a\0b"])

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 import torch
 from torch import Tensor
 
-from rst.delta.header import to_json
+from rst.files.strict_json import to_json
 from rst.numerics.exactness import bit_equal
 from rst.numerics.fingerprint import digest_text
 from rst.sync import Follower, Publisher, verify

@@ -36,7 +36,7 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
 def read(path: Path) -> torch.Tensor:
     data = path.read_bytes() or b"\0"
     dtype = _DTYPES[data[0] % len(_DTYPES)]
-    return decompress(str(path), torch.frombuffer(bytearray(data[1:] or b"\0"), dtype=torch.uint8), dtype)
+    return decompress(str(path), "values", torch.frombuffer(bytearray(data[1:] or b"\0"), dtype=torch.uint8), dtype)
 
 
 STREAM = Target("codec", "x.stream", seeds, mutate, read)

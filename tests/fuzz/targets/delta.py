@@ -1,4 +1,4 @@
-"""`SparseDelta.load`, and what is done with a stranger's delta: shown, saved, merged, put into a live model."""
+"""`SparseDelta.load`, and what is done with an untrusted delta: shown, saved, merged, put into a live model."""
 
 from functools import cache, partial
 from pathlib import Path

@@ -12,8 +12,9 @@ from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import nn
 
-from rst import CheckpointError, RSTError, open_checkpoint
+from rst import CheckpointError, open_checkpoint
 from rst.numerics.exactness import bit_equal
+from tests.refusal import refused
 
 STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.tensor([1.0, -0.0]).bfloat16()}
 
@@ -69,6 +70,9 @@ def test_ties_are_found(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "tied.pt").tied == {"b": "a"}
 
 
+INDEX = "model.safetensors.index.json"
+
+
 def _write(name: str, content: bytes) -> Any:
     def write(folder: Path) -> Path:
         (folder / name).write_bytes(content)
@@ -78,7 +82,7 @@ def _write(name: str, content: bytes) -> Any:
 
 
 def _index(content: Any) -> Any:
-    return _write("model.safetensors.index.json", json.dumps(content).encode())
+    return _write(INDEX, json.dumps(content).encode())
 
 
 def _pickle(content: Any) -> Any:
@@ -106,40 +110,40 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "file", "shown"),
     [
-        (lambda folder: folder / "nowhere.pt", "nowhere.pt: no such file"),
-        (lambda folder: folder, "the folder has none of"),
-        (_write("weights.h5", b""), "unknown kind of checkpoint"),
-        (_write("a.pt", b"not a checkpoint"), "a.pt: not a readable checkpoint"),
-        (_write("a.pt", b""), "a.pt: not a readable checkpoint"),
-        (_write("a.safetensors", b"\x08\0\0\0\0\0\0\0{}"), "a.safetensors: not a readable safetensors"),
-        (_write("a.pt", pickle.dumps(Hostile())), "a.pt: not a readable checkpoint"),
-        (_index({}), "not a shard index"),
-        (_index({"weight_map": {"w": "../elsewhere.safetensors"}}), "not a plain file name"),
-        (_index({"weight_map": {"w": "missing.safetensors"}}), "missing.safetensors: no such file"),
-        (_index({"weight_map": {"w": ".."}}), "not a plain file name"),
-        (_index({"weight_map": {"w": ""}}), "not a plain file name"),
-        (_index({"weight_map": {"w": "model.safetensors.index.json"}}), "not a plain file name"),
-        (_index({"weight_map": {"w": "folder"}}), "not a plain file name"),
-        (_index({"weight_map": {"w": "a\0.safetensors"}}), "not a plain file name"),
-        (_index({"weight_map": [["w", "a.safetensors"]]}), "not a shard index"),
-        (_index({"weight_map": {"w": 3}}), "not a shard index"),
-        (_index({"weight_map": {}}), "holds no tensors"),
-        (_write("model.safetensors.index.json", b'{"weight_map": ' + b"[" * 100_000), "not a shard index"),
-        (_write("model.safetensors.index.json", b'{"weight_map": {"w": "a", "w": "b"}}'), "'w' stands twice"),
-        (_pickle({"w": torch.ones(1).expand(1 << 40)}), "a.pt: w: 4398046511104 bytes in a file of"),
-        (_pickle({"w": torch.empty(3, device="meta")}), "a.pt: w: sparse, nested, quantised or without values"),
-        (_pickle({1: torch.ones(3)}), "a.pt: no weights found"),
-        (_pickle(_endless()), "a.pt: holds itself"),
-        (_tar, "a.pt: not a readable checkpoint .a tar file of torch"),
-        (_pickle([torch.ones(3)]), "a.pt: no weights found"),
-        (_write("a.safetensors", save_bytes({})), "a.safetensors: holds no tensors"),
+        (lambda folder: folder / "nowhere.pt", "nowhere.pt", ""),
+        (lambda folder: folder, None, "model.safetensors"),
+        (_write("weights.h5", b""), "weights.h5", ".safetensors"),
+        (_write("a.pt", b"not a checkpoint"), "a.pt", ""),
+        (_write("a.pt", b""), "a.pt", ""),
+        (_write("a.safetensors", b"\x08\0\0\0\0\0\0\0{}"), "a.safetensors", ""),
+        (_write("a.pt", pickle.dumps(Hostile())), "a.pt", ""),
+        (_index({}), INDEX, ""),
+        (_index({"weight_map": {"w": "../elsewhere.safetensors"}}), INDEX, repr("../elsewhere.safetensors")),
+        (_index({"weight_map": {"w": "missing.safetensors"}}), "missing.safetensors", ""),
+        (_index({"weight_map": {"w": ".."}}), INDEX, repr("..")),
+        (_index({"weight_map": {"w": ""}}), INDEX, repr("")),
+        (_index({"weight_map": {"w": "model.safetensors.index.json"}}), INDEX, repr("model.safetensors.index.json")),
+        (_index({"weight_map": {"w": "folder"}}), INDEX, repr("folder")),
+        (_index({"weight_map": {"w": "a\0.safetensors"}}), INDEX, repr("a\0.safetensors")),
+        (_index({"weight_map": [["w", "a.safetensors"]]}), INDEX, ""),
+        (_index({"weight_map": {"w": 3}}), INDEX, ""),
+        (_index({"weight_map": {}}), INDEX, ""),
+        (_write(INDEX, b'{"weight_map": ' + b"[" * 100_000), INDEX, ""),
+        (_write(INDEX, b'{"weight_map": {"w": "a", "w": "b"}}'), INDEX, "'w'"),
+        (_pickle({"w": torch.ones(1).expand(1 << 40)}), "a.pt", 4398046511104),
+        (_pickle({"w": torch.empty(3, device="meta")}), "a.pt", ""),
+        (_pickle({1: torch.ones(3)}), "a.pt", "state_dict"),
+        (_pickle(_endless()), "a.pt", ""),
+        (_tar, "a.pt", "tar"),
+        (_pickle([torch.ones(3)]), "a.pt", "state_dict"),
+        (_write("a.safetensors", save_bytes({})), "a.safetensors", ""),
     ],
 )
-def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, message: str, monkeypatch: Any) -> None:
+def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, file: Any, shown: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, shown, file=file):
         open_checkpoint(make(tmp_path))
     assert not (tmp_path / "owned").exists()
 
@@ -150,7 +154,7 @@ def test_a_refused_file_does_not_spoil_the_next_one(tmp_path: Path, zipped: bool
     outside = torch.sparse_coo_tensor(torch.tensor([[1 << 20]]), torch.ones(1), (3,), check_invariants=False)
     torch.save({"w": outside, "trap": Hostile()}, tmp_path / "bad.pt", _use_new_zipfile_serialization=zipped)
     torch.save({"w": torch.ones(3)}, tmp_path / "good.pt")
-    with pytest.raises(CheckpointError, match="bad.pt: not a readable checkpoint"):
+    with refused(CheckpointError, file="bad.pt"):
         open_checkpoint(tmp_path / "bad.pt")
     assert torch.equal(open_checkpoint(tmp_path / "good.pt")["w"], torch.ones(3))
 
@@ -159,7 +163,7 @@ def test_a_refused_file_does_not_spoil_the_next_one(tmp_path: Path, zipped: bool
 def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path, zipped: bool, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"w": torch.ones(1), "trap": Hostile()}, "a.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"a\.pt: not a readable checkpoint"):
+    with refused(CheckpointError, file="a.pt"):
         open_checkpoint("a.pt")
     assert not Path("owned").exists()
 
@@ -170,13 +174,13 @@ def test_a_truncated_file_never_gives_weights(tmp_path: Path) -> None:
         content = (tmp_path / name).read_bytes()
         for size in (0, 4, len(content) // 2, len(content) - 1):
             (tmp_path / name).write_bytes(content[:size])
-            with pytest.raises(RSTError, match=name):
+            with refused(CheckpointError, file=name):
                 open_checkpoint(tmp_path / name)
 
 
 def test_no_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="no weights found"):
+    with refused(CheckpointError, file="a.pt"):
         open_checkpoint(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="holds no tensors"):
+    with refused(CheckpointError, file="state dict"):
         open_checkpoint({})

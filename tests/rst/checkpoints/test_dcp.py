@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from rst import CheckpointError, SparseDelta, WrongBaseError, export, merge, open_checkpoint
 from rst.cli import main
 from rst.numerics.exactness import bit_equal
+from tests.refusal import refused
 from tests.rst.distributed import sharded_models
 from tests.rst.distributed.process_group import run
 from tests.rst.distributed.sharded_models import RESUMED, Net
@@ -94,7 +95,7 @@ def test_merge_and_verify_with_a_folder_as_base(
     assert main(["verify", str(delta), "--base", str(folder)]) == 0
     other = dict(plain[1]) | {"up.weight": tuned["up.weight"]}
     save_here({"model": other}, tmp_path / "other")
-    with pytest.raises(WrongBaseError, match=r"other: up\.weight"):
+    with refused(WrongBaseError, file="other", parameter="up.weight"):
         merge(tmp_path / "other", delta, tmp_path / "wrong.safetensors")
     capsys.readouterr()
     assert main(["verify", str(delta), "--base", str(tmp_path / "other")]) == 2
@@ -151,8 +152,8 @@ class Evil:
 
 
 class TestDamaged:
-    def refused(self, copy: Path, reason: str) -> None:
-        with pytest.raises(CheckpointError, match=reason):
+    def refuse(self, copy: Path, *shown: object, file: str | None = ".metadata") -> None:
+        with refused(CheckpointError, *shown, file=file):
             dict(open_checkpoint(copy))
 
     def rewrite(self, copy: Path, change: Callable[[Metadata], object]) -> None:
@@ -165,20 +166,20 @@ class TestDamaged:
             metadata.planner_data = Evil(tmp_path / "owned")
 
         self.rewrite(copy, plant)
-        self.refused(copy, r"\.metadata: not readable metadata .*it names posix\.mkdir")
+        self.refuse(copy, "posix.mkdir")
         assert not (tmp_path / "owned").exists()
 
     def test_torchs_classes_stay_as_they_are(self, copy: Path) -> None:
         metadata = pickle.PROTO + b"\x04ctorch.distributed.checkpoint.metadata\nBytesStorageMetadata\n"
         metadata += b"(N}(\x8c\x07altered\x8c\x01xut" + b"b."  # setattr of the class itself
         (copy / ".metadata").write_bytes(metadata)
-        self.refused(copy, "not readable metadata")
+        self.refuse(copy)
         assert not hasattr(BytesStorageMetadata, "altered")
 
     @pytest.mark.parametrize("size", [0, 10, 200])
     def test_torn_metadata(self, copy: Path, size: int) -> None:
         (copy / ".metadata").write_bytes((copy / ".metadata").read_bytes()[:size])
-        self.refused(copy, "not readable metadata")
+        self.refuse(copy)
 
     def test_a_chunk_is_missing(self, copy: Path) -> None:
         def shorten(metadata: Metadata) -> None:
@@ -187,23 +188,23 @@ class TestDamaged:
             entry.chunks.pop()
 
         self.rewrite(copy, shorten)
-        self.refused(copy, r"model\.up\.weight has 54 elements, its . chunks")
+        self.refuse(copy, "model.up.weight", 54)
 
     def test_a_file_outside_the_folder(self, copy: Path) -> None:
         def lead_away(metadata: Metadata) -> None:
             next(iter(metadata.storage_data.values())).relative_path = "../elsewhere.distcp"
 
         self.rewrite(copy, lead_away)
-        self.refused(copy, "is not a plain file name")
+        self.refuse(copy, "../elsewhere.distcp")
 
     def test_a_file_is_missing(self, copy: Path) -> None:
         next(iter(copy.glob("*.distcp"))).unlink()
-        self.refused(copy, "No such file")
+        self.refuse(copy, ".distcp")
 
     def test_a_file_is_torn(self, copy: Path) -> None:
         for path in copy.glob("*.distcp"):
             path.write_bytes(path.read_bytes()[:1000])
-        self.refused(copy, "has 1000 bytes, too few")
+        self.refuse(copy, 1000)
 
     def test_another_size_than_the_metadata_say(self, copy: Path) -> None:
         def transpose(metadata: Metadata) -> None:
@@ -214,7 +215,7 @@ class TestDamaged:
                 chunk.sizes, chunk.offsets = torch.Size(chunk.sizes[::-1]), torch.Size(chunk.offsets[::-1])
 
         self.rewrite(copy, transpose)
-        self.refused(copy, r"cannot read model\.up\.weight|not readable metadata .*up\.weight")
+        self.refuse(copy, "up.weight", file=None)
 
     def test_a_tensor_is_more_than_its_file_holds(self, copy: Path) -> None:
         def swell(metadata: Metadata) -> None:
@@ -223,7 +224,7 @@ class TestDamaged:
             entry.size = entry.chunks[0].sizes = torch.Size((1 << 40,))
 
         self.rewrite(copy, swell)
-        self.refused(copy, r"model\.scale has a chunk of \d+ bytes, of which \d+ are stored")
+        self.refuse(copy, "model.scale", 4 << 40)
 
     @pytest.mark.parametrize("path", [("model", "up.weight", "below"), ("model", "up.weight"), (), 3])
     def test_nesting_that_cannot_be(self, copy: Path, path: Any) -> None:
@@ -231,19 +232,19 @@ class TestDamaged:
             metadata.planner_data["model.scale"] = path
 
         self.rewrite(copy, nest)
-        self.refused(copy, "not readable metadata")
+        self.refuse(copy)
 
     def test_the_inside_of_a_file_is_damaged(self, copy: Path) -> None:
         for path in copy.glob("*.distcp"):
             path.write_bytes(b"?" * path.stat().st_size)
-        self.refused(copy, r"copy: cannot read (model|rst)\.")
+        self.refuse(copy, "cannot read", file="copy")
 
     def test_no_metadata(self, copy: Path) -> None:
         (copy / ".metadata").unlink()
-        self.refused(copy, r"the folder has none of .*\.metadata")
+        self.refuse(copy, ".metadata", file="copy")
 
     def test_no_weights(self, tmp_path: Path) -> None:
-        self.refused(save_here({"epoch": 3}, tmp_path / "dcp"), "no weights found")
+        self.refuse(save_here({"epoch": 3}, tmp_path / "dcp"), "state_dict", file="dcp")
 
 
 def test_arbitrary_objects_beside_the_weights_are_not_unpickled(tmp_path: Path) -> None:
@@ -251,6 +252,6 @@ def test_arbitrary_objects_beside_the_weights_are_not_unpickled(tmp_path: Path) 
     path = save_here(
         {"model": state, "rst": {"format": Evil(tmp_path / "owned"), "version": 1, "base": {"x": 1}}}, tmp_path / "dcp"
     )
-    with pytest.raises(CheckpointError, match=r"cannot read rst\.format"):
+    with refused(CheckpointError, "rst.format", file=path):
         open_checkpoint(path)
     assert not (tmp_path / "owned").exists()

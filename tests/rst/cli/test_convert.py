@@ -42,7 +42,7 @@ def test_another_encoding_needs_no_base(installed, tmp_path, delta):
         (("x.safetensors", "--op", "xor"), "--help)"),
         (("x.safetensors", "--encoding", "zip"), "--help)"),
         (("x.pt",), "a delta is a .safetensors file"),
-        (("tuned.delta.safetensors", "--force"), "which is never overwritten"),
+        (("tuned.delta.safetensors", "--force"), "never overwritten"),
         (("base.pt.safetensors",), "exists; overwrite it with --force"),
     ],
 )

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from rst import DeltaFormatError, ParameterMismatchError, SparseDelta, export
+from tests.refusal import refused
 
 
 def two() -> tuple[dict[str, torch.Tensor], SparseDelta, SparseDelta]:
@@ -49,9 +49,9 @@ def test_equality_is_of_bits() -> None:
 def test_what_is_stored_whole_has_no_arithmetic() -> None:
     base = {"body": torch.zeros(3)}
     delta = export(base, {"body": torch.ones(3), "head.weight": torch.ones(2)})
-    with pytest.raises(ParameterMismatchError, match=r"1 tensors are stored whole \(head\.weight\)"):
+    with refused(ParameterMismatchError, 1, "head.weight"):
         _ = delta * 2
-    with pytest.raises(ParameterMismatchError, match="sparse_only"):
+    with refused(ParameterMismatchError, "sparse_only"):
         _ = delta + delta
     assert (delta.sparse_only() * 2)["body"].values.tolist() == [2.0] * 3
     assert delta.dsp() == 5
@@ -99,6 +99,6 @@ def test_a_dtype_that_safetensors_lacks_is_named(tmp_path: Path) -> None:
     change = two()[1]["a"]
     values = change.values.to(torch.complex64)
     odd = replace(change, values=values, exact_values=values[:0], dtype=torch.complex64, op="replace", base=None)
-    with pytest.raises(DeltaFormatError, match="a: safetensors has no torch.complex64"):
+    with refused(DeltaFormatError, "torch.complex64", parameter="a"):
         SparseDelta({"a": odd}).save(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rst import DeltaFormatError, ParameterDelta, SparseDelta, convert, export, merge
 from rst.delta.validation import validate
+from tests.refusal import refused
 
 BASE = {f"{name}.weight": torch.linspace(-1, 1, 6) for name in "abc"}
 TUNED = {name: weights + torch.tensor([0, 0.5, 0, 0, 0.25, 0]) for name, weights in BASE.items()}
@@ -63,33 +64,37 @@ def positions(*places: int, dtype: torch.dtype = INT32) -> Tensor:
 
 
 MALFORMED = {
-    "op": ({"op": "xor"}, "unknown op 'xor'"),
-    "residuals of integers": ({"dtype": torch.int32}, "int32 has no residuals"),
-    "uncountable": ({"shape": (1 << 40, 1 << 40)}, "too many weights to count"),
-    "uncountable by one": ({"shape": (1 << 62, 2)}, "too many weights to count"),
-    "outside, inside the next": ({"indices": positions(1, 6)}, "indices spans 1 to 6, the parameter has 6 weights"),
-    "below, inside the last": ({"indices": positions(-1, 4)}, "indices spans -1 to 4"),
-    "descending": ({"indices": positions(4, 1)}, "not sorted or repeats"),
-    "repeated": ({"indices": positions(4, 4)}, "not sorted or repeats"),
-    "too many": ({"indices": positions(*range(7))}, "7 indices for 6 weights"),
-    "too few": ({"indices": positions(1)}, "2 values for 1 positions"),
-    "two-dimensional": ({"indices": positions(1, 4)[None]}, "not 1-D int32 or int64"),
-    "16 bits": ({"indices": positions(1, 4, dtype=torch.int16)}, "not 1-D int32 or int64"),
-    "values of another dtype": ({"values": torch.ones(2, dtype=torch.float64)}, "values is torch.float64"),
-    "values of integers": ({"values": positions(1, 1)}, "values is torch.int32"),
-    "NaN": ({"values": torch.tensor([1.0, NAN])}, "1 of 2 residuals are NaN or infinite"),
-    "exact NaN": ({"exact_indices": positions(4), "exact_values": torch.tensor([NAN])}, "exact_values has 1 NaN"),
-    "exact elsewhere": ({"exact_indices": positions(3), "exact_values": torch.ones(1)}, "positions that indices lacks"),
-    "exact in the next": ({"exact_indices": positions(7), "exact_values": torch.ones(1)}, "exact_indices spans 7 to 7"),
-    "exact alone": ({"exact_indices": positions(4)}, "0 exact_values for 1 positions"),
+    "op": ({"op": "xor"}, "xor"),
+    "residuals of integers": ({"dtype": torch.int32}, "int32"),
+    "uncountable": ({"shape": (1 << 40, 1 << 40)}, (1 << 40, 1 << 40)),
+    "uncountable by one": ({"shape": (1 << 62, 2)}, (1 << 62, 2)),
+    "outside, inside the next": ({"indices": positions(1, 6)}, "indices", 1, 6),
+    "below, inside the last": ({"indices": positions(-1, 4)}, "indices", -1, 4),
+    "descending": ({"indices": positions(4, 1)}, "indices"),
+    "repeated": ({"indices": positions(4, 4)}, "indices"),
+    "too many": ({"indices": positions(*range(7))}, "indices", 7, 6),
+    "too few": ({"indices": positions(1)}, "values", 2, 1),
+    "two-dimensional": ({"indices": positions(1, 4)[None]}, "indices", (1, 2)),
+    "16 bits": ({"indices": positions(1, 4, dtype=torch.int16)}, "indices", torch.int16),
+    "values of another dtype": ({"values": torch.ones(2, dtype=torch.float64)}, "values", torch.float64),
+    "values of integers": ({"values": positions(1, 1)}, "values", torch.int32),
+    "NaN": ({"values": torch.tensor([1.0, NAN])}, 1, 2),
+    "exact NaN": ({"exact_indices": positions(4), "exact_values": torch.tensor([NAN])}, "exact_values", 1),
+    "exact elsewhere": ({"exact_indices": positions(3), "exact_values": torch.ones(1)}, "exact_indices"),
+    "exact in the next": ({"exact_indices": positions(7), "exact_values": torch.ones(1)}, "exact_indices", 7),
+    "exact alone": ({"exact_indices": positions(4)}, "exact_values", 0, 1),
     "exact of 64 bits": (
         {"exact_indices": positions(4, dtype=torch.int64), "exact_values": torch.ones(1)},
-        "exact_indices is torch.int64, not torch.int32",
+        "exact_indices",
+        torch.int64,
+        torch.int32,
     ),
-    "tuned values NaN": ({"op": "replace", "values": torch.tensor([1.0, NAN])}, "values has 1 NaN"),
+    "tuned values NaN": ({"op": "replace", "values": torch.tensor([1.0, NAN])}, "values", 1),
     "exact steps": (
         {"op": "step", "values": positions(1, 1), "exact_indices": positions(4), "exact_values": torch.ones(1)},
-        '1 exact_indices with op "step"',
+        "exact_indices",
+        1,
+        "step",
     ),
 }
 
@@ -97,14 +102,14 @@ MALFORMED = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("fault", MALFORMED)
 def test_one_malformed_change_among_good_ones_is_named(tmp_path: Path, fault: str, use: Callable[..., None]) -> None:
-    parts, message = MALFORMED[fault]
-    with pytest.raises(DeltaFormatError, match=rf"b\.weight: .*{message}"):
+    parts, *shown = MALFORMED[fault]
+    with refused(DeltaFormatError, *shown, parameter="b.weight"):
         use(delta_with(**parts), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_source_is_named() -> None:
-    with pytest.raises(DeltaFormatError, match=r"^here: b\.weight: indices spans"):
+    with refused(DeltaFormatError, "indices", 7, file="here", parameter="b.weight"):
         validate(delta_with(indices=positions(1, 7)).parameters, "here")
 
 
@@ -116,7 +121,7 @@ def test_what_is_written_after_the_check_is_checked_again(tmp_path: Path, part: 
     for checked in (delta, SparseDelta.load(tmp_path / "good.safetensors")):
         assert all(change.is_checked for change in checked.values())
         getattr(checked["b.weight"], part)[1] = 7 if part == "indices" else NAN
-        with pytest.raises(DeltaFormatError, match=r"b\.weight: "):
+        with refused(DeltaFormatError, parameter="b.weight"):
             use(checked, tmp_path)
 
 
@@ -135,7 +140,7 @@ def test_tensors_of_inference_mode_are_checked_every_time(tmp_path: Path) -> Non
     delta.save(tmp_path / "good.safetensors")
     loaded = SparseDelta.load(tmp_path / "good.safetensors")
     loaded["b.weight"].indices[1] = 7
-    with pytest.raises(DeltaFormatError, match=r"b\.weight: indices spans"):
+    with refused(DeltaFormatError, "indices", 7, parameter="b.weight"):
         loaded.prepare(live())
 
 
@@ -145,7 +150,7 @@ def test_parameters_too_large_to_join_are_checked_one_by_one() -> None:
     change = ParameterDelta.at(torch.tensor([0, size - 1]), origin, target, (size,), None)
     validate(dict.fromkeys("abc", change), "here")
     outside = replace(change, indices=torch.tensor([0, size]))
-    with pytest.raises(DeltaFormatError, match=r"here: b: indices spans"):
+    with refused(DeltaFormatError, "indices", size, file="here", parameter="b"):
         validate({"a": change, "b": outside, "c": change}, "here")
 
 

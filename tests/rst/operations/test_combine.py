@@ -19,6 +19,7 @@ from rst import (
     export,
     merge,
 )
+from tests.refusal import refused
 
 SHAPE = (13, 17)
 WEIGHTS = [0.7, -0.4, 1.3]
@@ -192,11 +193,11 @@ def test_other_bases_are_refused_by_name(tmp_path: Path) -> None:
         torch.save({"w": torch.full((3,), value)}, tmp_path / f"{name}.pt")
         export(tmp_path / f"{name}.pt", tuned).save(tmp_path / f"{name}.safetensors")
     paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
-    with pytest.raises(WrongBaseError, match=r"one\.safetensors\) \(base one\.pt\).*two\.safetensors\) \(base two\.pt"):
+    with refused(WrongBaseError, *paths, "base one.pt", "base two.pt", parameter="w"):
         combine(paths, [1, 1])
     unknown = SparseDelta.load(paths[1]) * 1.0
     assert combine([paths[0], unknown], [1, 1])["w"].values.tolist() == [1.5] * 3
-    with pytest.raises(ParameterMismatchError, match=r"delta 1 and delta 2: w is torch.float32 \(3,\).*\(4,\)"):
+    with refused(ParameterMismatchError, "delta 1", "(3,)", "delta 2", "(4,)", parameter="w"):
         combine([unknown, export({"w": torch.zeros(4)}, {"w": torch.ones(4)})], [1, 1])
 
 
@@ -211,11 +212,11 @@ def test_with_the_base_the_result_is_exact_and_knows_it(dtype: torch.dtype) -> N
     assert bound == export(base, merge(base, plain))
     other = {**base, "w": base["w"] * 2}
     assert merge(other, plain)  # nobody notices
-    with pytest.raises(WrongBaseError, match="w is not the tensor the delta was made from"):
+    with refused(WrongBaseError, file="state dict", parameter="w"):
         merge(other, bound)
-    with pytest.raises(WrongBaseError, match="state dict: w is not the tensor the deltas were made from"):
+    with refused(WrongBaseError, file="state dict", parameter="w"):
         combine(deltas, [0.3, 0.4], base=other)
-    with pytest.raises(ParameterMismatchError, match="lacks w"):
+    with refused(ParameterMismatchError, file="state dict", parameter="w"):
         combine(deltas, [0.3, 0.4], base={"v": base["v"]})
 
 
@@ -225,9 +226,7 @@ def test_ties_of_one_delta_alone_are_refused() -> None:
     tuned = torch.ones(3)
     tied, untied = export(base, {"embed": tuned, "out": tuned}), export(base, {"embed": tuned, "out": tuned + 1})
     assert combine([tied, tied], [0.5, 0.5]).tied == {"out": "embed"}
-    with pytest.raises(
-        ParameterMismatchError, match="delta 2 and delta 1: out, changed by the first, is tied to embed"
-    ):
+    with refused(ParameterMismatchError, "delta 2", "delta 1", "embed", parameter="out"):
         combine([tied, untied], [0.5, 0.5])
 
 
@@ -237,9 +236,9 @@ def test_heads_that_differ_are_refused_and_can_be_left_out() -> None:
         export(base, {"w": torch.ones(2), **head}) for head in ({"head": torch.ones(2)}, {"head": torch.zeros(2)}, {})
     )
     assert combine([one, one], [0.5, 0.5]).dense["head"].tolist() == [1, 1]
-    with pytest.raises(ParameterMismatchError, match="delta 1 and delta 2: head is stored whole and differs"):
+    with refused(ParameterMismatchError, "delta 1", "delta 2", parameter="head"):
         combine([one, two], [0.5, 0.5])
-    with pytest.raises(ParameterMismatchError, match="delta 1 and delta 2: head is stored whole and is in one alone"):
+    with refused(ParameterMismatchError, "delta 1", "delta 2", parameter="head"):
         combine([none, two], [0.5, 0.5])
     assert combine([one.sparse_only(), two.sparse_only()], [0.5, 0.5])["w"].values.tolist() == [1, 1]
 
@@ -248,7 +247,7 @@ def test_a_delta_with_a_head_and_one_with_its_residual_do_not_mix() -> None:
     base = {"head": torch.zeros(2)}
     whole = export(base, {"head": torch.ones(2)}, modules_to_save=["head"])
     sparse = export(base, {"head": torch.ones(2)})
-    with pytest.raises(ParameterMismatchError, match="head is stored whole and is in one alone"):
+    with refused(ParameterMismatchError, parameter="head"):
         combine([whole, sparse], [1, 1])
 
 
@@ -256,32 +255,31 @@ def test_a_delta_with_a_head_and_one_with_its_residual_do_not_mix() -> None:
     ("words", "message"),
     [
         ({"weights": [1.0]}, "2 deltas and 1 weights"),
-        ({"weights": [1.0, float("nan")]}, "all must be finite"),
-        ({"method": "slerp"}, "method='slerp': choose one of"),
-        ({"majority_sign_method": "loudest"}, "majority_sign_method='loudest': choose one of"),
-        ({"density": 0.5}, 'density=0.5: method "linear" keeps every entry'),
-        ({"method": "ties"}, 'density=None: method "ties" needs'),
+        ({"weights": [1.0, float("nan")]}, "nan"),
+        ({"method": "slerp"}, "method='slerp'"),
+        ({"majority_sign_method": "loudest"}, "majority_sign_method='loudest'"),
+        ({"density": 0.5}, "density=0.5"),
+        ({"method": "ties"}, "density=None"),
         ({"method": "ties", "density": 0.0}, "density=0.0"),
         ({"method": "dare_ties", "density": 1.5}, "density=1.5"),
     ],
 )
 def test_settings_out_of_range(words: dict[str, object], message: str) -> None:
     settings = {"weights": [1.0, 1.0], **words}
-    with pytest.raises(ConfigError) as refused:
+    with refused(ConfigError, message):
         combine(deltas_of(tasks(count=2)), **settings)  # type: ignore[arg-type]
-    assert message in str(refused.value)
-    with pytest.raises(ConfigError, match="0 deltas"):
+    with refused(ConfigError, 0):
         combine([], [])
 
 
 def test_only_residuals_combine_and_only_finite_ones_result() -> None:
     base, tuned = {"w": torch.zeros(4)}, {"w": torch.ones(4)}
     steps = export(base, tuned, op="step")
-    with pytest.raises(ParameterMismatchError, match='op "step"'):
+    with refused(ParameterMismatchError, "step"):
         combine([steps, steps], [1, 1])
     assert combine([convert(steps, op="add", base=base)], [2.0])["w"].values.tolist() == [2.0] * 4
     large = export({"w": torch.zeros(1).half()}, {"w": torch.full((1,), 6e4).half()})
-    with pytest.raises(NonFiniteError, match="w: a combined residual exceeds the range of torch.float16"):
+    with refused(NonFiniteError, "torch.float16", parameter="w"):
         combine([large, large], [1, 1])
 
 

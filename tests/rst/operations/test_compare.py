@@ -19,6 +19,7 @@ from rst import (
     convert,
     export,
 )
+from tests.refusal import refused
 from tests.strategies import FLOAT_DTYPES, vectors
 
 State = dict[str, Tensor]
@@ -172,22 +173,22 @@ def test_other_bases_are_told_and_are_no_error() -> None:
     assert [found.parameters[name].same_base for name in ("v", "w")] == [True, False]
     assert found.total.same_base is False
     assert compare(one, two * 1.0).total.same_base is None
-    with pytest.raises(WrongBaseError, match="state dict: w: the base's values at the 3 changed positions"):
+    with refused(WrongBaseError, 3, file="state dict", parameter="w"):
         compare(one, two, base=base)
 
 
 def test_deltas_that_do_not_fit_together_are_refused_by_name(tmp_path: Path) -> None:
     small, large = ({"w": torch.zeros(size)} for size in (3, 4))
     one = export(small, {"w": torch.ones(3)})
-    with pytest.raises(ParameterMismatchError, match=r"w is torch.float32 \(3,\) in the first delta and .* \(4,\)"):
+    with refused(ParameterMismatchError, "(3,)", "(4,)", parameter="w"):
         compare(one, export(large, {"w": torch.ones(4)}))
     shared, tuned = torch.zeros(3), torch.ones(3)
     tied = export({"w": shared, "out": shared}, {"w": tuned, "out": tuned})
     untied = export({"w": shared, "out": shared}, {"w": tuned, "out": tuned + 1})
     for pair in ((tied, untied), (untied, tied)):
-        with pytest.raises(ParameterMismatchError, match="out, changed by one delta, is tied to w in the other"):
+        with refused(ParameterMismatchError, "w", parameter="out"):
             compare(*pair)
-    with pytest.raises(ParameterMismatchError, match="lacks w"):
+    with refused(ParameterMismatchError, file="state dict", parameter="w"):
         compare(one, one, base={"v": torch.zeros(3)})
 
 

@@ -21,6 +21,7 @@ from rst import (
     merge,
 )
 from rst.numerics.exactness import bit_equal, from_ordered_keys, ordered_keys
+from tests.refusal import refused
 from tests.strategies import pairs
 
 OPS = ["add", "replace", "step"]
@@ -61,7 +62,7 @@ def test_a_chain_over_different_parameters_still_knows_its_bases() -> None:
     end = {"a": torch.tensor([1.0, 2, 1]), "b": torch.tensor([3.0, 1, 1])}
     total = export(start, middle, op="step") + export(middle, end, op="step")
     assert total == export(start, end, op="step")
-    with pytest.raises(WrongBaseError, match="b is not the tensor"):
+    with refused(WrongBaseError, parameter="b"):
         merge({"a": start["a"], "b": torch.zeros(3)}, total)
 
 
@@ -128,18 +129,18 @@ def test_what_stays_as_it_is_needs_no_base() -> None:
 def test_refusals_name_the_parameter() -> None:
     base, tuned = {"w": torch.zeros(4)}, {"w": torch.ones(4)}
     delta = export(base, tuned)
-    with pytest.raises(ConfigError, match='w: from op "add" to "step" needs the base weights'):
+    with refused(ConfigError, "add", "step", parameter="w"):
         convert(delta, op="step")
-    with pytest.raises(ConfigError, match="op='xor': choose one of"):
+    with refused(ConfigError, "xor"):
         convert(delta, op="xor", base=base)
-    with pytest.raises(ParameterMismatchError, match="lacks w, which the delta changes"):
+    with refused(ParameterMismatchError, file="state dict", parameter="w"):
         convert(delta, op="step", base={"v": torch.zeros(4)})
-    with pytest.raises(ParameterMismatchError, match=r"w is torch.float32 \(2, 2\), the delta is for"):
+    with refused(ParameterMismatchError, "(2, 2)", "(4,)", parameter="w"):
         convert(delta, op="step", base={"w": torch.zeros(2, 2)})
-    with pytest.raises(WrongBaseError, match="state dict: w: the base's values at the 4 changed positions"):
+    with refused(WrongBaseError, 4, file="state dict", parameter="w"):
         convert(delta, op="step", base={"w": torch.full((4,), 0.5)})
     broken = replace(delta, parameters={"w": replace(delta["w"], values=torch.ones(3))})
-    with pytest.raises(DeltaFormatError, match="3 values for 4 positions"):
+    with refused(DeltaFormatError, 3, 4, parameter="w"):
         convert(broken, op="step", base=base)
 
 
@@ -147,11 +148,11 @@ def test_refusals_name_the_parameter() -> None:
 def test_only_residuals_scale_and_only_like_adds_to_like(op: str) -> None:
     base, tuned = {"w": torch.zeros(4)}, {"w": torch.ones(4)}
     delta, residuals = export(base, tuned, op=op), export(base, tuned)
-    with pytest.raises(ParameterMismatchError, match=f'op "{op}"'):
+    with refused(ParameterMismatchError, op):
         delta * 0.5
-    with pytest.raises(ParameterMismatchError, match=f'cannot add op "{op}"'):
+    with refused(ParameterMismatchError, op, "add"):
         residuals + delta
-    with pytest.raises(ParameterMismatchError, match=f'op "{op}"'):
+    with refused(ParameterMismatchError, op):
         delta["w"].to_coo()
 
 
@@ -160,7 +161,7 @@ def test_mixed_operations_are_refused() -> None:
     parts: dict[str, ParameterDelta] = {op: export(base, tuned, op=op)["w"] for op in OPS}
     for chosen in (["add", "step"], ["add", "replace"], ["replace", "step"], OPS):
         mixed = SparseDelta({op: parts[op] for op in chosen})
-        with pytest.raises(ParameterMismatchError, match="mix the operations"):
+        with refused(ParameterMismatchError, *{op for op in chosen if op != "replace"}):
             mixed.save("never.safetensors")
 
 

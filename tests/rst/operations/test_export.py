@@ -20,18 +20,19 @@ from rst import (
     merge,
     to_shira,
 )
+from tests.refusal import refused
 
 
 def test_a_missing_tensor_is_named() -> None:
     base = {f"w{i}": torch.zeros(1) for i in range(6)}
-    with pytest.raises(ParameterMismatchError, match=r"lacks w1, w2, w3 and 2 more of"):
+    with refused(ParameterMismatchError, "w1, w2, w3", 2, file="state dict"):
         export(base, {"w0": torch.zeros(1)})
 
 
 def test_shape_and_dtype_are_named() -> None:
-    with pytest.raises(ParameterMismatchError, match=r"w: torch.float32 \(3,\) .* torch.float32 \(2,\)"):
+    with refused(ParameterMismatchError, "(3,)", "(2,)", parameter="w"):
         export({"w": torch.zeros(2)}, {"w": torch.zeros(3)})
-    with pytest.raises(ParameterMismatchError, match=r"w: torch.float64 .* torch.float32"):
+    with refused(ParameterMismatchError, "float64", "float32", parameter="w"):
         export({"w": torch.zeros(2)}, {"w": torch.zeros(2).double()})
 
 
@@ -39,19 +40,19 @@ def test_shape_and_dtype_are_named() -> None:
 @pytest.mark.parametrize("name", ["w", "bn.running_mean", "head.weight"])
 def test_nan_is_named_wherever_it_is(dtype: torch.dtype, name: str) -> None:
     bad = torch.tensor([1.0, float("nan"), float("nan")]).to(dtype)
-    with pytest.raises(NonFiniteError, match=rf"{name}: 2 of 3 weights are NaN"):
+    with refused(NonFiniteError, 2, 3, parameter=name):
         export({name: torch.ones(3).to(dtype)}, {name: bad}, modules_to_save=["head"] if "head" in name else None)
 
 
 def test_complex_is_refused_by_name() -> None:
     phase = {"phase": torch.zeros(1, dtype=torch.complex64)}
-    with pytest.raises(ParameterMismatchError, match="phase: torch.complex64"):
+    with refused(ParameterMismatchError, "complex64", parameter="phase"):
         export(phase, phase)
 
 
 def test_no_base_and_no_record(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1)}, tmp_path / "model.ckpt")
-    with pytest.raises(CheckpointError, match=r"model\.ckpt: no base in the checkpoint"):
+    with refused(CheckpointError, "--base", file="model.ckpt"):
         export(None, tmp_path / "model.ckpt")
 
 
@@ -78,17 +79,17 @@ def test_progress_counts_bytes() -> None:
 
 def test_patterns_that_mean_nothing() -> None:
     state = {"head.weight": torch.zeros(1), "body.weight": torch.zeros(1)}
-    with pytest.raises(ConfigError, match=r"modules_to_save: 'haed' matches no parameter.*head"):
+    with refused(ConfigError, "modules_to_save", "haed", "head"):
         export(state, state, modules_to_save=["haed"])
-    with pytest.raises(ConfigError, match="exclude_modules: 'tail'"):
+    with refused(ConfigError, "exclude_modules", "tail"):
         export(state, state, exclude_modules=["tail"])
 
 
 def test_a_record_of_another_version_or_with_patterns(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(1)}, "rst": {"format": "rst-trainer", "version": 9}}, tmp_path / "m.ckpt")
-    with pytest.raises(CheckpointError, match="version 9; this library reads 1"):
+    with refused(CheckpointError, 9, 1, file="m.ckpt"):
         export(None, tmp_path / "m.ckpt")
-    with pytest.raises(ConfigError, match="need a base"):
+    with refused(ConfigError, "modules_to_save"):
         export(None, tmp_path / "m.ckpt", modules_to_save=["w"])
 
 
@@ -154,5 +155,5 @@ def test_a_tuned_checkpoint_that_lacks_what_its_record_names(tmp_path: Path) -> 
     model = nn.Linear(2, 2)
     record = ResidualSparseTrainer(model).state_dict()
     torch.save({"state_dict": {"weight": model.weight.detach()}, "rst": record}, tmp_path / "tuned.pt")
-    with pytest.raises(ParameterMismatchError, match=r"tuned\.pt: lacks bias, which the trainer's record names"):
+    with refused(ParameterMismatchError, "bias", file="tuned.pt"):
         export(None, tmp_path / "tuned.pt")

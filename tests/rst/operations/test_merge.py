@@ -11,9 +11,20 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
-from rst import CheckpointError, DeltaFormatError, ParameterMismatchError, SparseDelta, WrongBaseError, export, merge
+from rst import (
+    CheckpointError,
+    DeltaFormatError,
+    ParameterMismatchError,
+    RSTError,
+    SparseDelta,
+    WrongBaseError,
+    export,
+    merge,
+)
 from rst.numerics.exactness import bit_equal
+from rst.numerics.fingerprint import digest
 from rst.operations.merge import rehearse
+from tests.refusal import refused
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -210,19 +221,19 @@ def test_an_excluded_tensor_stays_as_the_base_has_it() -> None:
 def test_the_head_is_stored_whole_even_in_another_shape() -> None:
     base = {"body": torch.zeros(2), "head": torch.zeros(3)}
     wanted = {"body": torch.ones(2), "head": torch.ones(5)}
-    with pytest.raises(ParameterMismatchError, match=r"head: .*\(5,\).*\(3,\)"):
+    with refused(ParameterMismatchError, "(5,)", "(3,)", parameter="head"):
         export(base, wanted)
     assert_equal(merge(base, export(base, wanted, modules_to_save=["head"])), wanted)
 
 
 class TestRefusals:
-    def refused(self, tmp_path: Path, error: type[Exception], message: str, base: Any, delta: Any) -> None:
+    def check(self, tmp_path: Path, error: type[RSTError], base: Any, delta: Any, parameter: str, *shown: str) -> None:
         save_file(base, tmp_path / "base.safetensors")
         for suffix in (".safetensors", ".pt"):
             source = tmp_path / f"base{suffix}"
             if suffix == ".pt":
                 torch.save(base, source)
-            with pytest.raises(error, match=message):
+            with refused(error, *shown, file=source, parameter=parameter):
                 merge(source, delta, tmp_path / f"out{suffix}")
         left = sorted(path.name for path in tmp_path.iterdir())
         assert left == ["base.pt", "base.safetensors"]
@@ -232,21 +243,21 @@ class TestRefusals:
         delta = export(base, tuned(base))
         other = weights()
         other["embed.weight"][49, 7] += 1  # even where the delta changes nothing
-        digests = r"\(BLAKE3 [0-9a-f]{12}, wanted [0-9a-f]{12}\)$"
-        self.refused(tmp_path, WrongBaseError, rf"base\..*: embed\.weight is not the tensor .* {digests}", other, delta)
+        digests = digest(other["embed.weight"])[:12], digest(base["embed.weight"])[:12]
+        self.check(tmp_path, WrongBaseError, other, delta, "embed.weight", *digests)
 
     def test_another_shape_and_dtype(self, tmp_path: Path) -> None:
         base = weights()
         delta = export(base, tuned(base))
         other = weights() | {"embed.weight": torch.zeros(51, 8)}
-        self.refused(tmp_path, ParameterMismatchError, r"embed\.weight is torch.float32 \(51, 8\)", other, delta)
-        self.refused(tmp_path, ParameterMismatchError, "float16", weights(torch.float16), delta)
+        self.check(tmp_path, ParameterMismatchError, other, delta, "embed.weight", "(51, 8)", "(50, 8)")
+        self.check(tmp_path, ParameterMismatchError, weights(torch.float16), delta, "embed.weight", "float16")
 
     def test_a_missing_parameter(self, tmp_path: Path) -> None:
         base = weights()
         delta = export(base, tuned(base))
         del base["scale"]
-        self.refused(tmp_path, ParameterMismatchError, "lacks scale", base, delta)
+        self.check(tmp_path, ParameterMismatchError, base, delta, "scale")
 
     def test_a_damaged_delta(self, tmp_path: Path) -> None:
         base = weights()
@@ -254,30 +265,29 @@ class TestRefusals:
         content = (tmp_path / "delta.safetensors").read_bytes()
         (tmp_path / "delta.safetensors").write_bytes(content[:-1])
         save_file(base, tmp_path / "base.safetensors")
-        with pytest.raises(DeltaFormatError, match="delta.safetensors"):
+        with refused(DeltaFormatError, file="delta.safetensors"):
             merge(tmp_path / "base.safetensors", tmp_path / "delta.safetensors", tmp_path / "out.safetensors")
         assert not (tmp_path / "out.safetensors").exists()
 
     def test_a_delta_that_was_never_valid(self) -> None:
         delta = export({"w": torch.zeros(2)}, {"w": torch.ones(2)})
         broken = SparseDelta({"w": replace(delta["w"], values=torch.ones(3))})
-        with pytest.raises(DeltaFormatError, match="^delta: w.*3 values for 2 positions"):
+        with refused(DeltaFormatError, 3, 2, file="delta", parameter="w"):
             merge({"w": torch.zeros(2)}, broken)
 
     def test_an_output_that_cannot_be(self, tmp_path: Path) -> None:
         base = weights()
         save_file(base, tmp_path / "base.safetensors")
         delta = export(base, tuned(base))
-        with pytest.raises(CheckpointError, match="the base .* is no pickle"):
+        with refused(CheckpointError, "base.safetensors", file="out.pt"):
             merge(tmp_path / "base.safetensors", delta, tmp_path / "out.pt")
-        kinds = r"\.safetensors, \.pt, \.pth, \.ckpt, \.th, \.bin, or a folder"
-        with pytest.raises(CheckpointError, match=rf"out\.h5: write {kinds}"):
+        with refused(CheckpointError, ".safetensors, .pt, .pth, .ckpt, .th, .bin", file="out.h5"):
             merge(tmp_path / "base.safetensors", delta, tmp_path / "out.h5")
         with pytest.raises(FileNotFoundError):
             merge(tmp_path / "base.safetensors", delta, tmp_path / "nowhere" / "out.safetensors")
 
     def test_the_arguments_that_fit_no_form(self) -> None:
-        with pytest.raises(TypeError, match=r"^a state dict is merged with a SparseDelta, and returned$"):
+        with pytest.raises(TypeError):
             merge({"w": torch.ones(1)}, "delta.safetensors")  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match=r"^merging a file needs the path of the output$"):
+        with pytest.raises(TypeError):
             merge("base.pt", "delta.safetensors")  # type: ignore[call-overload]

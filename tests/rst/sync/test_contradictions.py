@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rst import ConfigError, RSTError, SparseDelta
-from rst.delta.seal import BLANK, seal
+from rst.delta.embedded_digest import BLANK, write_digest
 from rst.files.safetensors_writer import specs_of, write_safetensors
 from rst.sync import (
     ChainDamageError,
@@ -73,7 +73,7 @@ def stays(follower: Follower, error: type[RSTError], *words: str, file: str | No
 def sealed(path: Path, weights: State, **metadata: str) -> None:
     specs = specs_of(weights)
     write_safetensors(path, specs, (weights[name] for name in specs), {**metadata, "digest": BLANK})
-    seal(path)
+    write_digest(path)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ _MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
-class Record:
+class ParameterHeader:
     """One parameter's shape and dtype, digests of its base, and what its values are."""
 
     shape: tuple[int, ...]
@@ -27,16 +27,11 @@ class Record:
 
     @property
     def numel(self) -> int:
-        """Number of weights; may exceed what torch can count, if a stranger's file says so."""
+        """Number of weights; may exceed what torch can count, if an untrusted file says so."""
         return math.prod(self.shape)
 
 
-def to_json(value: Any) -> str:
-    """One line of JSON, the same for the same contents."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def write_records(parameters: Mapping[str, ParameterDelta]) -> str:
+def write_headers(parameters: Mapping[str, ParameterDelta]) -> str:
     """Describe parameters in JSON, in their order, which `rst.delta.packed` relies on. Raises `DeltaFormatError`."""
     return json.dumps({name: _describe(name, change) for name, change in parameters.items()}, separators=(",", ":"))
 
@@ -50,14 +45,14 @@ def _describe(name: str, change: ParameterDelta) -> dict[str, Any]:
     return record
 
 
-def read_records(text: str, op: Op) -> dict[str, Record]:
-    """Invert `write_records` for a file with operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
+def read_headers(text: str, op: Op) -> dict[str, ParameterHeader]:
+    """Invert `write_headers` for a file with operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
     return {name: _parse(record, op) for name, record in parse_json(text).items()}
 
 
-def _parse(record: Mapping[str, Any], op: Op) -> Record:
+def _parse(record: Mapping[str, Any], op: Op) -> ParameterHeader:
     shape, dtype = typed(record, "shape", list), DTYPE_OF_NAME[record["dtype"]]
     if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         raise ValueError(f"{str(shape)[:99]} is no shape")
     base = BaseDigests(typed(record, "base", str), typed(record, "touched", str)) if "base" in record else None
-    return Record(tuple(shape), dtype, base, stored_op(op, dtype))
+    return ParameterHeader(tuple(shape), dtype, base, stored_op(op, dtype))

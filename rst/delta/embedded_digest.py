@@ -12,7 +12,7 @@ BLANK = "0" * TEXT_DIGITS
 _FIELD = '"digest":"'  # in a name or a value the quotes would be escaped
 
 
-def seal(path: str | os.PathLike[str]) -> None:
+def write_digest(path: str | os.PathLike[str]) -> None:
     """Write the digest into a safetensors file whose metadata say `digest: BLANK`."""
     digits = hasher().update_mmap(path).hexdigest()[:TEXT_DIGITS]
     with Path(path).open("r+b") as file:
@@ -21,8 +21,8 @@ def seal(path: str | os.PathLike[str]) -> None:
         file.write(digits.encode())
 
 
-def is_intact(contents: memoryview, digits: str) -> bool:
-    """Whether a sealed file's bytes are those that `digits`, found in its metadata, were computed from."""
+def digest_fits(contents: memoryview, digits: str) -> bool:
+    """Whether such a file's bytes are those that `digits`, found in its metadata, were computed from."""
     end = _header_end(contents[:8])
     header = contents[:end].tobytes().replace(f"{_FIELD}{digits}".encode(), f"{_FIELD}{BLANK}".encode(), 1)
     found = hasher().update(header).update(contents[end:])

@@ -29,7 +29,7 @@ def batches(parameters: Mapping[str, ParameterDelta]) -> Iterator[dict[str, Para
     yield from open_batches.values()
 
 
-def join(changes: Sequence[ParameterDelta]) -> ParameterDelta:
+def concatenate_changes(changes: Sequence[ParameterDelta]) -> ParameterDelta:
     """Express changes of one kind as the change of one parameter, made of all of theirs laid end to end.
 
     Positions are int64, so all the parameters together must have fewer than 2^63 weights.
@@ -39,22 +39,23 @@ def join(changes: Sequence[ParameterDelta]) -> ParameterDelta:
     exact_indices = [change.exact_indices for change in changes]
     nothing = torch.empty(0, dtype=torch.int64, device=indices[0].device)
     return ParameterDelta(
-        indices=lay([nothing, *indices]) + spread(starts[:-1], indices, nothing.device),
-        values=lay([change.values for change in changes]),
+        indices=concatenate_tensors([nothing, *indices]) + repeat_each(starts[:-1], indices, nothing.device),
+        values=concatenate_tensors([change.values for change in changes]),
         shape=(starts[-1],),
         dtype=changes[0].dtype,
-        exact_indices=lay([nothing, *exact_indices]) + spread(starts[:-1], exact_indices, nothing.device),
-        exact_values=lay([change.overlay for change in changes]),
+        exact_indices=concatenate_tensors([nothing, *exact_indices])
+        + repeat_each(starts[:-1], exact_indices, nothing.device),
+        exact_values=concatenate_tensors([change.overlay for change in changes]),
         op=changes[0].op,
     )
 
 
-def lay(parts: Sequence[Tensor]) -> Tensor:
+def concatenate_tensors(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate on the device of the first part; empty parts may lie on any."""
     return torch.cat([parts[0], *(part for part in parts[1:] if part.numel())])
 
 
-def spread(numbers: Sequence[int], parts: Sequence[Tensor], device: torch.device) -> Tensor:
+def repeat_each(numbers: Sequence[int], parts: Sequence[Tensor], device: torch.device) -> Tensor:
     """Repeat each number as often as its part has entries. Shape (entries of all parts,), int64."""
     counts = [part.numel() for part in parts]
     repeated = np.repeat(np.array(numbers, dtype=np.int64), counts)  # torch.repeat_interleave starts threads for this

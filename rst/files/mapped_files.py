@@ -1,0 +1,71 @@
+"""Files that stay mapped while they are read: whether they are still as they were opened, and giving memory back.
+
+Memory mapped from a file shows what is written to it meanwhile, and a process that reads beyond the end of a file cut
+short is killed by the system (SIGBUS). Looking at size and time before and after narrows that down to moments.
+Pages that were read count as the process' own until they are given back: so resident memory follows one tensor.
+"""
+
+import ctypes
+import mmap
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from rst.errors import CheckpointError
+
+_WORTH_RELEASING = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """A file as it was found."""
+
+    path: Path
+    found: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> "FileStamp":
+        """The file as it is now."""
+        return cls(path, _identify(path))
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if the file was written to since; another in its place does no harm."""
+        try:
+            now = _identify(self.path)
+        except OSError:  # gone from the folder; what is open stays
+            return
+        if now[:2] == self.found[:2] and now != self.found:
+            raise CheckpointError("was changed while it was read", file=self.path)
+
+
+def _identify(path: Path) -> tuple[int, int, int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def release(tensor: Tensor) -> None:
+    """Let the system drop the pages under a tensor that is mapped from a file; a later read fetches them again.
+
+    Other memory is left alone. Mapped memory must not have been written to: what was written would be lost.
+    """
+    length = tensor.nbytes
+    if not sys.platform.startswith("linux") or length < _WORTH_RELEASING:
+        return
+    start = tensor.data_ptr()
+    if _is_mapped_from_file(start, start + length):
+        first_page = start // mmap.PAGESIZE * mmap.PAGESIZE
+        size = ctypes.c_size_t(start + length - first_page)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first_page), size, mmap.MADV_DONTNEED)
+
+
+def _is_mapped_from_file(start: int, end: int) -> bool:
+    return any(_maps_file(line, start, end) for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def _maps_file(line: str, start: int, end: int) -> bool:
+    """Whether a line of `/proc/self/maps` is of a file, and has these addresses in it."""
+    addresses, _, _, _, inode, *_ = line.split()
+    low, high = (int(address, 16) for address in addresses.split("-"))
+    return inode != "0" and low <= start and end <= high
