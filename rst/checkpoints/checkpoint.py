@@ -10,11 +10,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state
+from rst.checkpoints.trainer_record import ModulePlace
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.checkpoints.unpickling import check_tensors, unpickle
+from rst.delta.sparse_delta import CoordinatesName
 from rst.errors import CheckpointError
 from rst.files.mapped_files import FileStamp, release
 from rst.files.strict_json import parse_json, strings
-from rst.naming import canonical_names, own_prefix, unwrap
+from rst.naming import canonical_names, own_prefix, plain_name, unwrap
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _DCP_FILE = ".metadata"
@@ -44,6 +47,8 @@ class Checkpoint(Mapping[str, Tensor]):
         mapped: whether the tensors are mapped from files that only this object has opened.
         stamps: those files as they were when they were opened, by a tensor's name in the file.
         outlines: by the name in the file, where it is known, a tensor of the same dtype and shape.
+        coordinates: "checkpoint" if the names are known to be those of checkpoint files; a pickled state dict may have
+            those of a live module.
     """
 
     source: str
@@ -55,6 +60,7 @@ class Checkpoint(Mapping[str, Tensor]):
     mapped: bool = False
     stamps: Mapping[str, FileStamp] = field(default_factory=dict)
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
+    coordinates: CoordinatesName | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
@@ -99,6 +105,17 @@ class Checkpoint(Mapping[str, Tensor]):
             tied={prefix + alias: prefix + owner for alias, owner in self.tied.items()},
         )
 
+    def in_files(self, places: Mapping[str, ModulePlace]) -> "Checkpoint":
+        """These weights of a live module as the tensors of its checkpoint files, which lie at `places` in it."""
+        of_module = {f"{place.name} at {name}": place for name, place in places.items() if name not in self}
+
+        def read(original: str) -> Tensor:
+            place = of_module.get(original)
+            return self.read(original) if place is None else place.of(self[place.name])
+
+        found = {name: f"{place.name} at {name}" for name, place in places.items() if place.name in self}
+        return replace(self, original_names={**found, **self.original_names}, read=read)
+
     def __iter__(self) -> Iterator[str]:
         """Canonical names."""
         return iter(self.original_names)
@@ -121,9 +138,7 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
         CheckpointError: nothing there, not readable, or without weights.
     """
     if isinstance(weights, nn.Module):
-        module = unwrap(weights)
-        state = module.state_dict(keep_vars=True)
-        return _from_mapping({k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}, type(module).__name__)
+        return _from_module(unwrap(weights))
     if isinstance(weights, Mapping):
         return _from_mapping(weights, "state dict")
     opened = _open_file(_resolve(Path(weights)))
@@ -178,6 +193,24 @@ def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     return Checkpoint(source, names, state.__getitem__, _find_tied(names, state), outlines=state)
 
 
+def _from_module(module: nn.Module) -> Checkpoint:
+    state = module.state_dict(keep_vars=True)
+    tensors = {name: tensor.detach() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    found = _from_mapping(tensors, type(module).__name__)
+    coordinates = coordinates_of(module)
+    if not coordinates.files:
+        return replace(found, coordinates="checkpoint")
+    in_files = coordinates.to_files({plain_name(name): tensor for name, tensor in tensors.items()})
+    return replace(
+        found,
+        original_names={name: name for name in in_files},
+        read=in_files.__getitem__,
+        tied=coordinates.ties_in_files(found.tied),
+        outlines={},
+        coordinates="checkpoint",
+    )
+
+
 def _original_names(names: Iterable[str]) -> dict[str, str]:
     """Plain name to the name in the file."""
     return {plain: original for original, plain in canonical_names(names).items()}
@@ -206,7 +239,8 @@ def _from_safetensors(path: Path) -> Checkpoint:
     if not names:
         raise CheckpointError("holds no tensors", file=path)
     stamps = dict.fromkeys(names, stamp)
-    return Checkpoint(str(path), _original_names(names), file.get_tensor, mapped=True, stamps=stamps)
+    names_in_file = _original_names(names)
+    return Checkpoint(str(path), names_in_file, file.get_tensor, mapped=True, stamps=stamps, coordinates="checkpoint")
 
 
 def _from_shards(path: Path) -> Checkpoint:
@@ -217,7 +251,10 @@ def _from_shards(path: Path) -> Checkpoint:
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
     stamps = {name: stamp for shard in shards.values() for name, stamp in shard.stamps.items()}
     names = _original_names(weight_map)
-    return Checkpoint(str(path), names, lambda name: readers[name](name), mapped=True, stamps=stamps)
+    coordinates = next(iter(shards.values())).coordinates
+    return Checkpoint(
+        str(path), names, lambda name: readers[name](name), mapped=True, stamps=stamps, coordinates=coordinates
+    )
 
 
 def _from_dcp(folder: Path) -> Checkpoint:

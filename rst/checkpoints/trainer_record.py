@@ -1,17 +1,44 @@
 """What a trainer leaves in a checkpoint to resume and to export from, read as untrusted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
-from rst.errors import ConfigError
+from rst.delta.sparse_delta import CoordinatesName
+from rst.errors import ConfigError, ParameterMismatchError
 from rst.files.strict_json import check_depth, strings, typed
 
 _NAME = (str, type(None))
+
+
+@dataclass(frozen=True)
+class ModulePlace:
+    """Where a live module has a tensor of the checkpoint files: a view of one of its own.
+
+    Attributes:
+        name: the module's tensor.
+        shape: of the file's tensor.
+        strides: in the module's, row-major.
+        offset: in the module's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The file's tensor, of the module's. Raises `ParameterMismatchError` if it does not lie inside that."""
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        if min(self.shape, default=1) > 0 and last >= tensor.numel():
+            raise ParameterMismatchError(
+                f"{tuple(tensor.shape)} has no place for the file's {self.shape}", parameter=self.name
+            )
+        return tensor.contiguous().as_strided(self.shape, self.strides, self.offset)
 
 
 @dataclass(frozen=True)
@@ -28,6 +55,8 @@ class TrainerRecord:
         name: the base model's, where known.
         revision: the base model's, where known.
         config: the settings, in JSON types.
+        places: by name in the checkpoint files, where a module whose tensors are others has it.
+        coordinates: "checkpoint" if the names are known to be those of the files.
     """
 
     steps: int
@@ -39,6 +68,8 @@ class TrainerRecord:
     name: str | None
     revision: str | None
     config: dict[str, Any]
+    places: Mapping[str, ModulePlace] = field(default_factory=dict)
+    coordinates: CoordinatesName | None = None
 
 
 def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
@@ -67,9 +98,24 @@ def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
             typed(identity, "name", *_NAME),
             typed(identity, "revision", *_NAME),
             check_depth(typed(state, "config", dict)),
+            {name: _place(place) for name, place in typed(state, "places", dict).items()} if "places" in state else {},
+            "checkpoint" if state.get("coordinates") == "checkpoint" else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"the trainer's state is malformed ({type(error).__name__}: {error})", file=file) from error
+
+
+def _place(place: Any) -> ModulePlace:
+    name, *numbers = typed({"place": place}, "place", list)
+    shape, strides, offset = numbers
+    sizes = [offset, *shape, *strides]
+    if (
+        type(name) is not str
+        or len(shape) != len(strides)
+        or not all(type(n) is int and 0 <= n < 1 << 63 for n in sizes)
+    ):
+        raise TypeError(f"{str(place)[:99]} is no place in a module")
+    return ModulePlace(name, tuple(shape), tuple(strides), offset)
 
 
 def _tensors(state: Mapping[str, Any], key: str) -> Mapping[str, Tensor]:

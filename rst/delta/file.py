@@ -15,7 +15,7 @@ from rst.delta import coo
 from rst.delta.embedded_digest import BLANK, digest_fits, write_digest
 from rst.delta.parameter_delta import Op
 from rst.delta.parameter_header import read_headers, write_headers
-from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
+from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, Encoding, SparseDelta
 from rst.delta.validation import validate
 from rst.errors import CheckpointError, ConfigError, DeltaFormatError
 from rst.files.atomic import atomic_write
@@ -114,7 +114,8 @@ def _check_adapter_config(path: Path) -> None:
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
     base = {"name": delta.base.name, "revision": delta.base.revision, "weights": delta.base.weights}
-    return {
+    coordinates = {"coordinates": delta.coordinates} if delta.coordinates else {}
+    return coordinates | {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "library_version": __version__,
@@ -136,7 +137,8 @@ def _check_version(source: str, metadata: Mapping[str, str]) -> None:
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
         raise DeltaFormatError(f"format version {version}; this library reads version {FORMAT_VERSION}", file=source)
-    for setting, known in (("encoding", get_args(Encoding)), ("op", get_args(Op))):
+    choices = {"encoding": get_args(Encoding), "op": get_args(Op), "coordinates": (*get_args(CoordinatesName), None)}
+    for setting, known in choices.items():
         if metadata.get(setting) not in known:
             written_by = metadata.get("library_version", "of unknown version")
             raise DeltaFormatError(
@@ -167,6 +169,7 @@ def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]
         tied=_read_ties(metadata["tied"]),
         base=_read_base(metadata["base"]),
         config=check_depth(_mapping(metadata["config"])),
+        coordinates=metadata.get("coordinates"),  # type: ignore[arg-type]  # checked with the version
     )
     _check_names(source, delta)
     return delta

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rst.live.apply import PreparedDelta
 
 Encoding = Literal["coo", "packed"]
+CoordinatesName = Literal["checkpoint", "module"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         tied: other names of a parameter, to the name it has in `parameters` or `dense`.
         base: the identity of the base model.
         config: the settings it was made with, in JSON types.
+        coordinates: whose names, shapes and positions these are: those of the base's checkpoint files, or of a live
+            module that may have others (see `rst.checkpoints.coordinates`). None where that is not known.
     """
 
     parameters: Mapping[str, ParameterDelta]
@@ -47,6 +50,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     tied: Mapping[str, str] = field(default_factory=dict)
     base: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
+    coordinates: CoordinatesName | None = None
 
     def __getitem__(self, name: str) -> ParameterDelta:
         """The change of one parameter."""

@@ -10,6 +10,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from rst.checkpoints.delta_in_module import in_module
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.concatenation import batches, concatenate_changes, concatenate_tensors
 from rst.delta.parameter_delta import ParameterDelta
 from rst.delta.sparse_delta import SparseDelta
@@ -116,15 +118,29 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
 
     Args:
         module: wrapped (torch.compile, DataParallel) or not, on any device; it is not changed.
-        delta: with any operation.
+        delta: with any operation, of the checkpoint files or of the module itself where those differ.
 
     Raises:
         DeltaFormatError: a change is malformed.
         ParameterMismatchError: the module lacks a tensor, or has it in another shape or dtype.
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
+    module = unwrap(module)
+    return prepare_at(places_of(module), said_in_module(module, delta))
+
+
+def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
+    """Check that a delta is well formed, and say it in a plain module's own coordinates.
+
+    Raises:
+        RSTError: as `prepare`.
+    """
     validate(delta.parameters, "delta")
-    return prepare_at(places_of(unwrap(module)), delta)
+    coordinates = coordinates_of(module)
+    if not coordinates.files:
+        return delta
+    found = {name: siblings[attribute] for name, (siblings, attribute) in places_of(module).items()}
+    return in_module(delta, coordinates, {name: tensor for name, tensor in found.items() if tensor is not None})
 
 
 def prepare_at(places: Places, delta: SparseDelta) -> PreparedDelta:

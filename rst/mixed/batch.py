@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from rst.live.adapter_bank import BASE
-from rst.live.apply import prepare
+from rst.live.apply import prepare, said_in_module
 from rst.live.patch import EVERYTHING, Patch, Spot
 from rst.mixed.change import Change, SparseChange, Varying, WholeChange
 from rst.mixed.context import Derived, MixedContext, tensors_in
@@ -97,9 +97,10 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
     known = _known.setdefault(module, {})
     found = known.get(id(delta))
     if found is None or not found.fits():
-        _refuse_scripted(module, delta)
-        patches = [patch for patch in prepare(module, delta).patches if patch.spot.tensor.numel()]
-        found = _PreparedAdapter([(patch.spot, _change(patch, delta)) for patch in patches])
+        own = said_in_module(unwrap(module), delta)
+        _refuse_scripted(module, own)
+        patches = [patch for patch in prepare(module, own).patches if patch.spot.tensor.numel()]
+        found = _PreparedAdapter([(patch.spot, _change(patch, own)) for patch in patches])
         known[id(delta)] = found
         weakref.finalize(delta, _forget, weakref.ref(module), id(delta)).atexit = False
     return found

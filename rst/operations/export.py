@@ -106,6 +106,7 @@ def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], 
         config={name: value for name, value in settings.items() if value is not None},
         op=op,
         source=tuned.source,
+        coordinates=base.coordinates if base.coordinates == tuned.coordinates else None,
     )
 
 
@@ -128,7 +129,7 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
 def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, op: Op) -> Extraction:
     base: Mapping[str, Tensor] = ChainMap(record.base, record.buffers)  # type: ignore[arg-type]  # only read, when asked
     names = [*record.base, *record.buffers, *record.saved]
-    tuned = tuned.named_as(names)
+    tuned = tuned.named_as(names).in_files(record.places)
     missing = [name for name in names if name not in tuned]
     if missing:
         raise ParameterMismatchError(f"lacks {_shown(missing)}, which the trainer's record names", file=tuned.source)
@@ -144,6 +145,7 @@ def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, 
         config=record.config,
         op=op,
         source=tuned.source,
+        coordinates=record.coordinates,
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import Op, ParameterDelta, check_like, check_no_nan, check_real
-from rst.delta.sparse_delta import BaseIdentity, SparseDelta
+from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, SparseDelta
 from rst.errors import RSTError
 from rst.numerics.exactness import bit_equal
 
@@ -36,6 +36,7 @@ class Extraction:
         config: settings to record, in JSON types.
         op: what to store of each parameter, as in `ParameterDelta`.
         source: where the tuned weights come from, for messages.
+        coordinates: whose names and positions these are, as in `SparseDelta`.
     """
 
     base: Mapping[str, Tensor]
@@ -49,6 +50,7 @@ class Extraction:
     config: Mapping[str, Any] = field(default_factory=dict)
     op: Op = "add"
     source: str | None = None
+    coordinates: CoordinatesName | None = None
 
     def run(self, on_progress: Progress | None = None) -> SparseDelta:
         """Compare tensor by tensor. Raises as `ParameterDelta.between` does, before anything is written."""
@@ -84,6 +86,7 @@ class Extraction:
             tied={alias: owner for alias, owner in self.tied.items() if owner in parameters or owner in dense},
             base=BaseIdentity(self.identity.name, self.identity.revision, weights),
             config=dict(self.config),
+            coordinates=self.coordinates,
         )
 
     def nbytes(self, name: str) -> int:

@@ -4,7 +4,8 @@ Read top to bottom and you have seen the method: remember w0; after every optimi
 at the end store `w_sp = wt - w0`.
 """
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rst.checkpoints.coordinates import Coordinates
+from rst.checkpoints.delta_in_module import in_module
 from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
-from rst.checkpoints.trainer_record import read_trainer_record
+from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import RSTConfig
 from rst.delta.parameter_delta import Op, check_like
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
@@ -81,6 +85,11 @@ class ResidualSparseTrainer:
     def identity(self) -> BaseIdentity:
         """The base model's name and revision, where known."""
         return self._identity
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Where the model's weights lie in the checkpoint files of its base."""
+        return coordinates_of(self.model)
 
     @property
     def layout(self) -> ShardLayout | None:
@@ -175,16 +184,20 @@ class ResidualSparseTrainer:
         live, base = self.select_for_export()
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
+        coordinates = self.coordinates
+        in_files = coordinates.files_of_all
+        before: Mapping[str, Tensor] = ChainMap(base, live)  # type: ignore[arg-type]  # only read
         return Extraction(
-            base=base,
-            tuned=live,
-            names=names,
-            whole=set(tracked.saved),
-            buffers={name for name in names if not isinstance(live[name], nn.Parameter)},
-            tied=tracked.tied,
+            base=coordinates.to_files(before),
+            tuned=coordinates.to_files(live),
+            names=in_files(names),
+            whole=set(in_files(tracked.saved)),
+            buffers=set(in_files(name for name in names if not isinstance(live[name], nn.Parameter))),
+            tied=coordinates.ties_in_files(tracked.tied),
             identity=self._identity,
             config=self.config.to_dict(),
             op=op,
+            coordinates="checkpoint",
         ).run()
 
     def select_for_export(self) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
@@ -204,7 +217,9 @@ class ResidualSparseTrainer:
         `rst export` finds it under any key of a checkpoint and needs no other base. Of a sharded model it has DTensors,
         to be saved, and loaded into in place on any number of processes, by `torch.distributed.checkpoint`.
         """
-        live = live_tensors(self.model) if self._layout else self._base
+        tracked, coordinates = self._tracked, self.coordinates
+        base, buffers = self._recorded(tracked.sparse), self._recorded(tracked.buffers)
+        saved = coordinates.files_of_all(tracked.saved)
         tau = self.config.threshold_at(self._progress()) if self.config.select == "threshold" else None
         return {
             "format": TRAINER_RECORD,
@@ -212,10 +227,12 @@ class ResidualSparseTrainer:
             "steps": self._steps,
             "config": self.config.to_dict(),
             "threshold": tau,
-            "base": {name: like(live[name], self._base[name]) for name in self._tracked.sparse},
-            "buffers": {name: like(live[name], self._base[name]) for name in self._tracked.buffers},
-            "saved": list(self._tracked.saved),
-            "tied": dict(self._tracked.tied),
+            "base": base,
+            "buffers": buffers,
+            "saved": saved,
+            "tied": coordinates.ties_in_files(tracked.tied),
+            "places": coordinates.places([*base, *buffers, *saved]),
+            "coordinates": "checkpoint",
             "identity": {"name": self._identity.name, "revision": self._identity.revision},
         }
 
@@ -227,7 +244,7 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a parameter has another shape or dtype.
         """
         record = read_trainer_record(state)
-        restored = locals_of({**record.base, **record.buffers})
+        restored = self._restored(record)
         if different := sorted(restored.keys() ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
         for name, origin in self._base.items():
@@ -235,6 +252,27 @@ class ResidualSparseTrainer:
         for name, origin in self._base.items():
             origin.copy_(restored[name])
         self._steps = record.steps
+
+    def _recorded(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """w0 of some of the model's tensors as those of the files; of a sharded model only the names are the files'."""
+        live, files = live_tensors(self.model), self.coordinates
+        if self._layout:
+            own = {name: like(live[name], self._base[name]) for name in names}
+            return {files.name_in_files(name): tensor for name, tensor in own.items()}
+        before = files.to_files(ChainMap(self._base, live))  # type: ignore[arg-type]  # only read
+        found = {name: before[name] for name in files.files_of_all(names)}
+        return {name: tensor.contiguous() if files.is_moved(name) else tensor for name, tensor in found.items()}
+
+    def _restored(self, record: TrainerRecord) -> dict[str, Tensor]:
+        """w0 by the model's names, of sharded tensors this process' part."""
+        stored = SparseDelta({}, dense=locals_of({**record.base, **record.buffers}), coordinates=record.coordinates)
+        live = locals_of(live_tensors(self.model))
+        own = in_module(stored, self.coordinates, ChainMap(self._base, live)).dense  # type: ignore[arg-type]
+        return {
+            name: tensor
+            for name, tensor in own.items()
+            if name in self._base or name in stored.dense or name not in live
+        }
 
     def _progress(self) -> float:
         return min(self._steps / self.config.total_steps, 1.0) if self.config.total_steps else 1.0

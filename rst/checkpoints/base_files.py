@@ -1,0 +1,41 @@
+"""The names of the tensors in the files that a model of transformers was loaded from, where these are at hand."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from rst.files.strict_json import parse_json, strings
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def names_in_base(model: nn.Module) -> Collection[str]:
+    """Names in the model's folder, or in the hub's cache. Empty where neither has them; nothing is downloaded."""
+    try:
+        if index := _find(model, _INDEX):
+            return strings(list(parse_json(index.read_bytes())["weight_map"]), "weight_map")
+        if single := _find(model, _SINGLE):
+            with safe_open(single, framework="pt") as file:
+                return list(file.keys())
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # what cannot be read names nothing
+        pass
+    return ()
+
+
+def _find(model: nn.Module, file: str) -> Path | None:
+    name = getattr(model, "name_or_path", None)
+    if not name:
+        return None
+    local = Path(name) / file
+    if local.is_file():
+        return local
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except (ImportError, ValueError):  # ValueError: not a repository's name
+        return None
+    return Path(found) if isinstance(found, str) else None

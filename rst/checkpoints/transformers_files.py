@@ -1,0 +1,122 @@
+"""What the tensors of a transformers model are in its checkpoint files, as transformers itself says."""
+
+import re
+import sys
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from rst.checkpoints.base_files import names_in_base
+from rst.checkpoints.coordinates import PLAIN, Coordinates, FileTensor
+from rst.checkpoints.layout_trace import TracedTensor
+from rst.naming import plain_name, unwrap
+
+_OLD_SPELLINGS = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
+
+
+def coordinates_of(module: nn.Module) -> Coordinates:
+    """Map a module's tensors to those of its checkpoint files.
+
+    A model of transformers is asked how it saves itself: its tensors are pushed, without elements, through the
+    conversion of `save_pretrained`. Any other module has the tensors of its files, at no cost.
+
+    Args:
+        module: wrapped or not. The files that it was loaded from may lack the prefix of a head that was put on, have
+            that of one taken off, or say `gamma` for `weight`; where they are at hand, their names are taken.
+    """
+    module = unwrap(module)
+    if not _is_transformers_model(module):
+        return PLAIN
+    saved = module.state_dict(keep_vars=True).items()
+    state = {plain_name(name): tensor for name, tensor in saved if isinstance(tensor, Tensor)}
+    asked = tuple((name, id(tensor), tensor.shape) for name, tensor in state.items())
+    known = _known.get(module)
+    if known is None or known[0] != asked:
+        known = _known[module] = asked, _ask(module, state)
+    return known[1]
+
+
+def _ask(module: nn.Module, state: Mapping[str, Tensor]) -> Coordinates:
+    owners: dict[int, str] = {}
+    for name, tensor in state.items():
+        owners.setdefault(id(tensor), name)
+    own = {name: tensor for name, tensor in state.items() if owners[id(tensor)] == name}
+    spellings = _Spellings(str(getattr(module, "base_model_prefix", "")))
+    push = _Push(module, spellings, frozenset(names_in_base(module)))
+    found = _trace(push, own)
+    if len(own) < len(state):  # other names of the same tensors
+        others = _trace(push, state)
+        found = {**{name: one for name, one in others.items() if set(one.sources).isdisjoint(own)}, **found}
+    return Coordinates(found, push, spellings)
+
+
+# The last answer for each model, with what was asked. A long one takes a tenth of a second.
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Coordinates]] = weakref.WeakKeyDictionary()
+
+
+def _trace(push: "_Push", state: Mapping[str, Tensor]) -> dict[str, FileTensor]:
+    made = push({name: TracedTensor.of(name, tensor) for name, tensor in state.items()})
+    return {name: _file_tensor(name, one) for name, one in made.items() if isinstance(one, TracedTensor)}
+
+
+def _file_tensor(name: str, one: TracedTensor) -> FileTensor:
+    view = (one.stride(), int(one.storage_offset())) if one.changed and one.is_view else None
+    return FileTensor(name, one.sources, tuple(one.shape), one.changed, one.computed, view)
+
+
+def _is_transformers_model(module: nn.Module) -> bool:
+    modeling = sys.modules.get("transformers.modeling_utils")
+    return modeling is not None and isinstance(module, modeling.PreTrainedModel)
+
+
+class _Push:
+    """transformers' own conversion for saving, with the names that the base's files have."""
+
+    def __init__(self, module: nn.Module, spellings: "_Spellings", base_files: frozenset[str]) -> None:
+        self._module, self._spellings, self._base_files = weakref.ref(module), spellings, base_files
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {self._name(name): tensor for name, tensor in _revert(self._module(), dict(tensors)).items()}
+
+    def _name(self, name: str) -> str:
+        if not self._base_files or name in self._base_files:
+            return name
+        return next((other for other in self._spellings(name) if other in self._base_files), name)
+
+
+def _revert(module: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before transformers 5
+        return {_old_name(module, name): tensor for name, tensor in tensors.items()}
+    reverted: dict[str, Tensor] = revert_weight_conversion(module, tensors)
+    return reverted
+
+
+def _old_name(module: Any, name: str) -> str:
+    """The name in the files of transformers 4, which renames the parts of a few models when it loads them."""
+    for in_file, in_module in getattr(module, "_checkpoint_conversion_mapping", {}).items():
+        plain = re.sub(r"\(.*\)", "", in_file.removeprefix("^"))
+        renamed, count = re.subn(f"^{in_module}" if in_file.startswith("^") else in_module, plain, name)
+        if count:
+            return renamed
+    return name
+
+
+class _Spellings:
+    """With and without the prefix of the model inside, and LayerNorm's old names."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = f"{prefix}." if prefix else ""
+
+    def __call__(self, name: str) -> Iterable[str]:
+        names = [name]
+        if self._prefix:
+            without = name.removeprefix(self._prefix)
+            names.append(without if without != name else self._prefix + name)
+        for old, new in _OLD_SPELLINGS:
+            names += [other.removesuffix(new) + old for other in names if other.endswith(new)]
+            names += [other.removesuffix(old) + new for other in names if other.endswith(old)]
+        return names[1:]
