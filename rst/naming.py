@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from rst.errors import ConfigError
 
 _COMPILED = "_orig_mod."
 _PARALLEL = "module."
+_OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -45,6 +46,34 @@ def own_prefix(names: Iterable[str]) -> str:
     """What `canonical_names` takes off all `names`, which for a plain module's is no wrapper's but its only child's."""
     shortened = canonical_names(names)
     return next((name.removesuffix(plain) for name, plain in shortened.items() if name.endswith(plain)), "")
+
+
+def other_spellings(name: str, prefix: str = "") -> list[str]:
+    """How files of the same model may spell a name: with or without `prefix`, or with LayerNorm's old names."""
+    names = [name]
+    if prefix:
+        without = name.removeprefix(f"{prefix}.")
+        names.append(without if without != name else f"{prefix}.{name}")
+    for old, new in _OLD_NAMES:
+        names += [other.removesuffix(new) + old for other in names if other.endswith(new)]
+        names += [other.removesuffix(old) + new for other in names if other.endswith(old)]
+    return names[1:]
+
+
+def respelled(names: Collection[str], wanted: Collection[str]) -> dict[str, str]:
+    """Map those of `wanted` that `names` lacks to how `names` spells them, if one prefix explains most of them.
+
+    >>> respelled(["h.0.weight", "h.1.weight"], ["transformer.h.0.weight", "score.weight"])
+    {'transformer.h.0.weight': 'h.0.weight'}
+    """
+    missing = [name for name in wanted if name not in names]
+    prefixes = {name.partition(".")[0] for name in (*missing, *names)} if missing else set()
+    best: dict[str, str] = {}
+    for prefix in ("", *sorted(prefixes)):
+        spelled = {name: other for name in missing for other in other_spellings(name, prefix) if other in names}
+        if len(spelled) > len(best):
+            best = spelled
+    return best
 
 
 def matches(name: str, patterns: Patterns) -> bool:

@@ -17,7 +17,7 @@ from rst.delta.sparse_delta import CoordinatesName
 from rst.errors import CheckpointError
 from rst.files.mapped_files import FileStamp, release
 from rst.files.strict_json import parse_json, strings
-from rst.naming import canonical_names, own_prefix, plain_name, unwrap
+from rst.naming import canonical_names, own_prefix, plain_name, respelled, unwrap
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _DCP_FILE = ".metadata"
@@ -92,17 +92,29 @@ class Checkpoint(Mapping[str, Tensor]):
             release(self[name])
 
     def named_as(self, names: Collection[str]) -> "Checkpoint":
-        """These weights under names that fit those of the module itself, whose only child may be called `module`.
+        """These weights under the names that a delta has for them.
 
-        A checkpoint alone does not tell such a child from a wrapper, so its canonical names lack `module.`.
+        They may differ by the prefix of a model whose head was put on or taken off, by LayerNorm's old names, or by
+        `module.`: a checkpoint alone does not tell a module's only child of that name from a wrapper, so its canonical
+        names lack it.
         """
         prefix = own_prefix(names)
         if not prefix or any(name in self for name in names):
-            return self
+            return self._respelled(names)
         return replace(
             self,
             original_names={prefix + name: original for name, original in self.original_names.items()},
             tied={prefix + alias: prefix + owner for alias, owner in self.tied.items()},
+        )
+
+    def _respelled(self, names: Collection[str]) -> "Checkpoint":
+        new = {old: name for name, old in respelled(self.original_names, names).items()}
+        if not new:
+            return self
+        return replace(
+            self,
+            original_names={new.get(name, name): original for name, original in self.original_names.items()},
+            tied={new.get(alias, alias): new.get(owner, owner) for alias, owner in self.tied.items()},
         )
 
     def in_files(self, places: Mapping[str, ModulePlace]) -> "Checkpoint":

@@ -125,6 +125,15 @@ class Coordinates:
             if one.name in views and not one.computed and (one.moved or one.sources[0] != one.name)
         }
 
+    def check_one_source(self, name: str) -> None:
+        """Raise `NotCarriedError` unless a tensor of the files is made of one of the module's."""
+        if len(sources := self.files[name].sources if name in self.files else ()) > 1:
+            raise NotCarriedError(
+                f"in the checkpoint files it is made of {len(sources)} sharded tensors, {', '.join(sources)}; gather "
+                "the model and export that",
+                parameter=name,
+            )
+
     def ties_in_files(self, tied: Mapping[str, str]) -> dict[str, str]:
         """Other names of the module's tensors, to the names they go by: the same of the files."""
         pairs = ((self.files_of(alias), self.files_of(owner)) for alias, owner in tied.items())

@@ -54,7 +54,7 @@ def in_module(delta: SparseDelta, coordinates: Coordinates, tensors: Mapping[str
         if one is not None and name not in names:
             groups.setdefault(tuple(coordinates.group(one)), []).append((name, one, pieces[name]))
     for group, moved in groups.items():
-        live = {name: tensors[name].detach() for name in group}
+        live = {name: _whole(tensors[name].detach()) for name in group}
         all_whole = all(isinstance(piece, Tensor) for _, _, piece in moved)
         for source, positions, values in _move(coordinates, live, moved):
             if all_whole and positions.numel() == live[source].numel():
@@ -69,6 +69,12 @@ def in_module(delta: SparseDelta, coordinates: Coordinates, tensors: Mapping[str
         tied=_ties(delta, coordinates, names),
         coordinates="module",
     )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A DTensor gathered in every process; others as they are."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
 
 
 def _is_of(delta: SparseDelta, pieces: Mapping[str, Piece], tensors: Mapping[str, Tensor]) -> bool:

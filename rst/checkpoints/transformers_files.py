@@ -3,17 +3,16 @@
 import re
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from rst.checkpoints.base_files import names_in_base
-from rst.checkpoints.coordinates import PLAIN, Coordinates, FileTensor
+from rst.checkpoints.coordinates import PLAIN, Coordinates, FileTensor, Spellings
 from rst.checkpoints.layout_trace import TracedTensor
-from rst.naming import plain_name, unwrap
-
-_OLD_SPELLINGS = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
+from rst.naming import other_spellings, plain_name, unwrap
 
 
 def coordinates_of(module: nn.Module) -> Coordinates:
@@ -43,7 +42,7 @@ def _ask(module: nn.Module, state: Mapping[str, Tensor]) -> Coordinates:
     for name, tensor in state.items():
         owners.setdefault(id(tensor), name)
     own = {name: tensor for name, tensor in state.items() if owners[id(tensor)] == name}
-    spellings = _Spellings(str(getattr(module, "base_model_prefix", "")))
+    spellings = partial(other_spellings, prefix=str(getattr(module, "base_model_prefix", "")))
     push = _Push(module, spellings, frozenset(names_in_base(module)))
     found = _trace(push, own)
     if len(own) < len(state):  # other names of the same tensors
@@ -74,7 +73,7 @@ def _is_transformers_model(module: nn.Module) -> bool:
 class _Push:
     """transformers' own conversion for saving, with the names that the base's files have."""
 
-    def __init__(self, module: nn.Module, spellings: "_Spellings", base_files: frozenset[str]) -> None:
+    def __init__(self, module: nn.Module, spellings: Spellings, base_files: frozenset[str]) -> None:
         self._module, self._spellings, self._base_files = weakref.ref(module), spellings, base_files
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,20 +102,3 @@ def _old_name(module: Any, name: str) -> str:
         if count:
             return renamed
     return name
-
-
-class _Spellings:
-    """With and without the prefix of the model inside, and LayerNorm's old names."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = f"{prefix}." if prefix else ""
-
-    def __call__(self, name: str) -> Iterable[str]:
-        names = [name]
-        if self._prefix:
-            without = name.removeprefix(self._prefix)
-            names.append(without if without != name else self._prefix + name)
-        for old, new in _OLD_SPELLINGS:
-            names += [other.removesuffix(new) + old for other in names if other.endswith(new)]
-            names += [other.removesuffix(old) + new for other in names if other.endswith(old)]
-        return names[1:]

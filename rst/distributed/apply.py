@@ -6,6 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rst.checkpoints.delta_in_module import in_module
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
@@ -93,6 +95,7 @@ def apply_sharded(model: nn.Module, delta: SparseDelta) -> PreparedShards:
     if layout is None:
         raise ConfigError("no parameter of the model is a DTensor; call delta.apply(model)")
     _check_same(delta, layout)
+    delta = in_module(delta, coordinates_of(model), live)
     names = together(lambda: _names(model, live, delta, layout), layout.device)
     mine = _my_part(delta, names, layout)
     parts = {name: (_Parts(siblings), attribute) for name, (siblings, attribute) in places_of(model).items()}

@@ -25,10 +25,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rst.checkpoints.coordinates import Coordinates
 from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, check_no_nan
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.distributed.entries import Entries, changed_entries, collect
 from rst.errors import ConfigError
+from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest
 from rst.operations.extraction import Extraction
 from rst.shards.blocks import is_sharded, local, locals_of
@@ -61,37 +63,53 @@ def export_sharded(trainer: ResidualSparseTrainer, op: Op = "add") -> SparseDelt
     if layout is None:
         raise ConfigError("no parameter of the model is a DTensor; call trainer.export()")
     live, base = trainer.select_for_export()
-    tracked, parts = trainer.tracked, locals_of(live)
+    tracked, parts, coordinates = trainer.tracked, locals_of(live), trainer.coordinates
+    for name in coordinates.files_of_all([*tracked.sparse, *tracked.buffers, *tracked.saved]):
+        coordinates.check_one_source(name)
     mine = together(lambda: _compare(layout, tracked, base, parts), layout.device)
     counts = layout.add_up({name: positions.numel() for name, (positions, _, _) in mine.items()})
     entries = collect(layout, mine)
-    parameters = {}
+    parameters: dict[str, ParameterDelta] = {}
     for name in (name for name in tracked.sparse if counts[name]):
         whole = layout.assemble(name, base[name])
         if whole is not None and entries is not None:
-            positions, origin, target = entries[name]
-            digests = BaseDigests(digest(whole), digest(origin))
-            parameters[name] = ParameterDelta.at(positions, origin, target, whole.shape, digests, op)
+            parameters |= _changes(coordinates, name, whole, entries[name], op)
+    in_files = coordinates.files_of_all
     names = [*tracked.buffers, *tracked.saved]
     tuned = {name: _whole(layout, name, live[name]) for name in names}
     origins = {name: _whole(layout, name, live[name], base[name]) for name in tracked.buffers}
     if not is_first():
         return None
     whole_tensors = Extraction(
-        base=origins,
-        tuned=tuned,
-        names=names,
-        whole=set(tracked.saved),
-        buffers={name for name in names if not isinstance(live[name], nn.Parameter)},
+        base=coordinates.to_files(origins),
+        tuned=coordinates.to_files(tuned),
+        names=in_files(names),
+        whole=set(in_files(tracked.saved)),
+        buffers=set(in_files(name for name in names if not isinstance(live[name], nn.Parameter))),
         config=trainer.config.to_dict(),
+        coordinates="checkpoint",
     ).run()
     stored = parameters.keys() | whole_tensors.dense.keys()
     return replace(
         whole_tensors,
         parameters=parameters,
-        tied={alias: owner for alias, owner in tracked.tied.items() if owner in stored},
+        tied={alias: owner for alias, owner in coordinates.ties_in_files(tracked.tied).items() if owner in stored},
         base=BaseIdentity(trainer.identity.name, trainer.identity.revision, sum(map(layout.numel, tracked.sparse))),
     )
+
+
+def _changes(coordinates: Coordinates, name: str, base: Tensor, entries: Entries, op: Op) -> dict[str, ParameterDelta]:
+    """What the files say of one parameter's changed entries; `base` is all of its w0."""
+    positions, origin, target = entries
+    files = coordinates.files_of(name)
+    if not any(coordinates.is_moved(file) for file in files):
+        digests = BaseDigests(digest(base), digest(origin))
+        return {files[0]: ParameterDelta.at(positions, origin, target, base.shape, digests, op)}
+    tuned = base.clone(memory_format=torch.contiguous_format)
+    bits(tuned).view(-1)[positions] = bits(target)
+    before, after = coordinates.to_files({name: base}), coordinates.to_files({name: tuned})
+    found = {file: ParameterDelta.between(file, before[file], after[file], None, op) for file in files}
+    return {file: change for file, change in found.items() if change.nnz}
 
 
 def _compare(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, NonFiniteError, ParameterMismatchError
 from rst.extras import install_command
@@ -53,12 +54,15 @@ def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float
     kind = _kind(adapted)
     merged = _merge(adapter, adapted)
     origin = open_checkpoint(base)
-    tuned = _weights_of_base(origin, merged.state_dict(), whole)
+    in_files = coordinates_of(merged).files_of_all(name for name in merged.state_dict() if _is_within(name, whole))
+    saved = whole if all(_is_within(name, whole) for name in in_files) else in_files
+    tuned = _weights_of_base(origin, open_checkpoint(merged), in_files)
     try:
-        delta = export(base, tuned, threshold=threshold, modules_to_save=whole or None)
+        delta = export(base, tuned, threshold=threshold, modules_to_save=saved or None)
     except NonFiniteError as error:
         raise NonFiniteError(f"merged, {error}", file=adapter) from error
-    return replace(delta, config={**delta.config, "converted_from": {"peft_type": kind}})
+    config = {**delta.config, "converted_from": {"peft_type": kind}}
+    return replace(delta, config=config, coordinates=origin.coordinates)
 
 
 def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
@@ -125,7 +129,7 @@ def _weights_of_base(base: Checkpoint, merged: Mapping[str, Tensor], whole: Coll
 
     A module may have more than its file: heads that were just initialised, ties that the file leaves out.
     """
-    kept = {name: tensor for name, tensor in merged.items() if name in base or _is_within(name, whole)}
+    kept = {name: tensor for name, tensor in merged.items() if name in base or name in whole}
     places = {tensor.data_ptr() for tensor in kept.values() if tensor.numel()}
     return kept | {name: tensor for name, tensor in merged.items() if tensor.data_ptr() in places}
 

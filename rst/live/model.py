@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import RSTConfig
 from rst.delta.file import load_delta
 from rst.delta.sparse_delta import Encoding, SparseDelta
@@ -304,6 +305,8 @@ class RSTModel(nn.Module):
         """Move or cast (`to`, `cuda`, `half`) the base without its adapters, so that both stay exact."""
         live = live_tensors(unwrap(self.base_model))
         dtypes = {name: fn(tensor.detach().new_empty(0)).dtype for name, tensor in live.items()}
+        files = coordinates_of(self.base_model).files.values()
+        dtypes = {one.name: dtypes[one.sources[0]] for one in files if one.sources[0] in dtypes} | dtypes
         self._bank.move(dtypes, lambda: nn.Module._apply(self, fn, recurse))  # type: ignore[no-untyped-call]
         return self
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
-from rst.config import RSTConfig
+from rst.checkpoints.transformers_files import coordinates_of
+from rst.config import Patterns, RSTConfig
 from rst.delta.parameter_delta import check_real
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.naming import check_patterns, matches, plain_name
@@ -47,14 +49,19 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
         ParameterMismatchError: a parameter to train is complex, not floating point, or on the meta device.
     """
     live = live_tensors(model)
-    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
-        check_patterns(setting, getattr(config, setting), list(live))
-    saved = [name for name in live if matches(name, config.modules_to_save)]
+    meant = partial(_meant, names={name: coordinates_of(model).files_of(name) for name in live})
+    targets = meant("target_modules", config.target_modules)
+    excluded = meant("exclude_modules", config.exclude_modules)
+    chosen = meant("modules_to_save", config.modules_to_save)
+    saved = [name for name in live if name in chosen]
     parameters = {name: tensor for name, tensor in live.items() if isinstance(tensor, nn.Parameter)}
     sparse = {
         name: parameter
         for name, parameter in parameters.items()
-        if name not in saved and parameter.requires_grad and _is_target(name, config)
+        if name not in saved
+        and parameter.requires_grad
+        and (config.target_modules is None or name in targets)
+        and name not in excluded
     }
     if not sparse:
         raise ConfigError("no trainable parameter is left to train sparsely; look at target_modules and requires_grad")
@@ -71,9 +78,27 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     )
 
 
-def _is_target(name: str, config: RSTConfig) -> bool:
-    wanted = config.target_modules is None or matches(name, config.target_modules)
-    return wanted and not matches(name, config.exclude_modules)
+def _meant(setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names of the module that patterns mean. What matches none of them may match those of the files, `names`.
+
+    Raises:
+        ConfigError: a pattern matches neither, or in the files only parts of one of the module's tensors.
+    """
+    found = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        single: Patterns = pattern if isinstance(patterns, str) else [pattern]
+        own = {name for name in names if matches(name, single)}
+        if not own:
+            check_patterns(setting, single, [*names, *(file for files in names.values() for file in files)])
+            own = {name for name, files in names.items() if any(matches(file, single) for file in files)}
+            for name in own:
+                if parts := [file for file in names[name] if not matches(file, single)]:
+                    raise ConfigError(
+                        f"{setting}: {pattern!r} means a part of it, which is one tensor with {parts[0]} here",
+                        parameter=name,
+                    )
+        found |= own
+    return found
 
 
 def _find_tied(model: nn.Module, owners: Mapping[str, Tensor]) -> dict[str, str]:
