@@ -6,11 +6,14 @@ import warnings
 import torch
 from torch import Tensor
 
+from rst.checkpoints.transformers_files import coordinates_of
+from rst.delta.parameter_delta import gather
 from rst.delta.sparse_delta import SparseDelta
+from rst.live.apply import PreparedDelta
 from rst.sync.anchor import last_anchor, read_anchor
 from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
 from rst.sync.errors import ChainError, ChainGapError, ChainOrderError, ChainStateError
-from rst.sync.live import Model, as_module, check_same_tensors, live_weights
+from rst.sync.live import Model, as_module, check_same_tensors, coordinates_of_weights, live_weights
 from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
 
@@ -165,12 +168,8 @@ class Follower:
                 f"step {link.to_step} applies to {link.state_before}, {self._where()} is {self._state}",
                 file=self.store.location,
             )
-        prepared, state = delta.prepare(self._module), self._state
-        for patch in prepared.patches:
-            change, device = delta[patch.spot.name], patch.spot.tensor.device
-            # The elements that the model has now, not those the file says: a foreign change shows here.
-            old, new = (torch.as_tensor(part, device=device) for part in (patch.old, patch.new))
-            state = changed_state(state, patch.spot.name, change.dtype, change.shape, change.indices, old, new)
+        prepared = delta.prepare(self._module)
+        state = self._state_after(delta, prepared)
         if state != link.state_after:
             raise ChainStateError(
                 f"step {link.to_step} should make {link.state_after} and would make {state}: the model was changed "
@@ -180,6 +179,27 @@ class Follower:
         prepared.apply()
         self._state, self._step = state, link.to_step
         return link.to_step
+
+    def _state_after(self, delta: SparseDelta, prepared: PreparedDelta) -> str:
+        """The state, one of the files' tensors, that a step makes of the elements that the model has now.
+
+        Not of those the file says: a foreign change shows here.
+        """
+        coordinates, state, found = coordinates_of(self._module), self._state, {}
+        for patch in prepared.patches:
+            device = patch.spot.tensor.device
+            found[coordinates.name_in_files(patch.spot.name)] = (
+                torch.as_tensor(patch.old, device=device),
+                torch.as_tensor(patch.new, device=device),
+            )
+        weights = self.weights if delta.keys() - found.keys() else {}
+        for name, change in delta.items():
+            if name not in found:  # its elements are elsewhere in the model
+                flat = weights[name].reshape(-1)
+                origin = gather(flat, change.indices.to(flat.device, torch.int64))
+                found[name] = origin, change.to(flat.device).tuned_values(origin)
+            state = changed_state(state, name, change.dtype, change.shape, change.indices, *found[name])
+        return state
 
     def _is_untouched(self) -> bool:
         """Whether the model is still as this follower left it, in O(weights)."""
@@ -208,7 +228,8 @@ class Follower:
         weights, link = found
         own, tied = live_weights(self._module)
         check_same_tensors(own, weights, "the model")
-        SparseDelta({}, dense=weights, tied=tied).apply(self._module)
+        whole = SparseDelta({}, dense=weights, tied=tied, coordinates=coordinates_of_weights(self._module))
+        whole.apply(self._module)
         self._state, self._step = link.state_after, link.to_step
         return link.to_step
 

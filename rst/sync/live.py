@@ -5,6 +5,7 @@ from collections.abc import Mapping, MutableMapping
 from torch import Tensor, nn
 
 from rst.checkpoints.checkpoint import Weights, open_checkpoint
+from rst.delta.sparse_delta import CoordinatesName
 from rst.errors import ParameterMismatchError
 
 Model = nn.Module | MutableMapping[str, Tensor]
@@ -19,6 +20,11 @@ def live_weights(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
     checkpoint = open_checkpoint(weights)
     own = {name: checkpoint[name].detach() for name in checkpoint if name not in checkpoint.tied}
     return own, dict(checkpoint.tied)
+
+
+def coordinates_of_weights(weights: Weights) -> CoordinatesName | None:
+    """Whose names a chain of these weights has: a module's are said as those of its checkpoint files."""
+    return "checkpoint" if isinstance(weights, nn.Module) else None
 
 
 def as_module(model: Model) -> nn.Module:

@@ -21,7 +21,7 @@ from rst.sync.anchor import write_anchor
 from rst.sync.chain import HEADER_KEY, Link, Pointer, delta_name, read_pointer, write_pointer
 from rst.sync.errors import ChainConflictError, ChainOrderError
 from rst.sync.follower import Follower
-from rst.sync.live import check_same_tensors, live_weights
+from rst.sync.live import check_same_tensors, coordinates_of_weights, live_weights
 from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
 from rst.sync.sweeping import find_chain, sweep
@@ -223,6 +223,7 @@ class Publisher:
             tied={alias: owner for alias, owner in tied.items() if owner in changes},
             base=BaseIdentity(weights=count),
             config={HEADER_KEY: link.record()},
+            coordinates=coordinates_of_weights(self._weights),
         )
         delta_bytes = self.store.put(delta_name(link.to_step), lambda path: save(delta, path, self._encoding))
         anchored = link.to_step % self._anchor_every == 0
