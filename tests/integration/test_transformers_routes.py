@@ -27,9 +27,8 @@ from rst.interop.vllm import SparsePatch, to_engine_patches
 from rst.sync import Follower, Publisher
 from tests.rst.checkpoints.tiny_models import bert, built, gpt2, mixtral, same_weights, stepped, vit
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)  # PEFT reads it
+PEFT_READS = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+pytestmark = pytest.mark.filterwarnings(PEFT_READS)
 BOTH = pytest.mark.parametrize("build", [vit, mixtral])
 
 
