@@ -5,6 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from tests.messages import names
+
 
 class Block(nn.Module):
     """Attention and an MLP's layer, as CLIP's image encoder has them."""
@@ -27,7 +29,7 @@ def test_pefts_attention_takes_no_adapter_names_and_its_linear_layers_do() -> No
         model.add_adapter("second", config)
         model.eval()
         if refused:
-            with pytest.raises(TypeError, match="MultiheadAttention does not support mixed adapter batches"):
+            with pytest.raises(TypeError, match=names("MultiheadAttention")):
                 model(tokens, adapter_names=["first", "second"])
         else:
             assert model(tokens, adapter_names=["first", "second"]).shape == tokens.shape

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmkd import kl_distillation
+from tests.messages import names
 
 
 def views(seed: int = 0):
@@ -43,7 +44,7 @@ def test_is_zero_for_equal_views_and_finite_for_certain_ones():
 
 
 def test_bad_shapes_are_named():
-    with pytest.raises(ValueError, match=r"log_teacher \(2, 3\) .*\(2, 4\)"):
+    with pytest.raises(ValueError, match=names("log_teacher", (2, 3), (2, 4))):
         kl_distillation(torch.zeros(2, 4), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"weights .*\(2,\).*\(2, 1\)"):
+    with pytest.raises(ValueError, match=names("weights", (2,), (2, 1))):
         kl_distillation(torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, 1))

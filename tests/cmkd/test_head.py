@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmkd import PRESETS, TaskHead
+from tests.messages import names
 
 
 def test_is_batchnorm_layernorm_linear():
@@ -43,5 +44,5 @@ def test_the_presets_heads(name, parameters):
 
 
 def test_bad_sizes_are_named():
-    with pytest.raises(ValueError, match=r"dim=8, classes=0"):
+    with pytest.raises(ValueError, match=names("dim=8", "classes=0")):
         TaskHead(8, 0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmkd import CMKD, PartialSet, estimate_classes
+from tests.messages import names
 
 
 def predictions(*counts: int):
@@ -55,11 +56,11 @@ def test_a_resumed_run_goes_on_with_the_estimate():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"classes=2, got 2"):
+    with pytest.raises(ValueError, match=names("classes=2", 2)):
         estimate_classes(predictions(9, 9, 9), classes=2)
-    with pytest.raises(ValueError, match=r"int64 vector.*float32 of shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=names("int64", torch.float32, (3, 2))):
         estimate_classes(torch.zeros(3, 2), classes=2)
-    with pytest.raises(ValueError, match=r"classes .*0"):
+    with pytest.raises(ValueError, match=names("classes", 0)):
         PartialSet(0)
 
 
@@ -74,5 +75,5 @@ def test_the_target_is_looked_at_every_500_iterations_or_once_a_pass():
 
 
 def test_an_epoch_without_iterations_is_refused():
-    with pytest.raises(ValueError, match="refresh_every.*0"):
+    with pytest.raises(ValueError, match=names("refresh_every", 0)):
         PartialSet(3, refresh_every=0)

@@ -4,6 +4,7 @@ import pytest
 
 from cmkd import PRESETS, build_prompts, prompt_order
 from cmkd.prompts import ENSEMBLE, PHOTO_WITHOUT_ARTICLE
+from tests.messages import names
 
 
 def test_names_are_filled_in_with_spaces():
@@ -38,9 +39,9 @@ def test_domainnet_s_slip_on_a_small_scale():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"exactly one \{\} each, got 'a photo'"):
+    with pytest.raises(ValueError, match=names("{}", "'a photo'")):
         build_prompts(["dog"], ["a {}", "a photo"])
-    with pytest.raises(ValueError, match=r"0 class names and 1 templates"):
+    with pytest.raises(ValueError, match=names(0, 1)):
         build_prompts([])
-    with pytest.raises(ValueError, match=r"empty, got '_'"):
+    with pytest.raises(ValueError, match=names("class_names", "'_'")):
         build_prompts(["dog", "_"])

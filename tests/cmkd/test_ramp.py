@@ -5,6 +5,7 @@ import math
 import pytest
 
 from cmkd import sigmoid_ramp
+from tests.messages import names
 
 
 def test_starts_at_zero_and_rises_to_its_end():
@@ -22,7 +23,7 @@ def test_after_the_end_it_stays_level_unless_told_otherwise():
 
 
 def test_no_iteration():
-    with pytest.raises(ValueError, match=r"iteration .*-1"):
+    with pytest.raises(ValueError, match=names("iteration", -1)):
         sigmoid_ramp(-1, 10)
-    with pytest.raises(ValueError, match=r"max_iterations .*0"):
+    with pytest.raises(ValueError, match=names("max_iterations", 0)):
         sigmoid_ramp(0, 0)

@@ -17,6 +17,7 @@ from tests.cmkd.baselines.problem import (
     train,
     vit_student,
 )
+from tests.messages import names
 
 VIT_ONLY = ("cdtrans", "ssrt", "pmtrans")
 SETTINGS = {"ssrt": {"interval": 6, "hidden": 16}, "dann": {"hidden": 16}, "cdan": {"hidden": 16}}
@@ -116,7 +117,7 @@ def test_encoders_that_are_no_vit_are_refused(name):
     student, objective, problem = mlp_student(), build(name), Problem()
     if objective.needs_target_pass:
         objective.refresh(student, problem.target_pass())
-    with pytest.raises(ValueError, match=r"encoder .*VisionTransformer.*torch.nn.modules.container.Sequential"):
+    with pytest.raises(ValueError, match=names("encoder", "VisionTransformer", "Sequential")):
         next(objective.phases(student, problem.batch(), iteration=9, max_iterations=10))
 
 
@@ -125,12 +126,12 @@ def test_labels_are_asked_for_before_they_are_used(name, make_student):
     objective, student, problem = build(name), make_student(), Problem()
     if not objective.needs_target_pass:
         return
-    with pytest.raises(RuntimeError, match="call refresh"):
+    with pytest.raises(RuntimeError, match=names("refresh")):
         next(objective.phases(student, problem.batch(), iteration=9, max_iterations=10))
     objective.refresh(student, problem.target_pass()[:1])
     batch = problem.batch()
     unseen = DomainBatch(batch.source_images, batch.source_labels, batch.target_images, batch.target_positions + 20)
-    with pytest.raises(RuntimeError, match=r"position \d+ was not in the last refresh"):
+    with pytest.raises(RuntimeError, match=names("position", "refresh")):
         next(objective.phases(student, unseen, iteration=9, max_iterations=10))
 
 
@@ -150,6 +151,6 @@ def test_a_pass_over_the_target_leaves_modes_and_statistics_alone(name, make_stu
 
 def test_an_unknown_setting_is_named():
     for name, method in BASELINES.items():
-        with pytest.raises(TypeError, match="wieght"):
+        with pytest.raises(TypeError, match=names("'wieght'")):
             method(feature_dim=FEATURES, classes=CLASSES, wieght=1.0)
         assert name == name.lower()

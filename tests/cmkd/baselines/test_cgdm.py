@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cmkd.baselines import CGDM, classifier_discrepancy, entropy_weighted_cross_entropy, gradient_discrepancy
 from tests.cmkd.baselines.problem import CLASSES, FEATURES, Problem, mlp_student, train
+from tests.messages import names
 
 
 def cosine(x, y):
@@ -64,7 +65,7 @@ def test_frozen_parameters_are_left_out():
     bias.requires_grad_(False)
     losses = losses_of(weight, bias, domains)
     assert gradient_discrepancy(*losses, [weight, bias]) == gradient_discrepancy(*losses, [weight])
-    with pytest.raises(ValueError, match="none of the 1 parameters"):
+    with pytest.raises(ValueError, match=names(1)):
         gradient_discrepancy(*losses, [bias])
 
 

@@ -10,6 +10,7 @@ from examples.segmentation.classes import CLASSES, FILE_IDS, IGNORED, colour, tr
 from examples.segmentation.domains import ACDC, CITYSCAPES, DOMAINS, GTA5, get_domain
 from examples.segmentation.generated_scenes import PAINT
 from examples.uda.benchmarks import DatasetError
+from tests.messages import names
 
 
 def test_numbers_in_files_become_train_ids():
@@ -40,17 +41,17 @@ def test_gta_and_cityscapes_store_other_numbers_than_acdc(scenes):
 
 
 def test_another_number_of_images_is_refused(scenes):
-    with pytest.raises(DatasetError, match=r"(?s)train: 10 images, expected 2975.*val: 3 images, expected 500"):
+    with pytest.raises(DatasetError, match=names("train", 10, 2975, "val", 3, 500)):
         CITYSCAPES.check(scenes, ["train", "val"])
 
 
 def test_missing_files_are_named(scenes, tmp_path):
-    with pytest.raises(DatasetError, match=r"(?s)gta5.*no image matches.*download.visinf"):
+    with pytest.raises(DatasetError, match=names("gta5", "download.visinf")):
         GTA5.check(tmp_path, ["train"])
     shutil.copytree(scenes / "acdc", tmp_path / "acdc")
     missing = ACDC.scenes(tmp_path, "train")[3].labels
     missing.unlink()
-    with pytest.raises(DatasetError, match=f"1 images have no labels, first {missing}"):
+    with pytest.raises(DatasetError, match=names(1, missing)):
         ACDC.check(tmp_path, ["train"], counts=False)
 
 
@@ -58,16 +59,16 @@ def test_labels_that_are_no_labels_are_refused(scenes, tmp_path):
     shutil.copytree(scenes / "gta5", tmp_path / "gta5")
     first = GTA5.scenes(tmp_path, "train")[0]
     Image.new("L", (128, 64), 1).save(first.labels)
-    with pytest.raises(DatasetError, match="none of the 19 classes"):
+    with pytest.raises(DatasetError, match=names(19)):
         GTA5.check(tmp_path, ["train"], counts=False)
     Image.new("RGB", (128, 64)).save(first.labels)
-    with pytest.raises(DatasetError, match=r"8-bit number a pixel, got uint8 of shape \(64, 128, 3\)"):
+    with pytest.raises(DatasetError, match=names("uint8", (64, 128, 3))):
         GTA5.check(tmp_path, ["train"], counts=False)
     Image.new("L", (12, 6), 7).save(first.labels)
-    with pytest.raises(DatasetError, match=r"is \(128, 64\), its labels are \(12, 6\)"):
+    with pytest.raises(DatasetError, match=names((128, 64), (12, 6))):
         GTA5.check(tmp_path, ["train"], counts=False)
 
 
 def test_unknown_domains_are_named():
-    with pytest.raises(ValueError, match="gta5, cityscapes, acdc, got 'gta'"):
+    with pytest.raises(ValueError, match=names("gta5", "cityscapes", "acdc", "'gta'")):
         get_domain("gta")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from examples.serving.bank import AdapterTooLargeError, DeltaBank, UnknownAdapterError
 from rst import DeltaFormatError, SparseDelta, WrongBaseError
 from tests.examples.serving.conftest import NAMES
+from tests.messages import names
 
 
 def size_of(adapters: Path, name: str, base: nn.Module) -> int:
@@ -50,7 +51,7 @@ def test_one_adapter_above_the_bound_is_refused_and_nothing_dropped(base: nn.Mod
     small, large = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     bank = DeltaBank(base, adapters, max_bytes=sizes[large] - 1)
     bank.prepared(small)
-    with pytest.raises(AdapterTooLargeError, match=rf"{large}: takes {sizes[large]:,} bytes"):
+    with pytest.raises(AdapterTooLargeError, match=names(large, f"{sizes[large]:,}")):
         bank.prepared(large)
     assert bank.use.adapters == 1
 
@@ -71,7 +72,7 @@ def test_damaged_and_foreign_adapters_are_refused(base: nn.Module, adapters: Pat
     damaged = tmp_path / NAMES[0] / "delta.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     bank = DeltaBank(base, tmp_path, 2**30)
-    with pytest.raises(DeltaFormatError, match=r"domain-0/delta\.safetensors"):
+    with pytest.raises(DeltaFormatError, match=names("domain-0/delta.safetensors")):
         bank.prepared(NAMES[0])
     with torch.no_grad():
         for parameter in base.parameters():
@@ -82,5 +83,5 @@ def test_damaged_and_foreign_adapters_are_refused(base: nn.Module, adapters: Pat
 
 
 def test_missing_folder(base: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(NotADirectoryError, match="nowhere"):
+    with pytest.raises(NotADirectoryError, match=names("nowhere")):
         DeltaBank(base, tmp_path / "nowhere", 1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from examples.serving.bank import DeltaBank, UnknownAdapterError
 from examples.serving.scheduler import ClosedError, ForwardError, Scheduler
 from tests.examples.serving.conftest import NAMES, wait_for
+from tests.messages import names
 
 
 class Gated(nn.Module):
@@ -79,7 +80,7 @@ def test_failures_are_the_callers_alone(
     with scheduling(base, adapters) as (_, scheduler):
         with pytest.raises(ForwardError, match="channels"):
             scheduler.submit(NAMES[0], images[:, :2]).result(30)
-        with pytest.raises(UnknownAdapterError, match="none"):
+        with pytest.raises(UnknownAdapterError, match=names("'none'")):
             scheduler.submit("none", images)
         assert torch.equal(scheduler.submit(NAMES[0], images).result(30), expected[NAMES[0]])
         assert scheduler.swaps == 1

@@ -10,6 +10,7 @@ from PIL import Image
 from cmkd import prompt_order
 from examples.uda.benchmarks import BENCHMARKS, DatasetError, ImageFolderBenchmark, get_benchmark
 from examples.uda.fake_domains import FakeDomains
+from tests.messages import names
 
 FOLDERS = ("office_home", "office_home_partial", "office31", "visda2017", "domainnet")
 TASKS = {
@@ -189,7 +190,7 @@ def test_the_published_number_and_a_documented_variant_pass(damaged: Path) -> No
     next((damaged / "dslr/images/pen").iterdir()).unlink()
     small.check(damaged)
     next((damaged / "dslr/images/mug").iterdir()).unlink()
-    with pytest.raises(DatasetError, match="61 or 62 images expected in the 31 classes, 60 found"):
+    with pytest.raises(DatasetError, match=names(61, 62, 31, 60)):
         small.check(damaged)
 
 
@@ -197,14 +198,14 @@ def test_only_the_domains_asked_for_are_checked(damaged: Path) -> None:
     shutil.rmtree(damaged / "amazon")
     benchmark = get_benchmark("office31")
     benchmark.check(damaged, domains=("D", "W"), counts=False)
-    with pytest.raises(DatasetError, match=r"A \(amazon/images\): folder missing"):
+    with pytest.raises(DatasetError, match=names("A", "amazon/images")):
         benchmark.check(damaged, domains=("A", "W"), counts=False)
 
 
 def test_unknown_names_are_refused(office31: Path) -> None:
-    with pytest.raises(ValueError, match="benchmark must be one of office_home, .*, got 'office32'"):
+    with pytest.raises(ValueError, match=names("benchmark", "office_home", "'office32'")):
         get_benchmark("office32")
-    with pytest.raises(ValueError, match="domain of office31 must be one of A, D, W, got 'X'"):
+    with pytest.raises(ValueError, match=names("office31", "A", "D", "W", "'X'")):
         get_benchmark("office31").check(office31, domains=["X"])
-    with pytest.raises(ValueError, match="domain of office31 must be one of A, D, W, got 'X'"):
+    with pytest.raises(ValueError, match=names("office31", "A", "D", "W", "'X'")):
         get_benchmark("office31").dataset(office31, "X", "train", role="source")

@@ -25,6 +25,7 @@ from examples.uda.tiny_backbones import load_tiny_backbone
 from examples.uda.training import build_optimizer
 from rst import SparseDelta
 from tests.examples.uda.smoke_runs import TINY, run, tiny_cell, write_data
+from tests.messages import names
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_zero_shot_stores_nothing_and_is_run_once(data, tmp_path):
 def test_a_result_of_other_settings_is_refused(data, tmp_path):
     run(tiny_cell(tmp_path), data)
     changed = tiny_cell(tmp_path, lambda1=0.5)
-    with pytest.raises(ChangedCellError, match=r"lambda1: 0\.25 -> 0\.5") as caught:
+    with pytest.raises(ChangedCellError, match=names("lambda1", 0.25, 0.5)) as caught:
         changed.result()
     assert str(changed.path) in str(caught.value)
 
@@ -95,7 +96,7 @@ def test_a_cell_without_a_file_is_not_done(tmp_path):
 def test_tasks_by_name():
     variant = variants("table1")[0]
     assert parse_tasks(["Ar-Cl", "Re-Pr"], variant) == [("Ar", "Cl"), ("Re", "Pr")]
-    with pytest.raises(SettingsError, match="'Ar-Xx'.*Ar-Cl"):
+    with pytest.raises(SettingsError, match=names("'Ar-Xx'", "Ar-Cl")):
         parse_tasks(["Ar-Xx"], variant)
 
 

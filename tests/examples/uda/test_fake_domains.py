@@ -11,6 +11,7 @@ from torchvision.datasets import MNIST, USPS
 from examples.uda.benchmarks import BENCHMARKS, get_benchmark
 from examples.uda.fake_domains import FakeDomains
 from examples.uda.fake_figures import CLASSES, STYLES, draw_figure
+from tests.messages import names
 
 NAMES = tuple(BENCHMARKS)
 
@@ -118,9 +119,9 @@ def test_torchvision_reads_the_digits_without_a_network(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="images_per_class and image_size must be positive, got 0 and 32"):
+    with pytest.raises(ValueError, match=names("images_per_class", "image_size", 0, 32)):
         FakeDomains(images_per_class=0)
-    with pytest.raises(ValueError, match="domain of office31 must be one of A, D, W, got 'X'"):
+    with pytest.raises(ValueError, match=names("office31", "A", "D", "W", "'X'")):
         FakeDomains().write("office31", tmp_path, ["X"])
-    with pytest.raises(ValueError, match="benchmark must be one of"):
+    with pytest.raises(ValueError, match=names("benchmark")):
         FakeDomains().write("imagenet", tmp_path)

@@ -10,6 +10,7 @@ from PIL import Image
 from examples.uda.benchmarks import DatasetError
 from examples.uda.benchmarks.pacs import PACS
 from tests.conftest import SHARED_DATA
+from tests.messages import names
 
 
 def write_domain(root: Path, name: str, *, labels: list[int] | None = None, drop_bytes: int = 0) -> None:
@@ -61,16 +62,16 @@ def test_missing_archives_are_named_with_what_to_download(tmp_path):
 
 def test_wrong_counts_labels_and_offsets_are_refused_with_the_numbers(tmp_path):
     write_domain(tmp_path, "photo")
-    with pytest.raises(DatasetError, match="has 7 images, 1,670 expected"):
+    with pytest.raises(DatasetError, match=names(7, "1,670")):
         PACS.check(tmp_path, domains=["P"])
     write_domain(tmp_path, "photo", labels=[0, 1, 7])
-    with pytest.raises(DatasetError, match=r"labels \[0, 1, 7\], 0 to 6 expected"):
+    with pytest.raises(DatasetError, match=names([0, 1, 7], 0, 6)):
         PACS.check(tmp_path, domains=["P"], counts=False)
     write_domain(tmp_path, "photo", drop_bytes=1)
-    with pytest.raises(DatasetError, match="8 offsets to .* bytes for 7 labels"):
+    with pytest.raises(DatasetError, match=names(8, 7)):
         PACS.check(tmp_path, domains=["P"], counts=False)
     np.savez(tmp_path / "pacs128" / "photo.npz", jpeg=np.zeros(3, np.uint8))
-    with pytest.raises(DatasetError, match="has no array offset, y"):
+    with pytest.raises(DatasetError, match=names("offset", "y")):
         PACS.check(tmp_path, domains=["P"], counts=False)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from examples.uda.precision import share_of_lost_steps, warn_of_lost_steps
+from tests.messages import names
 
 
 def stepped(lr, *, dtype=torch.float32):
@@ -29,7 +30,7 @@ def test_the_paper_s_smallest_rate_is_lost_in_float32_only(dtype):
 
 def test_a_lost_step_is_warned_of():
     model, optimizer, _ = stepped(1e-9)
-    with pytest.warns(UserWarning, match="1e-09 .* 100%"):
+    with pytest.warns(UserWarning, match=names("1e-09", "100%")):
         warn_of_lost_steps(optimizer, model)
     model, optimizer, unmoved = stepped(1e-6)
     assert unmoved < 0.01

@@ -7,6 +7,7 @@ from examples.uda import tensorboard_log
 from examples.uda.tensorboard_log import TensorBoardLog, require_tensorboard
 from tests.examples.killed_runs import Killed, kill_at
 from tests.examples.uda.smoke_runs import run, tiny_cell, write_data
+from tests.messages import names
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -51,5 +52,5 @@ def test_nothing_is_written_unless_asked_for(tmp_path):
 
 def test_a_missing_tensorboard_is_told_with_the_command(monkeypatch):
     monkeypatch.setattr(tensorboard_log, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match="pip install tensorboard"):
+    with pytest.raises(SettingsError, match=names("pip install tensorboard")):
         require_tensorboard()
