@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test coverage smoke check format bench docs figures fuzz mutants clean dist
+.PHONY: install demo test test-fast coverage smoke check format bench docs figures fuzz mutants clean dist
 
 install: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a del
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(STAMP)  ## before every commit: all that is not marked slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 coverage: $(STAMP)  ## lines of each package that the tests run, in any process; fails below 95 %
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= \
