@@ -56,6 +56,7 @@ def members(dist: Path) -> Iterator[tuple[str, set[str]]]:
         yield "sdist", {name for name in files if ".egg-info/" not in name}
 
 
+@pytest.mark.slow
 def test_the_packages_and_nothing_else(dist: Path) -> None:
     found = dict(members(dist))
     assert found["wheel"] == sources()
@@ -63,6 +64,7 @@ def test_the_packages_and_nothing_else(dist: Path) -> None:
     assert "rst/report/templates/page.html" in found["wheel"]
 
 
+@pytest.mark.slow
 def test_the_metadata_is_what_an_index_accepts(dist: Path) -> None:
     files = [str(path) for path in sorted(dist.iterdir())]
     command = [sys.executable, "-m", "twine", "check", "--strict", *files]
@@ -83,6 +85,7 @@ def test_the_metadata_is_what_an_index_accepts(dist: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_wheel_works_where_it_is_unpacked(dist: Path, tmp_path: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -16,6 +16,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_ship_the_change(launcher: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", *LAUNCHERS[launcher], "--steps", "3", "--output", str(tmp_path)]

@@ -61,6 +61,7 @@ def test_rst_learns_and_its_delta_is_the_network(data, tmp_path):
         check_learnt(stuck)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["RST", "LoRA"])
 def test_killed_runs_end_the_same(label, data, tmp_path):
     straight, killed = (cell_of(label, tmp_path / name, steps=3, evaluate_every=1) for name in ("straight", "killed"))
@@ -69,6 +70,7 @@ def test_killed_runs_end_the_same(label, data, tmp_path):
     assert_same_end(killed, straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["Fine-Tuning", "Linear-Probe", "BitFit", "RST-bias"])
 def test_other_rows_run(label, data, tmp_path):
     cell = cell_of(label, tmp_path)

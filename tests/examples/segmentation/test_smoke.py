@@ -36,6 +36,7 @@ def test_a_row_learns_and_ships(name, row, rise, output):
         assert (output / name / figure).stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "row"), [("gta_cityscapes", "BitFit"), ("gta_cityscapes", "Linear-Probe"), ("cityscapes_acdc", "FDA")]
 )

@@ -26,6 +26,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
 def test_killed_runs_end_the_same(changes, data, tmp_path):
     straight, killed = (tiny_cell(tmp_path / name, **changes) for name in ("straight", "killed"))

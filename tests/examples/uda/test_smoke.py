@@ -21,7 +21,9 @@ SLICE = [
 ]
 
 
-@pytest.mark.parametrize(("table", "backbone", "row"), SLICE)
+@pytest.mark.parametrize(
+    ("table", "backbone", "row"), [SLICE[0], *(pytest.param(*row, marks=pytest.mark.slow) for row in SLICE[1:])]
+)
 def test_a_row_runs(table, backbone, row):
     variant = next(variant for variant in variants(table) if variant.name == backbone)
     console = Console(record=True)

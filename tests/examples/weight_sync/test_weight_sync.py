@@ -15,6 +15,7 @@ from examples.weight_sync.training import train
 STORIES = SHARED_DATA / "stories260K"
 
 
+@pytest.mark.slow
 def test_the_follower_has_the_trainers_bytes_at_every_step(tmp_path) -> None:
     seen = []
     done = train(tmp_path / "chain", None, steps=3, rate=1e-5, anchor_every=2, on_step=seen.append)
