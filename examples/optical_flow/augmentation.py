@@ -1,7 +1,6 @@
 """Training crops of pairs with sparse flow: scaled and stretched, jittered in colour, with holes in the second frame.
 
-The ranges are MMFlow's for RAFT on KITTI-2015. The order differs: the crop is cut before its colours change, which is
-cheaper.
+Ranges and order are MMFlow's for RAFT on KITTI-2015: holes come before the scaling, which scales them too.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ STRETCH = 0.2
 ERASE_PROBABILITY = 0.5
 MOST_HOLES = 3
 HOLE = (50 / 288, 100 / 288)
-"""Sides of a hole relative to the crop's height: 50 to 100 pixels of 288."""
+"""Sides of a hole before the scaling, relative to the crop's height: 50 to 100 pixels of 288."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SparseFlowAugmentation:
         if pair.valid.shape[0] < self.height or pair.valid.shape[1] < self.width:
             size, crop = "x".join(map(str, pair.valid.shape)), f"{self.height}x{self.width}"
             raise ValueError(f"an image of {size} pixels is smaller than the crop of {crop}")
-        return self._erase(_jitter(self._crop(self._scale(pair))))
+        return self._crop(self._scale(self._erase(_jitter(pair))))
 
     def _scale(self, pair: FlowPair) -> FlowPair:
         if _draw() >= SCALE_PROBABILITY:
@@ -60,7 +59,7 @@ class SparseFlowAugmentation:
         second = pair.second.clone()
         mean = second.float().mean(dim=(1, 2)).to(torch.uint8)[:, None, None]
         for _ in range(int(torch.randint(1, MOST_HOLES + 1, ()))):
-            top, left = int(torch.randint(self.height, ())), int(torch.randint(self.width, ()))
+            top, left = (int(torch.randint(side, ())) for side in pair.valid.shape)
             high, wide = (int(_between(*HOLE) * self.height) for _ in range(2))
             second[:, top : top + high, left : left + wide] = mean
         return pair._replace(second=second)

@@ -17,7 +17,10 @@ BLUR_CHANCE = 0.5
 
 
 def draw_masks(labels: Tensor, chance: random.Random) -> Tensor:
-    """Where to paste the source: the pixels of a random half of the classes of each image.
+    """Where to paste the source: for each image the pixels of a random half of the classes that the batch has.
+
+    As in DAFormer's code, which took DACS's over: a class drawn for one image may be another's. Unlike there, pixels
+    without a label are never pasted.
 
     Args:
         labels: (B, H, W), int64, of the source.
@@ -26,9 +29,9 @@ def draw_masks(labels: Tensor, chance: random.Random) -> Tensor:
     Returns:
         (B, H, W), bool.
     """
+    present = [label for label in labels.unique().tolist() if label != IGNORED]
     masks = []
     for image in labels:
-        present = [label for label in image.unique().tolist() if label != IGNORED]
         chosen = chance.sample(present, (len(present) + 1) // 2)
         masks.append(torch.isin(image, torch.tensor(chosen, dtype=image.dtype, device=image.device)))
     return torch.stack(masks)

@@ -23,7 +23,7 @@ TRIES = 10
 """Crops drawn until one is acceptable."""
 
 LARGEST_SHARE = 0.75
-"""A source crop that one class fills further than this is drawn again, as in DAFormer."""
+"""A source crop that one class fills this far is drawn again, as in DAFormer; with rare classes as well."""
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -131,8 +131,8 @@ class SceneBatches(Dataset[SceneBatch]):
         scene, size = scenes[number], self._sizes[0]
         image, labels = read_image(scene, size), read_labels(self._source, scene, size)
         for _ in range(TRIES):
-            window = _window(size, self._crop, chance)
-            if self._acceptable(labels[window], wanted):
+            window = self._varied_window(labels, size, chance)
+            if wanted is None or has_enough(labels[window], wanted, self._min_pixels):
                 break
         image, labels = image[window], labels[window]
         if chance.random() < 0.5:
@@ -144,11 +144,15 @@ class SceneBatches(Dataset[SceneBatch]):
         image = read_image(chance.choice(self._scenes[1]), size)[_window(size, self._crop, chance)]
         return normalise(image[:, ::-1] if chance.random() < 0.5 else image)
 
-    def _acceptable(self, labels: Labels, wanted: int | None) -> bool:
-        if wanted is not None:
-            return has_enough(labels, wanted, self._min_pixels)
-        counts = np.bincount(labels[labels != IGNORED])
-        return bool(counts.size and (counts > 0).sum() > 1 and counts.max() <= LARGEST_SHARE * counts.sum())
+    def _varied_window(self, labels: Labels, size: Size, chance: random.Random) -> tuple[slice, slice]:
+        """A crop in which no class fills too much, or the last of several tries."""
+        for _ in range(TRIES):
+            window = _window(size, self._crop, chance)
+            inside = labels[window]
+            counts = np.bincount(inside[inside != IGNORED])
+            if (counts > 0).sum() > 1 and counts.max() < LARGEST_SHARE * counts.sum():
+                break
+        return window
 
 
 def _window(size: Size, crop: int, chance: random.Random) -> tuple[slice, slice]:

@@ -93,6 +93,30 @@ def test_holes_are_in_the_second_frame_only(monkeypatch):
     assert crop.second[:, changed].unique(dim=1).shape[1] == 1
 
 
+def test_holes_are_scaled_with_the_image(monkeypatch):
+    """Their sides are drawn before the scaling: at four times the size, a hole is four times as wide."""
+    largest = []
+    for exponent in (0.0, 2.0):
+        for name, value in {
+            "ERASE_PROBABILITY": 1.0,
+            "SCALE_PROBABILITY": 1.0,
+            "STRETCH_PROBABILITY": 0.0,
+            "SCALE": (exponent, exponent),
+            "MOST_HOLES": 1,
+            "HOLE": (0.2, 0.2),
+        }.items():
+            monkeypatch.setattr(f"examples.optical_flow.augmentation.{name}", value)
+        image, flow, valid = SCENES.scene(0)[0], torch.zeros(2, 48, 64), torch.ones(48, 64, dtype=torch.bool)
+        widths = []
+        for seed in range(12):
+            torch.manual_seed(seed)
+            crop = SparseFlowAugmentation(40, 56)(FlowPair(image, image, flow, valid))
+            widths.append(int((crop.first != crop.second).any(dim=0).any(dim=0).sum()))
+        largest.append(max(widths))
+    assert largest[0] <= 8
+    assert largest[1] >= 3 * largest[0]
+
+
 def test_a_batch_follows_from_its_number(tmp_path):
     SCENES.write(tmp_path, pairs=4)
     pairs = KittiPairs(tmp_path)

@@ -102,3 +102,18 @@ def test_pixels_are_counted_once(scenes, tmp_path):
     cache.write_text(cache.read_text().replace("[[", "[[7, ", 1).replace(", 0]", "]", 1))  # a trace in the first row
     assert count_pixels(GTA5, train, cache)[0, 0] == 7
     assert (count_pixels(GTA5, train[:5], cache) == first[:5]).all()  # other scenes: counted anew
+
+
+@pytest.mark.parametrize("rare_classes", [False, True])
+def test_crops_that_one_class_fills_are_drawn_again(scenes, monkeypatch, rare_classes):
+    """Generated scenes have no class on three quarters of a crop: a stricter limit shows whether there is one."""
+    everything = np.ones((len(GTA5.scenes(scenes, "train")), len(CLASSES)), dtype=np.int64)
+    sampler = RareClassSampler(everything, 1.0, 1) if rare_classes else None
+
+    def filled(limit: float) -> int:
+        monkeypatch.setattr("examples.segmentation.scene_batches.LARGEST_SHARE", limit)
+        crops = [batches(scenes, sampler=sampler, min_pixels=0)[number].source_labels for number in range(10)]
+        counts = [torch.bincount(labels[labels != 255]) for labels in torch.cat(crops)]
+        return sum(bool(count.max() >= 0.4 * count.sum()) for count in counts)
+
+    assert filled(0.4) < filled(2.0) / 2
