@@ -18,6 +18,7 @@ from cmkd.prompts import build_prompts, prompt_order
 from cmkd.prototypes import PrototypeTeacher, average_prototypes, relationship_prototypes
 from cmkd.ramp import sigmoid_ramp
 from cmkd.regularization import teacher_regularization
+from cmkd.source_free import SourceFreeCMKD
 from cmkd.source_only import SourceOnly
 from cmkd.teacher import TextTeacher
 from cmkd.validators import (
@@ -44,6 +45,7 @@ __all__ = [
     "Phase",
     "Preset",
     "PrototypeTeacher",
+    "SourceFreeCMKD",
     "SourceOnly",
     "Student",
     "TargetBatch",

@@ -97,9 +97,9 @@ class CMKDLoss(nn.Module):
         *,
         student_logits: Tensor,
         teacher_logits: Tensor,
-        source_teacher_logits: Tensor,
-        source_labels: Tensor,
         iteration: int,
+        source_teacher_logits: Tensor | None = None,
+        source_labels: Tensor | None = None,
         classes: Tensor | None = None,
     ) -> CMKDTerms:
         """Compute Eq. 12 and its terms, in float32 or better whatever the logits' dtype.
@@ -108,9 +108,10 @@ class CMKDLoss(nn.Module):
             student_logits: (B, C), the task head on the target batch.
             teacher_logits: (B, C), CLIP's scaled similarities on the target batch. Only the regulariser sends a
                 gradient through them.
-            source_teacher_logits: (S, C), the same on the source batch.
-            source_labels: (S,), int64 class numbers of the source batch.
             iteration: iterations done so far, from 0.
+            source_teacher_logits: (S, C), the same on the source batch. It and the labels may be left out where the
+                regulariser takes no part.
+            source_labels: (S,), int64 class numbers of the source batch.
             classes: (C,), bool: the classes that the target has, all if left out; the others' columns are taken out of
                 the views, which are not renormalised (App. Eq. 9). Alpha and the source's part see every class, as in
                 the released code.
@@ -120,7 +121,6 @@ class CMKDLoss(nn.Module):
         """
         _check_logits("student_logits", student_logits)
         _check_shape("teacher_logits", teacher_logits, like=student_logits)
-        _check_source(source_teacher_logits, source_labels, classes=student_logits.shape[1])
         _check_classes(classes, student_logits.shape[1])
 
         log_student = log_view(student_logits)
@@ -135,8 +135,8 @@ class CMKDLoss(nn.Module):
         distill = self._distill(log_student, log_teacher, 1 - alpha) if "distill" in self.terms else nothing
         regularization = nothing
         if "regularization" in self.terms:
-            log_source = log_view(source_teacher_logits)
-            regularization = self._regularization(log_source, source_labels, log_teacher, warm)
+            source_teacher_logits, labels = _checked_source(source_teacher_logits, source_labels, student_logits)
+            regularization = self._regularization(log_view(source_teacher_logits), labels, log_teacher, warm)
         total = self.lambda1 * warm * (task + distill) + regularization
         return CMKDTerms(total, task, distill, regularization)
 
@@ -180,8 +180,12 @@ def _check_shape(name: str, logits: Tensor, *, like: Tensor) -> None:
         raise ValueError(f"{name} {tuple(logits.shape)} must have the shape of student_logits {tuple(like.shape)}")
 
 
-def _check_source(logits: Tensor, labels: Tensor, *, classes: int) -> None:
+def _checked_source(logits: Tensor | None, labels: Tensor | None, student_logits: Tensor) -> tuple[Tensor, Tensor]:
+    if logits is None or labels is None:
+        missing = "source_teacher_logits" if logits is None else "source_labels"
+        raise ValueError(f"{missing} must be given: the loss has the regularization, see terms")
     _check_logits("source_teacher_logits", logits)
+    classes = student_logits.shape[1]
     if logits.shape[1] != classes:
         raise ValueError(f"source_teacher_logits {tuple(logits.shape)} must have student_logits' {classes} classes")
     if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
@@ -189,6 +193,7 @@ def _check_source(logits: Tensor, labels: Tensor, *, classes: int) -> None:
             f"source_labels must be int64 of shape ({logits.shape[0]},) to fit source_teacher_logits, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )
+    return logits, labels
 
 
 def _check_classes(classes: Tensor | None, count: int) -> None:

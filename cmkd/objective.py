@@ -87,6 +87,10 @@ class Objective(nn.Module):
     needs_target_pass: bool = False
     """Whether the loop calls `refresh`, by default before the first iteration and once an epoch of the target."""
 
+    def task_head(self, feature_dim: int, classes: int) -> nn.Module | None:
+        """A head of the method's own, features (B, feature_dim) to logits (B, classes); None if any will do."""
+        return None
+
     def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
         """Whether the loop calls `refresh` before this iteration; an epoch is so many iterations."""
         return self.needs_target_pass and iteration % epoch == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cmkd.baselines.bnm import BNM, fast_nuclear_norm_loss, nuclear_norm_loss
+from cmkd.baselines.bottleneck import BottleneckHead
 from cmkd.baselines.cdan import CDAN, MultilinearMap, certainty_weights
 from cmkd.baselines.cdtrans import CDTrans, two_way_pairs
 from cmkd.baselines.cgdm import CGDM, classifier_discrepancy, entropy_weighted_cross_entropy, gradient_discrepancy
@@ -63,6 +64,7 @@ __all__ = [
     "MCC",
     "SHOT",
     "SSRT",
+    "BottleneckHead",
     "CDTrans",
     "MinEnt",
     "MultilinearMap",

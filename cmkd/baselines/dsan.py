@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmkd.baselines.adversary import steep_ramp
+from cmkd.baselines.bottleneck import BottleneckHead, bottleneck_head
 from cmkd.baselines.views import view_both_domains
 from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
@@ -80,24 +81,51 @@ class DSAN(Objective):
 
     Zhu et al., "Deep Subdomain Adaptation Network for Image Classification", TNNLS 2021. The weight is the
     released code's 0.5 times the ramp `2 / (1 + exp(-10 p)) - 1`. The paper puts the discrepancy on a 256-wide
-    bottleneck before the classifier; here there is none, and it lies on the encoder's features. The released code takes
+    bottleneck before the classifier: `bottleneck=256`, with the head that `task_head` makes. Without it, it lies on the
+    encoder's features. The released code takes
     the kernels' bandwidth as a constant. Every step then shrinks the features, for which the next bandwidth makes up; a
     linear classifier holds against that, a head that starts with a BatchNorm (App. D) does not, and the features end in
     one point. Here the bandwidth is part of the loss.
     """
 
     def __init__(
-        self, *, weight: float = 0.5, kernel_multiple: float = 2.0, kernels: int = 5, label_smoothing: float = 0.1
+        self,
+        *,
+        weight: float = 0.5,
+        kernel_multiple: float = 2.0,
+        kernels: int = 5,
+        bottleneck: int | None = None,
+        label_smoothing: float = 0.1,
     ) -> None:
-        """Choose the weight of the discrepancy, its kernel, and the label smoothing of the source's cross entropy."""
+        """Choose how the method runs.
+
+        Args:
+            weight: of the discrepancy.
+            kernel_multiple: ratio of neighbouring bandwidths.
+            kernels: number of bandwidths.
+            bottleneck: width of the published head's bottleneck, 256; None for a head of another kind.
+            label_smoothing: of the source's cross entropy.
+        """
         super().__init__()
+        self.bottleneck = bottleneck
         self.weight = weight
         self.kernel_multiple = kernel_multiple
         self.kernels = kernels
         self.label_smoothing = label_smoothing
 
+    def task_head(self, feature_dim: int, classes: int) -> BottleneckHead | None:
+        """The published head, if there is to be one."""
+        return None if self.bottleneck is None else BottleneckHead(feature_dim, classes, self.bottleneck)
+
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything."""
+        """Yield the one phase, which trains everything.
+
+        Raises:
+            ValueError: if there is to be a bottleneck and the head has none.
+        """
+        if self.bottleneck is not None:
+            head = bottleneck_head(student)
+            student = Student(nn.Sequential(student.encoder, head.bottleneck), head.classifier)
         views = view_both_domains(student, batch)
         classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
         discrepancy = lmmd_loss(

@@ -1,14 +1,16 @@
 """SHOT: a classifier learnt on the source, then frozen, to which the target's features are fitted."""
 
 import math
+from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmkd.baselines.bottleneck import BottleneckHead, bottleneck_head
 from cmkd.baselines.minent import entropy_loss
 from cmkd.baselines.source_first import SourceFirst
 from cmkd.log_view import log_view
-from cmkd.objective import DomainBatch, Phase, Student
+from cmkd.objective import DomainBatch, Phase, Student, TargetBatch
 
 
 def information_maximisation_loss(logits: Tensor) -> Tensor:
@@ -31,26 +33,66 @@ class SHOT(SourceFirst):
     Liang et al., "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
     Adaptation", ICML 2020. The target's loss is information maximisation plus beta (0.3) times the cross entropy with
     centroid pseudo-labels, taken when the target phase starts and renewed once an epoch. Differences: both phases share
-    one run, split at `source_fraction` of its iterations (the paper trains two models one after the other); the whole
-    head is frozen, where the paper's bottleneck between encoder and classifier goes on training (batch statistics of a
-    head in train mode still follow the target).
+    one run, split at `source_fraction` of its iterations (the paper trains two models one after the other; at 0 there
+    is no source at all). With any head but SHOT's own the whole of it is frozen (batch statistics of a head in train
+    mode still follow the target). With `bottleneck=256`, and the head that `task_head` makes, all is as published:
+    centroids of the bottleneck's features, which goes on training, and a classifier with weight normalisation that
+    does not.
     """
 
-    def __init__(self, *, source_fraction: float = 0.5, beta: float = 0.3, label_smoothing: float = 0.1) -> None:
-        """Choose the split between the phases, the weight of the pseudo-labels, and the source's label smoothing.
+    def __init__(
+        self,
+        *,
+        source_fraction: float = 0.5,
+        beta: float = 0.3,
+        bottleneck: int | None = None,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        """Choose how the method runs.
+
+        Args:
+            source_fraction: share of the iterations on the source.
+            beta: weight of the pseudo-labels.
+            bottleneck: width of the published head's bottleneck, 256; None for a head of another kind.
+            label_smoothing: of the source's cross entropy.
 
         Raises:
             ValueError: if `source_fraction` is not between 0 and 1.
         """
         super().__init__(source_fraction=source_fraction, label_smoothing=label_smoothing)
         self.beta = beta
+        self.bottleneck = bottleneck
+
+    def task_head(self, feature_dim: int, classes: int) -> BottleneckHead | None:
+        """The published head, if there is to be one."""
+        return None if self.bottleneck is None else BottleneckHead(feature_dim, classes, self.bottleneck, normed=True)
+
+    def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
+        """Take pseudo-labels from class centroids, of the bottleneck's features if there is one."""
+        if self.bottleneck is not None:
+            head = bottleneck_head(student)
+            student = Student(nn.Sequential(student.encoder, head.bottleneck), head.classifier)
+        super().refresh(student, target)
 
     def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
-        """Information maximisation and pseudo-labels, which train the encoder."""
+        """Information maximisation and pseudo-labels, which train the encoder, and the bottleneck if there is one.
+
+        Raises:
+            ValueError: if there is to be a bottleneck and the head has none.
+        """
         labels = self.pseudo_labels.at(batch.target_positions)
-        logits = student(batch.target_images)
+        trains: tuple[str, ...] = ("encoder",)
+        if self.bottleneck is None:
+            logits = student(batch.target_images)
+        else:
+            logits, trains = _under_fixed_classifier(student, batch.target_images), ("encoder", "head")
         information = information_maximisation_loss(logits)
         pseudo = F.cross_entropy(logits, labels)
-        return Phase(
-            information + self.beta * pseudo, {"information": information, "pseudo": pseudo}, trains=("encoder",)
-        )
+        return Phase(information + self.beta * pseudo, {"information": information, "pseudo": pseudo}, trains=trains)
+
+
+def _under_fixed_classifier(student: Student, images: Tensor) -> Tensor:
+    head = bottleneck_head(student)
+    return F.linear(
+        head.bottleneck(student.encoder(images)), head.classifier.weight.detach(), head.classifier.bias.detach()
+    )

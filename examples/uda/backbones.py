@@ -1,5 +1,6 @@
 """Pretrained image encoders by architecture and weights: open_clip's, timm's of ImageNet, and the two small ones."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,18 @@ from torch import nn
 from cmkd import TextTeacher, load_open_clip, prompt_order
 from examples.experiment.settings import SettingsError
 from examples.small_clip import pretrained_clip, tokenize
+from examples.uda import svhn_cnn
 from examples.uda.distorted_digits import DistortedPretraining
 from examples.uda.mobilenet import FEATURES, MEAN, STD, load_mobilenet
 from examples.uda.settings import Settings
+from examples.uda.svhn_cnn import load_svhn
 from examples.uda.text_embedding_teacher import text_embedding_teacher
 from examples.uda.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CACHE = Path(".cache")
+
+DIGIT_VIEW_STATISTICS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""Digit views come normalised to [-1, 1]."""
 
 MOBILENET_IMAGE_SIZE = 96
 """Half the time of PACS' 128 px on a CPU."""
@@ -43,6 +49,7 @@ class Backbone:
         std: of each channel.
         image_size: S.
         teacher: features (B, D) to logits of the task's classes (B, C); None for an ImageNet encoder without one.
+        head: the student's own head, features to the task's logits, where it is pretrained; None for a fresh one.
         classifier: features to logits of the classes of its pretraining, for App. E's prototypes; None for a CLIP.
     """
 
@@ -52,6 +59,7 @@ class Backbone:
     std: Sequence[float]
     image_size: int
     teacher: nn.Module | None = None
+    head: nn.Module | None = None
     classifier: nn.Module | None = None
 
 
@@ -68,6 +76,8 @@ def load_backbone(settings: Settings, class_names: Sequence[str], root: Path) ->
         return _small_clip(names, settings)
     if settings.backbone == "mobilenet_v2":
         return _mobilenet(names, settings, root)
+    if settings.backbone == "svhn_cnn":
+        return _svhn(root)
     if settings.weights.startswith("imagenet"):
         return _timm(settings)
     clip = load_open_clip(
@@ -126,10 +136,15 @@ def _mobilenet(names: Sequence[str], settings: Settings, root: Path) -> Backbone
     )
 
 
+def _svhn(root: Path) -> Backbone:
+    network = load_svhn(root)
+    teacher = copy.deepcopy(network.head).requires_grad_(False)  # the head's own view, as it was trained
+    return Backbone(network.encoder, svhn_cnn.FEATURES, *DIGIT_VIEW_STATISTICS, 32, teacher=teacher, head=network.head)
+
+
 def _small_clip(names: Sequence[str], settings: Settings) -> Backbone:
     clip = pretrained_clip(DistortedPretraining(), CACHE)
     texts = [prompt_template(settings).format(name) for name in names]
     with torch.no_grad():
         teacher = TextTeacher(clip.encode_text(tokenize(texts)), clip.logit_scale.exp())
-    # digit views come normalised to [-1, 1]
-    return Backbone(clip.visual, clip.visual.output_dim, (0.5,) * 3, (0.5,) * 3, 32, teacher=teacher)
+    return Backbone(clip.visual, clip.visual.output_dim, *DIGIT_VIEW_STATISTICS, 32, teacher=teacher)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from cmkd import Preset
 from examples.uda.backbones import Backbone
 from examples.uda.benchmarks import Benchmark, DomainDataset, Role, Split
+from examples.uda.benchmarks.digits_small import DigitsSmall
 from examples.uda.digit_views import PLAIN_VIEW, STRONG_VIEW, WEAK_VIEW
 from examples.uda.image_pass import ImagePass
 from examples.uda.stream import DomainBatches
@@ -46,7 +47,7 @@ class TaskData:
 
     def transform(self, role: TransformRole) -> Callable[[Any], Any]:
         """The paper's transforms, and the small digits' own."""
-        if self.benchmark.name == "digits_small":
+        if isinstance(self.benchmark, DigitsSmall):
             return DIGIT_VIEWS[role]
         backbone = self.backbone
         size, (m0, m1, m2), (s0, s1, s2) = backbone.image_size, backbone.mean, backbone.std
@@ -81,7 +82,7 @@ class TaskData:
         weak = self.transform("target_train")
         view = TwoViews(weak, self.transform("target_strong")) if strong_images else weak
         batches = DomainBatches(
-            self._dataset("source", "train", self.transform("source_train")),
+            None if self.benchmark.source_free else self._dataset("source", "train", self.transform("source_train")),
             self._dataset("target", "train", view),
             batch_size=batch_size,
             seed=seed,

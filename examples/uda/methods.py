@@ -1,21 +1,23 @@
 """Methods by name: an objective, whether the encoder trains, whether RST keeps its change sparse.
 
 "clip" is the teacher itself, untrained; "baseline" trains on the source only; "linear_probe" is CMKD with a frozen
-encoder (Table VII); "cmkd" trains everything; every name of `cmkd.baselines.BASELINES` is a method as well. "+fixmatch"
-adds FixMatch to CMKD (App. B), "+rst" trains the encoder sparsely (Algorithm 1).
+encoder (Table VII); "cmkd" trains everything; "cmkd_target" is CMKD without source images; every name of
+`cmkd.baselines.BASELINES` is a method as well. "+fixmatch" adds FixMatch to CMKD (App. B), "+rst" trains the encoder
+sparsely (Algorithm 1).
 """
 
 from dataclasses import dataclass
 
 from torch import nn
 
-from cmkd import CMKD, CMKDLoss, FixMatch, Objective, PartialSet, SourceOnly
+from cmkd import CMKD, CMKDLoss, FixMatch, Objective, PartialSet, SourceFreeCMKD, SourceOnly
 from cmkd.baselines import BASELINES
 from examples.experiment.settings import SettingsError
+from examples.uda.benchmarks import get_benchmark
 from examples.uda.settings import Settings
 
-OWN = ("clip", "baseline", "linear_probe", "cmkd")
-WITH_TEACHER = ("clip", "linear_probe", "cmkd")
+OWN = ("clip", "baseline", "linear_probe", "cmkd", "cmkd_target")
+WITH_TEACHER = ("clip", "linear_probe", "cmkd", "cmkd_target")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def build_objective(settings: Settings, teacher: nn.Module | None, *, feature_di
         SettingsError: if `options` has a key that the baseline lacks, or the method is not one to train.
     """
     method = parse_method(settings.method)
+    if get_benchmark(settings.benchmark).source_free:
+        _refuse_source(method.base, settings)
     if method.base in BASELINES:
         try:
             return BASELINES[method.base](feature_dim=feature_dim, classes=classes, **settings.options)
@@ -82,16 +86,28 @@ def build_objective(settings: Settings, teacher: nn.Module | None, *, feature_di
     if teacher is None:
         raise SettingsError(f"method {settings.method!r} on {settings.backbone} needs a teacher, and there is none")
     preset = settings.resolved_preset()
+    loss = CMKDLoss(
+        preset,
+        max_iterations=settings.ramp_iterations,
+        lambda1=settings.lambda1,
+        lambda2=settings.lambda2,
+        lambda3=settings.lambda3,
+        terms=settings.terms,
+    )
+    if method.base == "cmkd_target":
+        return SourceFreeCMKD(teacher, loss)
     return CMKD(
         teacher,
-        CMKDLoss(
-            preset,
-            max_iterations=settings.ramp_iterations,
-            lambda1=settings.lambda1,
-            lambda2=settings.lambda2,
-            lambda3=settings.lambda3,
-            terms=settings.terms,
-        ),
+        loss,
         fixmatch=FixMatch(settings.fixmatch_weight, settings.fixmatch_threshold) if method.fixmatch else None,
         partial_set=PartialSet(classes, refresh_every=preset.partial_refresh_every) if settings.partial_set else None,
     )
+
+
+def _refuse_source(base: str, settings: Settings) -> None:
+    """Refuse a method that would train on source images that a source-free benchmark does not have."""
+    if base != "cmkd_target" and not (base == "shot" and settings.options.get("source_fraction") == 0):
+        raise SettingsError(
+            f"{settings.benchmark} has no source images: method must be cmkd_target, or shot with options "
+            f"{{source_fraction: 0}}, got {settings.method!r} with {dict(settings.options)}"
+        )

@@ -62,7 +62,9 @@ def run_cell(
 
     if method.trains:
         student = build_student(backbone, settings, len(benchmark.classes), trains_encoder=method.trains_encoder)
-        objective = build_objective(settings, teacher, feature_dim=backbone.feature_dim, classes=len(benchmark.classes))
+        sizes = {"feature_dim": backbone.feature_dim, "classes": len(benchmark.classes)}
+        objective = build_objective(settings, teacher, **sizes)
+        student.head = objective.task_head(**sizes) or student.head
         domains = data.domains(
             batch_size=settings.batch_size,
             seed=cell.seed,
@@ -107,9 +109,9 @@ def run_cell(
 
 
 def build_student(backbone: Backbone, settings: Settings, classes: int, *, trains_encoder: bool) -> Student:
-    """Put a fresh head (App. D) on the encoder, and freeze the encoder's BatchNorm if it is to be (Sec. IV.A)."""
+    """Put the pretrained head, or a fresh one (App. D), on the encoder; freeze its BatchNorm if that is set."""
     preset = settings.resolved_preset()
-    head = TaskHead(
+    head = backbone.head or TaskHead(
         backbone.feature_dim,
         classes,
         linear_bias=preset.head_linear_bias,

@@ -38,6 +38,8 @@ class Settings(ExperimentSettings):
         head_lr: learning rate of the task head and of the objective's own modules.
         optimizer: "sgd", the paper's, or "adamw", which PMTrans was published with.
         momentum: of SGD.
+        lr_gamma: learning rates are multiplied by `(1 + lr_gamma * iteration) ** -0.75` where the preset has
+            `lr_decay`: the released code's 0.0003; 0 holds them.
         frozen_batchnorm: whether the encoder's BatchNorm stands still (Sec. IV.A); Table VIII's Configuration 1 lets it
             go.
         weight_decay: of the optimiser.
@@ -69,6 +71,7 @@ class Settings(ExperimentSettings):
     head_lr: float
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
+    lr_gamma: float = 3e-4
     frozen_batchnorm: bool = True
     weight_decay: float = 5e-4
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -82,7 +85,7 @@ class Settings(ExperimentSettings):
         if unknown := sorted(set(self.terms) - set(TERMS)):
             raise SettingsError(f"terms must be among {', '.join(TERMS)}, got {unknown[0]!r}")
         self.resolved_preset()
-        self.refuse_negative("encoder_lr", "head_lr", "momentum", "weight_decay", "threshold")
+        self.refuse_negative("encoder_lr", "head_lr", "momentum", "weight_decay", "lr_gamma", "threshold")
 
     def resolved_preset(self) -> Preset:
         """The preset with its changes. Raises `SettingsError` naming a field that presets lack."""

@@ -60,6 +60,7 @@ def shorten(settings: Settings) -> Settings:
         encoder_lr=1e-2,
         head_lr=1e-1,
         threshold=min(threshold, 1e-3),
+        mixed_precision="no",  # fp16 needs a GPU
     )
 
 

@@ -45,7 +45,7 @@ class DomainBatches(Dataset[DomainBatch]):
 
     def __init__(
         self,
-        source: DomainDataset,
+        source: DomainDataset | None,
         target: DomainDataset,
         *,
         batch_size: int,
@@ -55,6 +55,8 @@ class DomainBatches(Dataset[DomainBatch]):
     ) -> None:
         """Draw from training sets; the target's transform may give two views, the weak one first.
 
+        Without a source, its part of every batch is empty.
+
         Raises:
             ValueError: if the processes cannot share a batch evenly.
         """
@@ -63,7 +65,7 @@ class DomainBatches(Dataset[DomainBatch]):
         self.source = source
         self.target = target
         self.seed = seed
-        self.source_order = Shuffle(len(source), batch_size, _mix(seed, 1))
+        self.source_order = None if source is None else Shuffle(len(source), batch_size, _mix(seed, 1))
         self.target_order = Shuffle(len(target), batch_size, _mix(seed, 2))
         self.process = process
         self.processes = processes
@@ -71,16 +73,17 @@ class DomainBatches(Dataset[DomainBatch]):
     def __getitem__(self, number: int) -> DomainBatch:
         """Read, augment and stack."""
         share = slice(self.process, None, self.processes)
-        source = self.source_order.positions(number)[share]
+        source = [] if self.source_order is None else self.source_order.positions(number)[share]
         target = self.target_order.positions(number)[share]
         with _seeded(_mix(self.seed, 3 + self.process, number)):
-            source_images, labels = zip(*(self.source[i] for i in source), strict=True)
+            pairs = [] if self.source is None else [self.source[i] for i in source]
             views = [self.target[i][0] for i in target]
         weak, strong = zip(*views, strict=True) if isinstance(views[0], tuple) else (views, None)
+        target_images = torch.stack(list(weak))
         return DomainBatch(
-            source_images=torch.stack(source_images),
-            source_labels=torch.tensor(labels),
-            target_images=torch.stack(list(weak)),
+            source_images=torch.stack([image for image, _ in pairs]) if pairs else target_images[:0],
+            source_labels=torch.tensor([label for _, label in pairs], dtype=torch.int64),
+            target_images=target_images,
             target_positions=torch.tensor(target),
             target_strong_images=torch.stack(strong) if strong else None,
         )

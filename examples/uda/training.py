@@ -154,8 +154,8 @@ def build_optimizer(student: Student, objective: Objective, settings: Settings) 
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, settings: Settings, iteration: int) -> None:
-    """Constant, or `(1 + 0.0003 * iteration)^-0.75` times the initial ones, as in the released code."""
-    decay = (1 + 3e-4 * iteration) ** -0.75 if settings.resolved_preset().lr_decay else 1.0
+    """Constant, or `(1 + lr_gamma * iteration)^-0.75` times the initial ones, as in the released code."""
+    decay = (1 + settings.lr_gamma * iteration) ** -0.75 if settings.resolved_preset().lr_decay else 1.0
     initial = (settings.encoder_lr, settings.head_lr, settings.head_lr)
     for group, rate in zip(optimizer.param_groups, initial, strict=True):
         group["lr"] = rate * decay

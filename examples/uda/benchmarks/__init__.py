@@ -1,9 +1,10 @@
-"""The paper's benchmarks by name, and the two that run on two cores."""
+"""The paper's benchmarks by name, and those that run on two cores."""
 
 from examples.uda.benchmarks.benchmark import Benchmark, Role, Split
 from examples.uda.benchmarks.dataset_error import DatasetError
 from examples.uda.benchmarks.digits import DIGITS
 from examples.uda.benchmarks.digits_small import DIGITS_SMALL
+from examples.uda.benchmarks.digits_source_free import DIGITS_SOURCE_FREE
 from examples.uda.benchmarks.domain_dataset import DomainDataset, ImageArrays, ImageFiles
 from examples.uda.benchmarks.domainnet import DOMAINNET
 from examples.uda.benchmarks.image_folder import ImageFolderBenchmark
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         DOMAINNET,
         DIGITS,
         DIGITS_SMALL,
+        DIGITS_SOURCE_FREE,
         PACS,
     )
 }

@@ -27,6 +27,7 @@ class Benchmark(ABC):
         tasks: pairs of source and target abbreviations, in the order of the paper's table.
         classes: names as on disk, in the order of the labels.
         spoken: names of classes that are not those on disk, by the latter.
+        source_free: whether the source is a trained model, without images.
         metric: what the paper reports: "accuracy", or "mean_per_class", the mean of the classes' accuracies.
         layout: the tree of files that the root must hold.
         download: what to download, from where, and where to put it.
@@ -40,6 +41,7 @@ class Benchmark(ABC):
     layout: str
     download: str
     spoken: Mapping[str, str] = field(default_factory=dict)
+    source_free: bool = False
     metric: Literal["accuracy", "mean_per_class"] = "accuracy"
 
     def class_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""ImageCLEF-DA: 12 classes shared by Caltech-256, ImageNet and Pascal VOC, with list files; 6 tasks (Table IV)."""
+"""ImageCLEF-DA: 12 classes shared by Caltech-256, ImageNet and Pascal VOC; 6 tasks (Table IV)."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,19 +9,25 @@ from typing import Any
 from examples.uda.benchmarks.benchmark import Benchmark, Role, Split
 from examples.uda.benchmarks.dataset_error import listed
 from examples.uda.benchmarks.domain_dataset import ImageFiles
+from examples.uda.benchmarks.image_folder import ImageFolderBenchmark
 
 IMAGES_PER_CLASS = 50
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageCLEF(Benchmark):
-    """`root/<domain>/<image>` with the labels in `root/<domain>List.txt` or `root/list/<domain>List.txt`."""
+    """`root/<domain>/<image>` with the labels in `root/<domain>List.txt` or `root/list/<domain>List.txt`.
+
+    Or `root/<domain>/<class>/<image>`, as some mirrors have it, without a list.
+    """
 
     def problems(self, root: Path, domain: str, *, counts: bool) -> list[str]:
         """Missing folder, list or listed images, labels that are not the classes', and another number of images."""
         folder = self.folder(root, domain)
         if not folder.is_dir():
             return ["folder missing"]
+        if _has_class_folders(folder):
+            return self._class_folders().problems(root, domain, counts=counts)
         list_file = _list_file(folder)
         if not list_file.is_file():
             return [f"list file missing, neither {folder.name}List.txt nor list/{folder.name}List.txt is there"]
@@ -49,9 +55,28 @@ class ImageCLEF(Benchmark):
     def dataset(
         self, root: Path, domain: str, split: Split, transform: Callable[[Any], Any] | None = None, *, role: Role
     ) -> ImageFiles:
-        """The whole domain, whatever the split, in the list's order; see `Benchmark.dataset`."""
+        """The whole domain, whatever the split, in the list's order or by class; see `Benchmark.dataset`."""
+        if _has_class_folders(self.folder(root, domain)):
+            return self._class_folders().dataset(root, domain, split, transform, role=role)
         paths, labels = _read_list(_list_file(self.folder(root, domain)), root)
         return ImageFiles(paths, labels, transform)
+
+    def _class_folders(self) -> ImageFolderBenchmark:
+        total = IMAGES_PER_CLASS * len(self.classes)
+        return ImageFolderBenchmark(
+            name=self.name,
+            title=self.title,
+            domains=self.domains,
+            tasks=self.tasks,
+            classes=self.classes,
+            layout=self.layout,
+            download=self.download,
+            images=dict.fromkeys(self.domains, (total,)),
+        )
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return any(path.is_dir() for path in folder.iterdir())
 
 
 def _list_file(folder: Path) -> Path:
@@ -90,7 +115,8 @@ IMAGECLEF_DA = ImageCLEF(
     ),
     layout="""\
   c/*.jpg, i/*.JPEG, p/*.jpg (600 images each)
-  cList.txt, iList.txt, pList.txt, or the same in list/ (a line an image: "c/113_0114.jpg 2")""",
+  cList.txt, iList.txt, pList.txt, or the same in list/ (a line an image: "c/113_0114.jpg 2")
+  or class folders instead of lists: c/aeroplane/*.jpg, ... (12 classes of 50 images, aeroplane to people)""",
     download=(
         "Download the images and lists of the ImageCLEF 2014 domain adaptation task; its page is "
         "https://www.imageclef.org/2014/adaptation. Domain b (Bing) is not used."

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from examples.uda.benchmarks import DatasetError, get_benchmark
@@ -127,3 +128,19 @@ def test_a_digit_without_images_and_wrong_numbers(digits: Path) -> None:
     assert "S (SVHN): test: 26,032 images expected, 9 found" in message
     assert "M (MNIST): train: 60,000 images expected, 10 found" in message
     assert "U (USPS): test: 2,007 images expected, 10 found" in message
+
+
+def test_class_folders_in_place_of_lists(tmp_path: Path) -> None:
+    for domain in "cip":
+        for number, name in enumerate(CLEF.classes):
+            (tmp_path / domain / name).mkdir(parents=True)
+            for image in range(1 + (domain == "p") * (number == 2)):
+                Image.new("RGB", (8, 8)).save(tmp_path / domain / name / f"{image}.jpg")
+    CLEF.check(tmp_path, counts=False)
+    dataset = CLEF.dataset(tmp_path, "P", "train", role="target")
+    assert dataset.labels == [0, 1, 2, 2, *range(3, 12)]
+    with pytest.raises(DatasetError, match="600 images expected in the 12 classes, 13 found"):
+        CLEF.check(tmp_path, domains="P")
+    (tmp_path / "i" / "people").rename(tmp_path / "i" / "persons")
+    with pytest.raises(DatasetError, match="missing.*people"):
+        CLEF.check(tmp_path, domains="I", counts=False)
