@@ -57,7 +57,7 @@ ORIGINALS = {
     "dann": Original("DANN", "thuml/CDAN c904cd3", domain_losses.dann, 1e-6, 2e-4),
     "cdan": Original("CDAN+E", "thuml/CDAN c904cd3", domain_losses.cdan, 1e-4, 1e-3),
     "dsan": Original("DSAN", "easezyc/deep-transfer-learning 2969ed6", domain_losses.dsan, 1e-5, 1e-5),
-    "cgdm": Original("CGDM", "lijin118/CGDM 012d631", domain_losses.cgdm, 2e-3, 2e-3),
+    "cgdm": Original("CGDM", "lijin118/CGDM 012d631", domain_losses.cgdm, 5e-4, 1e-3),
     "shot": Original("SHOT", "tim-learn/SHOT f7d555a", target_losses.shot, 1e-3, 1e-3),
     "cdtrans": Original("CDTrans", "CDTrans/CDTrans e390076", transformers.cdtrans, 1e-9, 1e-8),
     "ssrt": Original("SSRT", "tsun/SSRT 0bf39fd", transformers.ssrt, 1e-5, 1e-5),
