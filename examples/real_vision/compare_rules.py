@@ -1,0 +1,134 @@
+"""Accuracy against kept share for every rule: runs that are done are skipped, so that a stopped comparison goes on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from examples.real_vision.few_shot import FewShot, Labelled, few_shot
+from examples.real_vision.network import HEAD, base_model, logits
+from examples.real_vision.rules import RULES, Rule, follow
+
+STEPS = 40
+BATCH = 16
+SEEDS = 3
+DOMAINS = ("S", "A")
+SHARES = (0.001, 0.01)
+RATES = {"adamw": (3e-4, 1e-3, 3e-3), "sgd": (1e-2, 3e-2, 1e-1)}
+HEAD_RATE = {"adamw": 1e-3, "sgd": 1e-2}
+THRESHOLDS = {"adamw": (0.5, 2.0, 5.0), "sgd": (1e-3, 1e-2, 1e-1)}
+"""Tau in learning rates: AdamW moves a weight by about one of them a step, SGD by much less."""
+RATE_OF = {"threshold": "once", "every": "constant", "linear": "geometric"}
+"""Rules that take another's learning rate."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    rule: Rule
+    optimizer: str
+    rate: float
+    domain: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name among the results."""
+        return f"{self.rule.label} {self.optimizer} {self.rate:g} {self.domain} {self.seed}"
+
+
+def train(run: Run, root: Path) -> dict[str, float | int]:
+    """Fine-tune the base on a few images; returns the accuracies at the end and the count of changed weights."""
+    torch.manual_seed(run.seed)
+    data = few_shot(root, run.domain, run.seed)
+    model = base_model(root)
+    optimizer = make_optimizer(model, run.optimizer, run.rate)
+    finish = follow(run.rule, model, optimizer, STEPS, run.seed)
+    fit(model, optimizer, data.train)
+    changed = finish()
+    weights = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith(f"{HEAD}."))
+    return {**accuracies(model, data), "changed": changed, "share": changed / weights}
+
+
+def make_optimizer(model: nn.Module, name: str, rate: float) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW, the head at a rate of its own."""
+    head = [weight for key, weight in model.named_parameters() if key.startswith(f"{HEAD}.")]
+    encoder = [weight for key, weight in model.named_parameters() if not key.startswith(f"{HEAD}.")]
+    groups = [{"params": encoder, "lr": rate}, {"params": head, "lr": HEAD_RATE[name]}]
+    return torch.optim.AdamW(groups) if name == "adamw" else torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+def fit(model: nn.Module, optimizer: torch.optim.Optimizer, data: Labelled) -> None:
+    """Train for `STEPS` batches, each image drawn at random and mirrored at random."""
+    images, labels = data
+    model.train()
+    for _ in range(STEPS):
+        chosen = torch.randint(len(labels), (BATCH,))
+        batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, images[chosen], images[chosen].flip(-1))
+        optimizer.zero_grad()
+        output = model(batch.contiguous(memory_format=torch.channels_last))
+        nn.functional.cross_entropy(output, labels[chosen]).backward()
+        optimizer.step()
+
+
+def accuracies(model: nn.Module, data: FewShot) -> dict[str, float]:
+    """Shares of the validation and test images that are classified correctly, and the loss on the former."""
+    (images, labels), (test, wanted) = data.validation, data.test
+    said = logits(model, images)
+    return {
+        "validation": float((said.argmax(1) == labels).float().mean()),
+        "validation_loss": float(nn.functional.cross_entropy(said, labels)),
+        "test": float((logits(model, test).argmax(1) == wanted).float().mean()),
+    }
+
+
+def compare(root: Path, results: Path) -> None:
+    """Run what is not done yet: first the choice of each rule's rate, then all seeds and domains."""
+    for run in runs(results):
+        done = read(results)
+        if run.key not in done:
+            outcome = {**asdict(run), **train(run, root)}
+            results.parent.mkdir(parents=True, exist_ok=True)
+            results.write_text(json.dumps({**done, run.key: outcome}, indent=1) + "\n")
+            print(f"{run.key}: {outcome['test']:.1%} with {outcome['share']:.3%}", flush=True)
+
+
+def runs(results: Path) -> Iterator[Run]:
+    """Every run in order. The rates that seed 0 on the first domain is best with are those of all others."""
+    for optimizer, rates in RATES.items():
+        for rule in searched():
+            for rate in rates:
+                yield Run(rule, optimizer, rate, DOMAINS[0], 0)
+    for seed in range(SEEDS):
+        for domain in DOMAINS:
+            for optimizer in RATES:
+                done = read(results)
+                for rule in rules(optimizer, done):
+                    yield Run(rule, optimizer, chosen_rate(rule, optimizer, done), domain, seed)
+
+
+def searched() -> list[Rule]:
+    """The rules whose rate is searched: each at the larger share."""
+    return [Rule(name, SHARES[-1]) for name in RULES if name not in RATE_OF]
+
+
+def rules(optimizer: str, done: dict[str, dict[str, float]]) -> list[Rule]:
+    """All rows: every rule at every share, a dense run, and thresholds in units of the dense run's rate."""
+    dense = chosen_rate(Rule("once", 1.0), optimizer, done)
+    thresholds = [Rule("threshold", threshold=factor * dense) for factor in THRESHOLDS[optimizer]]
+    return [*(Rule(name, share) for share in SHARES for name in RULES), *thresholds, Rule("once", 1.0)]
+
+
+def chosen_rate(rule: Rule, optimizer: str, done: dict[str, dict[str, float]]) -> float:
+    """The rate of lowest validation loss in the search."""
+    key = Rule(RATE_OF.get(rule.name, rule.name), SHARES[-1])
+    return min(RATES[optimizer], key=lambda rate: done[Run(key, optimizer, rate, DOMAINS[0], 0).key]["validation_loss"])
+
+
+def read(results: Path) -> dict[str, dict[str, float]]:
+    """The outcome of every finished run by its key."""
+    return json.loads(results.read_text()) if results.is_file() else {}

@@ -1,0 +1,96 @@
+"""Which weights survive: the rules that are compared, each as what happens after an optimiser step and at the end.
+
+All of them train every weight of the encoder with ordinary steps; they differ in when and how they put weights back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from examples.real_vision.network import HEAD
+from rst import Constant, ResidualSparseTrainer, RSTConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the comparison.
+
+    Attributes:
+        name: in tables.
+        share: of the encoder's weights that may differ from the base at the end; None where a threshold decides.
+        threshold: tau, where that decides.
+    """
+
+    name: str
+    share: float | None = None
+    threshold: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name with its number."""
+        return f"{self.name} {self.share:.2%}" if self.share is not None else f"{self.name} {self.threshold:g}"
+
+
+RULES = ("once", "constant", "linear", "geometric", "every", "random")
+"""Those that are given a share; "threshold" is given a tau."""
+
+
+def follow(rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> Callable[[], int]:
+    """Apply a rule to a model from now on; returns what to call at the end, which gives the count of changed weights."""
+    if rule.name == "random":
+        return _follow_random(rule, model, optimizer, seed)
+    trainer = ResidualSparseTrainer(model, config(rule, steps))
+    trainer.attach(optimizer)
+
+    def finish() -> int:
+        trainer.select()
+        return trainer.count_changed()
+
+    return finish
+
+
+def config(rule: Rule, steps: int) -> RSTConfig:
+    """The settings of RST for a rule over a run of so many steps."""
+    if rule.name == "threshold":
+        assert rule.threshold is not None
+        return RSTConfig(select="threshold", threshold=rule.threshold, modules_to_save=[HEAD])
+    assert rule.share is not None
+    curve = {"linear": _linear, "geometric": _geometric}.get(rule.name)
+    return RSTConfig(
+        select="top",
+        ratio=curve(rule.share) if curve else Constant(rule.share),
+        total_steps=steps,
+        every={"once": 0, "every": 10}.get(rule.name, 1),
+        modules_to_save=[HEAD],
+    )
+
+
+def _linear(share: float) -> Callable[[float], float]:
+    """From every weight to the share over the first half of a run."""
+    return lambda progress: max(1.0 + (share - 1.0) * 2.0 * progress, share)
+
+
+def _geometric(share: float) -> Callable[[float], float]:
+    """The same by equal factors."""
+    return lambda progress: max(share ** (2.0 * progress), share)
+
+
+def _follow_random(rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Callable[[], int]:
+    """SHiRA's: a random share of each tensor's weights may move, the others never do."""
+    assert rule.share is not None
+    generator = torch.Generator().manual_seed(seed)
+    fixed: list[tuple[Tensor, Tensor, Tensor]] = []
+    for name, weight in model.named_parameters():
+        if not name.startswith(f"{HEAD}."):
+            still = torch.rand(weight.shape, generator=generator) >= rule.share
+            fixed.append((weight, still, weight.detach().clone()))
+
+    def put_back(*_: object) -> None:
+        with torch.no_grad():
+            for weight, still, origin in fixed:
+                torch.where(still, origin, weight, out=weight.data)
+
+    optimizer.register_step_post_hook(put_back)
+    return lambda: sum(int((~still).sum()) for _, still, _ in fixed)
