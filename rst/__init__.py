@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rst.operations.convert import convert
     from rst.operations.export import export
     from rst.operations.merge import merge
-    from rst.schedule import Constant, Linear
+    from rst.schedule import Constant, Geometric, Linear
     from rst.training.trainer import ResidualSparseTrainer
 
 # Loaded on first use, so that `rst --help` does not wait for torch.
@@ -50,6 +50,7 @@ _MODULE_OF = {
     "ConfigError": "rst.errors",
     "Constant": "rst.schedule",
     "DeltaFormatError": "rst.errors",
+    "Geometric": "rst.schedule",
     "Linear": "rst.schedule",
     "NonFiniteError": "rst.errors",
     "NotCarriedError": "rst.errors",
@@ -84,6 +85,7 @@ __all__ = [
     "ConfigError",
     "Constant",
     "DeltaFormatError",
+    "Geometric",
     "Linear",
     "NonFiniteError",
     "NotCarriedError",

@@ -7,11 +7,20 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from rst.errors import ConfigError
-from rst.schedule import Schedule, as_schedule, schedule_from_json, schedule_to_json
+from rst.schedule import Geometric, Schedule, as_schedule, schedule_from_json, schedule_to_json
 
 Selection = Literal["threshold", "top", "bias"]
 BaseStorage = Literal["device", "cpu", "mmap"]
 Patterns = str | Sequence[str] | None
+
+DEFAULT_RATIO = 0.002
+"""Share of the weights that is kept unless the configuration says otherwise: the paper's r = 0.2 % (App. M)."""
+
+FALLS_UNTIL = 0.5
+"""Progress at which the share has fallen from 1 to a `ratio` that is a number."""
+
+ASSUMED_STEPS = 200
+"""Length of a run whose `total_steps` is not known; a share falls over the first half of it."""
 
 _SCHEDULED = ("threshold", "ratio")
 
@@ -20,26 +29,33 @@ _SCHEDULED = ("threshold", "ratio")
 class RSTConfig:
     """Settings of Residual Sparse Training.
 
-    >>> RSTConfig(threshold=1e-6, modules_to_save=["head"])
+    >>> RSTConfig(ratio=0.001, total_steps=1000, modules_to_save=["head"])  # keeps 0.1 % of the weights
 
     Attributes:
-        threshold: tau of Eq. 17, a number or a schedule of progress in [0, 1]. It is rounded to each parameter's dtype.
-        select: "threshold" keeps `|wt - w0| > tau` (Eq. 17), "top" keeps the share `ratio` of all tracked weights that
-            changed most (App. M), "bias" lets only biases move while gradients flow through everything (App. M).
-        ratio: for `select="top"`: a fraction in (0, 1], or a schedule of it. The paper's r = 0.2 % is 0.002.
+        ratio: the share of all tracked weights that is kept: those that changed most (App. M). The paper's r = 0.2 %
+            is 0.002, and what is kept if neither `ratio` nor `threshold` is given. With a number the share falls from
+            1 to it, by equal factors, over the first half of the run, so that the first steps' noise does not decide
+            which weights are kept; the export keeps exactly that share, whenever it comes. A schedule of progress in
+            [0, 1] is followed as it is; `Constant` keeps the same share from the first step on.
+        threshold: instead of a share, tau of Eq. 17, a number or a schedule: what moved by no more is put back. It is
+            rounded to each parameter's dtype. It must fit the optimiser: AdamW moves every weight by about its
+            learning rate at each step.
+        select: which of the two, "top" or "threshold", as given; "bias" lets only biases move while gradients flow
+            through everything (App. M).
         target_modules: parameters to train sparsely; a list of names or name suffixes, or one regular expression that
             must match a whole name, of the parameter or of a module above it. None means every trainable parameter.
         exclude_modules: taken out of `target_modules`, written the same way. What is neither targeted nor saved whole
             is frozen.
         modules_to_save: modules trained freely and stored whole (a task head).
         every: project after each n-th optimiser step; 0 selects once, at export.
-        total_steps: optimiser steps of the whole run; a schedule reaches progress 1 there. Needed by schedules only.
+        total_steps: optimiser steps of the whole run; a schedule reaches progress 1 there. Schedules need it; a number
+            as `ratio` assumes `ASSUMED_STEPS` without it. The callbacks for Trainer and Lightning fill it in.
         base_storage: where `w0` lives: beside the weights, in CPU memory, or in a memory-mapped temporary file.
     """
 
-    threshold: float | Schedule = 1e-6
-    select: Selection = "threshold"
     ratio: float | Schedule | None = None
+    threshold: float | Schedule | None = None
+    select: Selection | None = None
     target_modules: Patterns = None
     exclude_modules: Patterns = None
     modules_to_save: Sequence[str] | None = None
@@ -48,7 +64,15 @@ class RSTConfig:
     base_storage: BaseStorage = "device"
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot mean anything. Raises `ConfigError`."""
+        """Choose the selection if it is not named, and refuse settings that cannot mean anything.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if self.select is None:
+            object.__setattr__(self, "select", "top" if self.threshold is None else "threshold")
+        if self.select == "top" and self.ratio is None:
+            object.__setattr__(self, "ratio", DEFAULT_RATIO)
         _check_choice("select", self.select, get_args(Selection))
         _check_choice("base_storage", self.base_storage, get_args(BaseStorage))
         if self.every < 0:
@@ -57,30 +81,50 @@ class RSTConfig:
             )
         if isinstance(self.modules_to_save, str):
             raise ConfigError(f"modules_to_save={self.modules_to_save!r}: write a list, [{self.modules_to_save!r}]")
-        if self.select == "top" and self.ratio is None:
-            raise ConfigError('select="top" needs ratio, the fraction of weights to keep (0.002 keeps 0.2 %)')
-        if self.select != "top" and self.ratio is not None:
-            raise ConfigError(f'ratio={self.ratio} has no meaning with select="{self.select}"; write select="top"')
+        self._check_one_rule()
         scheduled = callable(self.threshold) or callable(self.ratio)
-        if scheduled and (self.total_steps is None or self.total_steps < 1):
-            raise ConfigError(f"a schedule needs total_steps >= 1, got {self.total_steps}")
-        self.threshold_at(0.0)
+        if (self.total_steps is None and scheduled) or (self.total_steps is not None and self.total_steps < 1):
+            raise ConfigError(f"total_steps={self.total_steps}: a schedule needs total_steps >= 1")
+        if self.threshold is not None:
+            self.threshold_at(0.0)
         if self.ratio is not None:
             self.ratio_at(0.0)
 
+    def _check_one_rule(self) -> None:
+        for setting, rule in (("threshold", "threshold"), ("ratio", "top")):
+            value = getattr(self, setting)
+            if value is not None and self.select != rule:
+                raise ConfigError(f'{setting}={value} has no meaning with select="{self.select}"; leave one out')
+        if self.select == "threshold" and self.threshold is None:
+            raise ConfigError('select="threshold" needs threshold, the tau of Eq. 17')
+
+    def progress(self, steps: int) -> float:
+        """How far a run is after so many optimiser steps, in [0, 1]; 1 where nothing depends on it."""
+        if self.total_steps is not None:
+            return min(steps / self.total_steps, 1.0)
+        return min(steps / ASSUMED_STEPS, 1.0) if self.ratio is not None else 1.0
+
     def threshold_at(self, progress: float) -> float:
-        """Tau at `progress` in [0, 1]. Raises `ConfigError` if it is negative or not finite."""
+        """Tau at `progress` in [0, 1]. Raises `ConfigError` if it is negative or not finite, or there is none."""
+        if self.threshold is None:
+            raise ConfigError(f'select="{self.select}" has no threshold')
         tau = as_schedule(self.threshold)(progress)
         if not (math.isfinite(tau) and tau >= 0):
             raise ConfigError(f"threshold={tau} at progress {progress:g}: must be finite and at least 0")
         return tau
 
     def ratio_at(self, progress: float) -> float:
-        """Kept fraction at `progress` in [0, 1]. Raises `ConfigError` outside (0, 1]."""
-        ratio = as_schedule(self.ratio if self.ratio is not None else 1.0)(progress)
-        if not 0 < ratio <= 1:
-            raise ConfigError(f"ratio={ratio} at progress {progress:g}: a fraction in (0, 1]; 0.2 % is 0.002")
-        return ratio
+        """Kept share at `progress` in [0, 1]. Raises `ConfigError` outside (0, 1], or if there is none."""
+        if self.ratio is None:
+            raise ConfigError(f'select="{self.select}" has no ratio')
+        share = self.ratio(progress) if callable(self.ratio) else self.ratio
+        if not 0 < share <= 1:
+            raise ConfigError(f"ratio={share} at progress {progress:g}: a fraction in (0, 1]; 0.2 % is 0.002")
+        return share if callable(self.ratio) else Geometric(1.0, share, by=FALLS_UNTIL)(progress)
+
+    def exported_ratio(self, progress: float) -> float:
+        """The share that an export at `progress` keeps: the target, however early it comes, or the schedule's."""
+        return self.ratio_at(progress if callable(self.ratio) else 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Settings in JSON types, without those left at None."""
@@ -99,6 +143,8 @@ class RSTConfig:
         for name, fits in _KINDS.items():
             if name in values and not fits(values[name]):
                 raise ConfigError(f"{name}={str(values[name])[:99]!r}: not what this setting can be")
+        if values.get("select") in ("top", "bias"):  # before 0.2 the unused default was written beside them
+            values = {name: value for name, value in values.items() if name != "threshold"}
         scheduled: dict[str, Any] = {name: schedule_from_json(values[name]) for name in _SCHEDULED if name in values}
         return cls(**{**values, **scheduled})
 
@@ -107,7 +153,7 @@ class RSTConfig:
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}={str(value)[:99]!r}: choose one of {list(choices)}")
 

@@ -25,7 +25,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from `start` at progress 0 to `end` at progress 1.
+    """A straight line from `start` at progress 0 to `end` at progress `by`, and `end` from there on.
 
     >>> Linear(5e-4, 3.5e-2)(0.0)
     0.0005
@@ -33,13 +33,43 @@ class Linear:
 
     start: float
     end: float
+    by: float = 1.0
 
     def __call__(self, progress: float) -> float:
         """Return the value at `progress` in [0, 1]; both ends are exact."""
-        return self.start * (1.0 - progress) + self.end * progress
+        share = _share_done(progress, self.by)
+        return self.start * (1.0 - share) + self.end * share
 
 
-_NAMED: dict[str, type[Constant] | type[Linear]] = {"constant": Constant, "linear": Linear}
+@dataclass(frozen=True)
+class Geometric:
+    """From `start` at progress 0 to `end` at progress `by` by equal factors, and `end` from there on; both positive.
+
+    >>> Geometric(1.0, 0.01)(0.5)
+    0.1
+    """
+
+    start: float
+    end: float
+    by: float = 1.0
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at `progress` in [0, 1]; both ends are exact."""
+        share = _share_done(progress, self.by)
+        if share in (0.0, 1.0):
+            return self.end if share else self.start
+        return float(self.start ** (1.0 - share) * self.end**share)
+
+
+def _share_done(progress: float, by: float) -> float:
+    return min(progress / by, 1.0) if by > 0.0 else 1.0
+
+
+_NAMED: dict[str, type[Constant] | type[Linear] | type[Geometric]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "geometric": Geometric,
+}
 
 
 def as_schedule(value: float | Schedule) -> Schedule:

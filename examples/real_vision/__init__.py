@@ -1,1 +1,1 @@
-"""A real ImageNet model (EfficientNet-Lite0) on PACS: which rule keeps the right weights, and what each tuning stores."""
+"""A real ImageNet model, EfficientNet-Lite0, on PACS: which rule keeps the right weights."""

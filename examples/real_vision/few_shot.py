@@ -1,4 +1,4 @@
-"""PACS in few shots: a handful of labelled images a class of the target domain, and held-out ones to choose and to score by."""
+"""PACS in few shots: a handful of labelled images a class, and held-out ones to choose and to score by."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,7 @@ from examples.uda.benchmarks.pacs import PACS
 
 PIXELS = 96
 TRAIN, VALIDATION, TEST = 20, 10, 60
-"""Images of each class. The test images are the same in every run; training and validation images depend on the seed."""
+"""Images of each class. The test images are the same in every run; the seed decides the others."""
 
 Labelled = tuple[Tensor, Tensor]
 """Images, float32 of shape (n, 3, PIXELS, PIXELS) in [-1, 1], and labels, int64 of shape (n,)."""

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet's weights and a head for PACS, fitted on photos: the base that all deltas belong to."""
+"""EfficientNet-Lite0 with ImageNet's weights and a head fitted on photos of PACS: the base of every run."""
 
 from functools import lru_cache
 from pathlib import Path

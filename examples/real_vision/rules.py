@@ -38,7 +38,7 @@ RULES = ("once", "constant", "linear", "geometric", "every", "random")
 
 
 def follow(rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> Callable[[], int]:
-    """Apply a rule to a model from now on; returns what to call at the end, which gives the count of changed weights."""
+    """Apply a rule from now on; what is returned is to be called at the end and counts the changed weights."""
     if rule.name == "random":
         return _follow_random(rule, model, optimizer, seed)
     trainer = ResidualSparseTrainer(model, config(rule, steps))
