@@ -6,8 +6,6 @@ The export finds the exact boundary (`rst.training.selection`).
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from rst.numerics.kth_largest import Floats
 from rst.numerics.worker_pool import on_all_cores
+from rst.training.selection import Boundary, boundary
 
 # This many sampled changes above the boundary: their count has a standard error of 2.5 %.
 _ABOVE = 1600
@@ -22,34 +21,39 @@ _ABOVE = 1600
 _SHIFT = 7919
 # A coarser sample tells which changes cannot be the boundary, so that few are left to be ordered.
 _COARSE = 32
+_FINE = {(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64)}
 
 
-def sampled_boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, step: int) -> Tensor:
-    """Estimate the change that a share `ratio` of all changes exceeds, without waiting for an accelerator.
+def boundary_in_training(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, *, step: int
+) -> Boundary:
+    """Find where the top `ratio` of all changes ends: about, in large models; exactly, where that costs as little.
 
     Args:
-        tuned: wt by name, all float32 or all float64, on one device.
+        tuned: wt by name.
         base: w0 by name, same shapes, dtypes and devices.
-        ratio: the share, in (0, 1).
+        ratio: the share, in (0, 1].
         step: of the training; chooses which weights are looked at, the same ones in every process.
 
     Returns:
-        The boundary, 0-d, in the dtype and on the device of the weights. Changes that equal it are not above it.
+        The boundary, below 0 where every weight is kept. Half precision has few distinct changes, so that many equal
+        the boundary: there, as in small models, it is that of `boundary`, ties included.
+
+    Raises:
+        NonFiniteError: the exact boundary met a NaN; the estimated one leaves it to the export.
     """
+    if ratio >= 1:
+        return -1.0, []
     total = sum(weight.numel() for weight in tuned.values())
-    stride = max(1, int(total * ratio / _ABOVE))
+    stride = int(total * ratio / _ABOVE)
+    alike = {(weight.dtype, weight.device) for weight in tuned.values()}
+    if stride < 2 or len(alike) > 1 or alike.isdisjoint(_FINE):
+        return boundary(tuned, base, ratio)
     first = step * _SHIFT % stride
     pairs = [(weight.detach().reshape(-1), base[name].reshape(-1)) for name, weight in tuned.items()]
-    size = sum(len(range(first, weight.numel(), stride)) for weight, _ in pairs)
-    above = ceil(ratio * size)
-    device, dtype = pairs[0][0].device, pairs[0][0].dtype
-    if above >= size:
-        return torch.full((), -1.0, dtype=dtype, device=device)
-    if device.type == "cpu":
-        parts = on_all_cores(partial(_changes, first, stride), pairs)
-        return torch.tensor(_next_below(parts, above), dtype=dtype)
-    sampled = torch.cat([weight[first::stride] - origin[first::stride] for weight, origin in pairs])
-    return sampled.abs_().kthvalue(size - above).values
+    parts = on_all_cores(partial(_changes, first, stride), pairs)
+    above = round(ratio * sum(part.size for part in parts))
+    return _with_above(parts, above), []
 
 
 def _changes(first: int, stride: int, pair: Sequence[Tensor]) -> Floats:
@@ -59,7 +63,7 @@ def _changes(first: int, stride: int, pair: Sequence[Tensor]) -> Floats:
     return change
 
 
-def _next_below(parts: Sequence[Floats], above: int) -> np.floating[Any]:
+def _with_above(parts: Sequence[Floats], above: int) -> float:
     """The number that has `above` others before it in descending order."""
     coarse = np.concatenate([part[::_COARSE] for part in parts])
     rank = coarse.size - 2 * above // _COARSE - 1
@@ -68,4 +72,4 @@ def _next_below(parts: Sequence[Floats], above: int) -> np.floating[Any]:
     if large.size <= above:  # the coarse sample misled
         large = np.concatenate(parts)
     place = large.size - above - 1
-    return np.partition(large, place)[place]
+    return float(np.partition(large, place)[place])

@@ -49,6 +49,8 @@ def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Bo
     result does not depend on the machine.
     """
     threshold, ties = found
+    if threshold < 0:  # the whole of it is kept
+        return
     for dtype in dict.fromkeys(weight.dtype for weight in tuned.values()):
         pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
         project(pairs, _at_most(threshold, dtype))

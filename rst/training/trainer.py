@@ -29,6 +29,7 @@ from rst.shards.blocks import like, local, locals_of
 from rst.shards.layout import ShardLayout, find_layout
 from rst.training.base_weights import BaseWeights
 from rst.training.projection import choose_projection
+from rst.training.sampled_boundary import boundary_in_training
 from rst.training.selection import FindBoundary, boundary, is_bias, keep_top_
 from rst.training.tracking import TrackedTensors, live_tensors, track
 
@@ -138,11 +139,15 @@ class ResidualSparseTrainer:
             raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
         self._steps += 1
         if self.config.every and self._steps % self.config.every == 0:
-            self.select()
+            self.select(final=False)
 
     @torch.no_grad()
-    def select(self) -> None:
+    def select(self, *, final: bool = True) -> None:
         """Put every weight that the configuration does not keep back to w0, bit for bit (Eq. 17).
+
+        Args:
+            final: as an export does: exactly the share that is to be reached. False, as after a step, keeps the share
+                that the run is at, of large models about.
 
         Raises:
             ParameterMismatchError: a parameter changed its shape or dtype since the start.
@@ -150,11 +155,17 @@ class ResidualSparseTrainer:
         """
         config, tuned = self.config, locals_of(self._tracked.sparse)
         base = self._base.on_device_of(tuned)
+        progress = config.progress(self._steps)
         if config.select == "threshold":
             pairs = ((weight, base[name]) for name, weight in tuned.items())
-            self._project(pairs, config.threshold_at(self._progress()))
+            self._project(pairs, config.threshold_at(progress))
         elif config.select == "top":
-            found = self._find_boundary(tuned, base, config.ratio_at(self._progress()))
+            if final:
+                found = self._find_boundary(tuned, base, config.exported_ratio(progress))
+            elif self._layout:
+                found = self._find_boundary(tuned, base, config.ratio_at(progress))
+            else:
+                found = boundary_in_training(tuned, base, config.ratio_at(progress), step=self._steps)
             keep_top_(tuned, base, found, self._project)
         else:
             for name in (name for name in tuned if not is_bias(name)):
@@ -220,7 +231,8 @@ class ResidualSparseTrainer:
         tracked, coordinates = self._tracked, self.coordinates
         base, buffers = self._recorded(tracked.sparse), self._recorded(tracked.buffers)
         saved = coordinates.files_of_all(tracked.saved)
-        tau = self.config.threshold_at(self._progress()) if self.config.select == "threshold" else None
+        progress = self.config.progress(self._steps)
+        tau = self.config.threshold_at(progress) if self.config.select == "threshold" else None
         return {
             "format": TRAINER_RECORD,
             "version": RECORD_VERSION,
@@ -273,9 +285,6 @@ class ResidualSparseTrainer:
             for name, tensor in own.items()
             if name in self._base or name in stored.dense or name not in live
         }
-
-    def _progress(self) -> float:
-        return min(self._steps / self.config.total_steps, 1.0) if self.config.total_steps else 1.0
 
     def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -136,7 +136,7 @@ def test_top_keeps_exactly_the_budget_of_largest_changes(data: st.DataObject) ->
     base = {str(i): data.draw(vectors(dtype, size)) for i, size in enumerate(sizes)}
     tuned = {name: data.draw(vectors(dtype, weights.numel())) for name, weights in base.items()}
     ratio = data.draw(st.floats(0.01, 1.0))
-    kept = select(tuned, base, RSTConfig(select="top", ratio=ratio))
+    kept = select(tuned, base, RSTConfig(ratio=ratio))
 
     change = torch.cat([(tuned[n] - base[n]).abs() * (tuned[n] != base[n]) for n in base]).double()
     change = torch.where(change.isnan(), torch.zeros_like(change), change)
@@ -153,7 +153,7 @@ def test_top_compares_parameters_of_several_dtypes_exactly(half: torch.dtype, un
     below, boundary, above = 0.25, 0.25 * (1 + 0.9 * unit), 0.25 * (1 + unit)  # the boundary rounds up in `half`
     before = {"wide": torch.tensor([boundary, 0.1]), "narrow": torch.tensor([below, above], dtype=half)}
     base = {name: torch.zeros_like(weights) for name, weights in before.items()}
-    kept = select(before, base, RSTConfig(select="top", ratio=0.5))
+    kept = select(before, base, RSTConfig(ratio=0.5))
     assert kept["wide"].tolist() == [before["wide"][0], 0.0]
     assert kept["narrow"].tolist() == [0.0, above]
 
@@ -165,12 +165,12 @@ def test_of_equal_changes_the_first_are_kept_over_parameters_and_their_chunks() 
     tuned["large"].view(-1)[[0, 290_000, 290_001, 599_999]] = 0.25
     wanted = {name: weights.clone() for name, weights in tuned.items()}
     wanted["large"].view(-1)[290_001:] = 0.0
-    kept = select(tuned, base, RSTConfig(select="top", ratio=4 / 600_003))
+    kept = select(tuned, base, RSTConfig(ratio=4 / 600_003))
     assert all(torch.equal(kept[name], wanted[name]) for name in base)
 
 
 def test_a_zero_of_the_other_sign_is_no_change_to_keep() -> None:
-    kept = select({"w": torch.tensor([-0.0, 1.0, 0.0])}, {"w": torch.zeros(3)}, RSTConfig(select="top", ratio=1.0))
+    kept = select({"w": torch.tensor([-0.0, 1.0, 0.0])}, {"w": torch.zeros(3)}, RSTConfig(ratio=1.0))
     assert bit_equal(kept["w"], torch.tensor([0.0, 1.0, 0.0]))
 
 
@@ -178,7 +178,7 @@ def test_nan_has_no_rank() -> None:
     tuned = {"v": torch.ones(2), "w": torch.tensor([1.0, float("nan"), float("nan")])}
     base = {name: torch.zeros_like(weights) for name, weights in tuned.items()}
     with pytest.raises(NonFiniteError, match=r"\b2 of 3\b") as caught:
-        select(tuned, base, RSTConfig(select="top", ratio=0.5))
+        select(tuned, base, RSTConfig(ratio=0.5))
     assert caught.value.parameter == "w"
 
 
