@@ -28,6 +28,10 @@ class RSTError(Exception):
         return ": ".join(part for part in (self.file, self.parameter, self.reason) if part is not None)
 
 
+class RSTWarning(UserWarning):
+    """Something is likely not what was meant; the text has the numbers and what to change. Nothing is refused."""
+
+
 class ConfigError(RSTError):
     """A setting is out of range, or a pattern matches nothing."""
 

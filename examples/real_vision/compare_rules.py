@@ -17,8 +17,8 @@ BATCH = 16
 SEEDS = 3
 DOMAINS = ("S", "A")
 SHARES = (0.001, 0.01)
-RATES = {"adamw": (3e-4, 1e-3, 3e-3), "sgd": (1e-2, 3e-2, 1e-1)}
-HEAD_RATE = {"adamw": 1e-3, "sgd": 1e-2}
+RATES = {"adamw": (1e-4, 3e-4, 1e-3, 3e-3), "sgd": (1e-4, 3e-4, 1e-3, 3e-3)}
+HEAD_RATE = {"adamw": 1e-3, "sgd": 1e-3}
 THRESHOLDS = {"adamw": (0.5, 2.0, 5.0), "sgd": (1e-3, 1e-2, 1e-1)}
 """Tau in learning rates: AdamW moves a weight by about one of them a step, SGD by much less."""
 RATE_OF = {"threshold": "once", "every": "constant", "linear": "geometric"}

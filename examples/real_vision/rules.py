@@ -33,7 +33,7 @@ class Rule:
         return f"{self.name} {self.share:.2%}" if self.share is not None else f"{self.name} {self.threshold:g}"
 
 
-RULES = ("once", "constant", "linear", "geometric", "every", "random")
+RULES = ("once", "constant", "geometric", "every", "random")
 """Those that are given a share; "threshold" is given a tau."""
 
 

@@ -62,7 +62,7 @@ def export_sharded(trainer: ResidualSparseTrainer, op: Op = "add") -> SparseDelt
     layout = trainer.layout
     if layout is None:
         raise ConfigError("no parameter of the model is a DTensor; call trainer.export()")
-    live, base = trainer.select_for_export()
+    live, base = trainer.read_for_export()
     tracked, parts, coordinates = trainer.tracked, locals_of(live), trainer.coordinates
     for name in coordinates.files_of_all([*tracked.sparse, *tracked.buffers, *tracked.saved]):
         coordinates.check_one_source(name)

@@ -1,5 +1,6 @@
 """Residual Sparse Training in Lightning: a callback whose checkpoints resume and hold what `rst export` needs."""
 
+import math
 import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
@@ -92,6 +93,8 @@ class RSTCallback(Callback):
         if self._record is not None:
             self.trainer.load_state_dict(self._record)
             self._record = None
+        if math.isfinite(steps := trainer.estimated_stepping_batches):
+            self.trainer.expect_steps(int(steps))
         self.trainer.detach()  # from a run that an exception ended
         self.trainer.attach(_last_optimizer(trainer))
 

@@ -97,6 +97,7 @@ class RSTCallback(TrainerCallback):
         self._track(kwargs["model"])
         if state.global_step > 0:
             self._resume(args, state.global_step)
+        self.trainer.expect_steps(state.max_steps)
         self.trainer.detach()  # from a run that an exception ended
         self.trainer.attach(kwargs["optimizer"])
 
@@ -116,8 +117,8 @@ class RSTCallback(TrainerCallback):
         if not args.save_only_model:
             _write_record(folder, self.trainer)
         every = self._config.every
-        if every and self.trainer.steps % every == 0:  # the weights are selected, so that an export leaves them alone
-            self.save_pretrained(folder)
+        if every and self.trainer.steps % every == 0:  # the weights are selected
+            write_adapter(folder, self.trainer.export(select=False))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,6 +6,7 @@ The export finds the exact boundary (`rst.training.selection`).
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import gcd
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from rst.training.selection import Boundary, boundary
 
 # This many sampled changes above the boundary: their count has a standard error of 2.5 %.
 _ABOVE = 1600
+# Fewer weights than this are all looked at.
+_FEW = 1 << 20
 # Consecutive steps begin their samples at other weights.
 _SHIFT = 7919
 # A coarser sample tells which changes cannot be the boundary, so that few are left to be ordered.
@@ -45,15 +48,22 @@ def boundary_in_training(
     if ratio >= 1:
         return -1.0, []
     total = sum(weight.numel() for weight in tuned.values())
-    stride = int(total * ratio / _ABOVE)
+    stride = _no_divisor_of_sizes(int(total * ratio / _ABOVE))
     alike = {(weight.dtype, weight.device) for weight in tuned.values()}
-    if stride < 2 or len(alike) > 1 or alike.isdisjoint(_FINE):
+    if total < _FEW or stride < 2 or len(alike) > 1 or alike.isdisjoint(_FINE):
         return boundary(tuned, base, ratio)
     first = step * _SHIFT % stride
     pairs = [(weight.detach().reshape(-1), base[name].reshape(-1)) for name, weight in tuned.items()]
     parts = on_all_cores(partial(_changes, first, stride), pairs)
     above = round(ratio * sum(part.size for part in parts))
     return _with_above(parts, above), []
+
+
+def _no_divisor_of_sizes(stride: int) -> int:
+    """The next smaller stride that leads through every column of usual matrices: widths are rich in 2 and 3."""
+    while stride > 4 and gcd(stride, 2 * 3) > 1:
+        stride -= 1
+    return stride
 
 
 def _changes(first: int, stride: int, pair: Sequence[Tensor]) -> Floats:

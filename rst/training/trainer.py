@@ -6,6 +6,7 @@ at the end store `w_sp = wt - w0`.
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from rst.operations.extraction import Extraction
 from rst.shards.blocks import like, local, locals_of
 from rst.shards.layout import ShardLayout, find_layout
 from rst.training.base_weights import BaseWeights
+from rst.training.outcome import check_outcome, claim
 from rst.training.projection import choose_projection
 from rst.training.sampled_boundary import boundary_in_training
 from rst.training.selection import FindBoundary, boundary, is_bias, keep_top_
@@ -70,6 +72,7 @@ class ResidualSparseTrainer:
         self._identity = _identify(self.model)
         self._steps = 0
         self.suspended = False
+        claim(self.model, self)
         self._hook: RemovableHandle | None = None
 
     @property
@@ -101,6 +104,11 @@ class ResidualSparseTrainer:
     def steps(self) -> int:
         """Optimiser steps seen so far."""
         return self._steps
+
+    def expect_steps(self, total_steps: int) -> None:
+        """Say how long the run is, if the configuration does not: the share falls over the first half of it."""
+        if self.config.total_steps is None and total_steps > 0:
+            self.config = replace(self.config, total_steps=total_steps)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Call `step()` after every `optimizer.step()` that changes weights.
@@ -178,13 +186,15 @@ class ResidualSparseTrainer:
         counts = {name: count_changed(base[name], weight) for name, weight in tuned.items()}
         return sum((self._layout.add_up(counts) if self._layout else counts).values())
 
-    def export(self, op: Op = "add") -> SparseDelta:
+    def export(self, op: Op = "add", *, select: bool = True) -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
 
-        Afterwards the model equals base plus delta, bit for bit.
+        Afterwards the model equals base plus delta, bit for bit. Warns where next to nothing, or nearly everything, is
+        kept, and where no step was seen (`RSTWarning`).
 
         Args:
             op: what to store: residuals, the tuned values ("replace") or steps, as in `ParameterDelta`.
+            select: False stores what differs from w0 now and leaves the model as it is, as in the midst of a run.
 
         Raises:
             ConfigError: a frozen parameter has been made trainable, so its change is lost, or the model is sharded.
@@ -192,7 +202,7 @@ class ResidualSparseTrainer:
         """
         if self._layout:
             raise ConfigError("the model is sharded; every process calls rst.distributed.export_sharded(trainer)")
-        live, base = self.select_for_export()
+        live, base = self.read_for_export(select=select)
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
         coordinates = self.coordinates
@@ -211,15 +221,20 @@ class ResidualSparseTrainer:
             coordinates="checkpoint",
         ).run()
 
-    def select_for_export(self) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-        """Check the model, select once more, and return its tensors and w0 by name; of sharded w0 this process' part.
+    def read_for_export(self, *, select: bool = True) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+        """Check the model, select once more, and return its tensors and w0 by name, as `export` reads them.
 
         Raises:
             ConfigError: as `export`.
         """
         live = live_tensors(self.model)
         self._check_unchanged(live)
-        self.select()
+        if select:
+            moved = self.count_changed()
+            self.select()
+            total = sum(weight.numel() for weight in self._tracked.sparse.values())
+            changed = self.count_changed()
+            check_outcome(self.config, steps=self._steps, changed=changed, total=total, moved=moved)
         return live, self._base.on_device_of(locals_of(live))
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""What a user should hear at the end of a training: that little, nothing or far too much of it is left, and why.
+
+Everything here is said once, by a warning with the numbers and what to change; the export goes on.
+"""
+
+import warnings
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from torch import nn
+
+from rst.config import RSTConfig
+from rst.errors import RSTWarning
+
+LARGE_SHARE = 0.3
+"""Above this a delta is hardly smaller than the model."""
+
+_FAR = 2.0
+"""Times fewer changed weights than asked for that are worth a warning."""
+
+_WATCHED: "WeakKeyDictionary[nn.Module, ReferenceType[object]]" = WeakKeyDictionary()
+
+
+def claim(model: nn.Module, trainer: object) -> None:
+    """Note that `trainer` has this model; warn if another one, which is still in use, has it too."""
+    other = _WATCHED.get(model)
+    if other is not None and other() is not None:
+        _say(
+            f"a second trainer on the same {type(model).__name__}: its w0 is what the weights are now, and both put "
+            "weights back; delete the first one, or load_state_dict its state into this one"
+        )
+    _WATCHED[model] = ref(trainer)
+
+
+def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, moved: int) -> None:
+    """Warn where the result of a training is hardly what was meant.
+
+    Args:
+        config: of the training.
+        steps: that the trainer has seen.
+        changed: weights that the export keeps.
+        total: weights that are trained sparsely.
+        moved: weights that differed from w0 before the export selected.
+    """
+    share = changed / total
+    if not moved and not steps:
+        _say(
+            f"w0 equals the weights: none of {total:,} has changed, and the trainer saw no optimiser step. Make the "
+            "trainer before the training, and call trainer.attach(optimizer)"
+        )
+    elif not steps:
+        _say(
+            f"the trainer saw no optimiser step, and {moved:,} of {total:,} weights moved: the export keeps "
+            f"{changed:,} and puts the others back only now, after any score was taken. Call trainer.attach(optimizer) "
+            "before the training, or trainer.step() after every step of an optimiser without hooks"
+        )
+    elif not changed:
+        _say(f"none of {total:,} weights is kept after {steps} steps; {_advice(config, more=True)}")
+    elif share > LARGE_SHARE:
+        _say(f"{share:.1%} of {total:,} weights are kept after {steps} steps; {_advice(config, more=False)}")
+    elif config.select == "top" and share * _FAR < config.exported_ratio(config.progress(steps)):
+        wanted = config.exported_ratio(config.progress(steps))
+        _say(
+            f"{share:.3%} of {total:,} weights changed in {steps} steps, and ratio={wanted:g} asks for {wanted:.3%}: "
+            "no more of them moved; raise the learning rate or train longer"
+        )
+
+
+def _advice(config: RSTConfig, *, more: bool) -> str:
+    """The two things to change so that more, or less, is kept."""
+    rate = f"{'raise' if more else 'lower'} the learning rate"
+    if config.select != "threshold":
+        return f"{'raise' if more else 'lower'} ratio={config.ratio}, or {rate}"
+    tau = "lower" if more else "raise"
+    return f"{tau} threshold={config.threshold} or {rate}, or say how much to keep: RSTConfig(ratio=0.002)"
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, RSTWarning, stacklevel=5)

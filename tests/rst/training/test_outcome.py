@@ -1,0 +1,96 @@
+"""What a training says of itself: warnings where its result is hardly what was meant."""
+
+import gc
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from rst import ResidualSparseTrainer, RSTConfig
+from rst.errors import RSTWarning
+
+
+@pytest.fixture(autouse=True)
+def every_warning_is_an_error() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+
+
+def train(tuned: nn.Module, config: RSTConfig, *, steps: int, lr: float) -> ResidualSparseTrainer:
+    trainer = ResidualSparseTrainer(tuned, config)
+    optimizer = torch.optim.AdamW(tuned.parameters(), lr=lr)
+    trainer.attach(optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        tuned(torch.randn(4, 32)).square().mean().backward()
+        optimizer.step()
+    return trainer
+
+
+def test_a_share_that_is_met_needs_no_word() -> None:
+    trainer = train(model(), RSTConfig(ratio=0.01, total_steps=8), steps=8, lr=1e-3)
+    assert trainer.export().nnz == round(0.01 * (32 * 64 + 64 + 64 * 8 + 8))
+
+
+def test_nothing_kept_names_threshold_and_learning_rate() -> None:
+    trainer = train(model(), RSTConfig(threshold=0.1), steps=1, lr=1e-3)
+    with pytest.warns(RSTWarning, match=r"2,632 .* 1 steps.*threshold=0.1"):
+        assert not trainer.export().nnz
+
+
+def test_nearly_everything_kept_gives_the_share() -> None:
+    trainer = train(model(), RSTConfig(threshold=1e-6), steps=2, lr=1e-3)
+    with pytest.warns(RSTWarning, match=r"\d\d\.\d% of 2,632 .*threshold=1e-06"):
+        trainer.export()
+
+
+def test_fewer_changes_than_asked_for_give_both_shares() -> None:
+    tuned = model()
+    trainer = train(tuned, RSTConfig(ratio=0.5), steps=1, lr=1e-3)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            weight.copy_(trainer.base[name])
+        tuned[0].bias[:26] += 1
+    with pytest.warns(RSTWarning, match=r"0\.988% of 2,632 .*ratio=0.5 .*50\.000%"):
+        trainer.export()
+
+
+def test_a_forgotten_attach_is_heard_at_the_export() -> None:
+    tuned = model()
+    trainer = ResidualSparseTrainer(tuned, RSTConfig(ratio=0.01))
+    with torch.no_grad():
+        tuned[0].weight += 1
+    with pytest.warns(RSTWarning, match=r"2,048 of 2,632 .* 26 .*attach"):
+        trainer.export()
+
+
+def test_w0_that_is_the_tuned_model_is_heard_at_the_export() -> None:
+    with pytest.warns(RSTWarning, match="2,632"):
+        ResidualSparseTrainer(model(), RSTConfig()).export()
+
+
+def test_a_second_trainer_is_heard_while_the_first_is_in_use() -> None:
+    tuned = model()
+    first = ResidualSparseTrainer(tuned, RSTConfig())
+    with pytest.warns(RSTWarning, match="Sequential"):
+        second = ResidualSparseTrainer(tuned, RSTConfig())
+    del first, second
+    gc.collect()
+    ResidualSparseTrainer(tuned, RSTConfig())
+
+
+def test_an_export_amid_a_run_leaves_the_model_alone() -> None:
+    tuned = model()
+    trainer = train(tuned, RSTConfig(ratio=0.01, total_steps=100), steps=5, lr=1e-3)
+    before = {name: weight.clone() for name, weight in tuned.state_dict().items()}
+    delta = trainer.export(select=False)
+    assert delta.nnz == trainer.count_changed() > 0.5 * 2632
+    assert all(torch.equal(weight, before[name]) for name, weight in tuned.state_dict().items())
