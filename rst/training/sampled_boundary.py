@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rst.numerics.kth_largest import Floats
 from rst.numerics.worker_pool import on_all_cores
-from rst.training.selection import Boundary, boundary
+from rst.training.selection import Boundary
 
 # This many sampled changes above the boundary: their count has a standard error of 2.5 %.
 _ABOVE = 1600
@@ -27,10 +27,10 @@ _COARSE = 32
 _FINE = {(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64)}
 
 
-def boundary_in_training(
+def sampled_boundary(
     tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, *, step: int
-) -> Boundary:
-    """Find where the top `ratio` of all changes ends: about, in large models; exactly, where that costs as little.
+) -> Boundary | None:
+    """Estimate where the top `ratio` of all changes ends, where that is worth it.
 
     Args:
         tuned: wt by name.
@@ -39,11 +39,8 @@ def boundary_in_training(
         step: of the training; chooses which weights are looked at, the same ones in every process.
 
     Returns:
-        The boundary, below 0 where every weight is kept. Half precision has few distinct changes, so that many equal
-        the boundary: there, as in small models, it is that of `boundary`, ties included.
-
-    Raises:
-        NonFiniteError: the exact boundary met a NaN; the estimated one leaves it to the export.
+        The boundary, below 0 where every weight is kept; None where the exact one is to be found: in small models,
+        where it costs as little, and in half precision, whose few distinct changes have many equals.
     """
     if ratio >= 1:
         return -1.0, []
@@ -51,7 +48,7 @@ def boundary_in_training(
     stride = _no_divisor_of_sizes(int(total * ratio / _ABOVE))
     alike = {(weight.dtype, weight.device) for weight in tuned.values()}
     if total < _FEW or stride < 2 or len(alike) > 1 or alike.isdisjoint(_FINE):
-        return boundary(tuned, base, ratio)
+        return None
     first = step * _SHIFT % stride
     pairs = [(weight.detach().reshape(-1), base[name].reshape(-1)) for name, weight in tuned.items()]
     parts = on_all_cores(partial(_changes, first, stride), pairs)

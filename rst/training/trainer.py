@@ -31,7 +31,7 @@ from rst.shards.layout import ShardLayout, find_layout
 from rst.training.base_weights import BaseWeights
 from rst.training.outcome import check_outcome, claim
 from rst.training.projection import choose_projection
-from rst.training.sampled_boundary import boundary_in_training
+from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, is_bias, keep_top_
 from rst.training.tracking import TrackedTensors, live_tensors, track
 
@@ -168,13 +168,9 @@ class ResidualSparseTrainer:
             pairs = ((weight, base[name]) for name, weight in tuned.items())
             self._project(pairs, config.threshold_at(progress))
         elif config.select == "top":
-            if final:
-                found = self._find_boundary(tuned, base, config.exported_ratio(progress))
-            elif self._layout:
-                found = self._find_boundary(tuned, base, config.ratio_at(progress))
-            else:
-                found = boundary_in_training(tuned, base, config.ratio_at(progress), step=self._steps)
-            keep_top_(tuned, base, found, self._project)
+            share = config.exported_ratio(progress) if final else config.ratio_at(progress)
+            estimate = None if final or self._layout else sampled_boundary(tuned, base, share, step=self._steps)
+            keep_top_(tuned, base, estimate or self._find_boundary(tuned, base, share), self._project)
         else:
             for name in (name for name in tuned if not is_bias(name)):
                 tuned[name].copy_(base[name])

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rst.training.sampled_boundary import boundary_in_training
-from rst.training.selection import boundary
+from rst.training.sampled_boundary import sampled_boundary
 
 SHAPES = {"square": (1024, 1024), "wide": (96, 4800), "bias": (96,), "empty": (0,)}
 
@@ -35,25 +34,22 @@ def test_about_the_share_is_kept_at_every_step(ratio: float, dtype: torch.dtype)
     wanted = ratio * sum(weight.numel() for weight in base.values())
     found = {}
     for step in range(1, 6):
-        found[step], ties = boundary_in_training(tuned, base, ratio, step=step)
+        estimate = sampled_boundary(tuned, base, ratio, step=step)
+        assert estimate is not None
+        assert estimate == sampled_boundary(tuned, base, ratio, step=step)
+        found[step] = estimate[0]
         assert kept(tuned, base, found[step]) == pytest.approx(wanted, rel=0.1)
-        assert not ties
-        assert boundary_in_training(tuned, base, ratio, step=step)[0] == found[step]
     assert len(set(found.values())) > 1, "every step looked at the same weights"
 
 
 @pytest.mark.parametrize(
-    "case", [{"dtype": torch.bfloat16, "ratio": 0.05}, {"dtype": torch.float32, "ratio": 1e-5}], ids=["half", "few"]
+    ("dtype", "ratio"), [(torch.bfloat16, 0.05), (torch.float32, 1e-5)], ids=["half precision", "few are kept"]
 )
-def test_where_a_sample_says_little_the_boundary_is_exact(case: dict[str, object]) -> None:
-    tuned, base = weights(case["dtype"])  # type: ignore[arg-type]
-    ratio = float(case["ratio"])  # type: ignore[arg-type]
-    threshold, ties = boundary_in_training(tuned, base, ratio, step=1)
-    exact, exact_ties = boundary(tuned, base, ratio)
-    assert threshold == exact
-    assert [places.tolist() for _, places, _ in ties] == [places.tolist() for _, places, _ in exact_ties]
+def test_where_a_sample_says_little_there_is_none(dtype: torch.dtype, ratio: float) -> None:
+    assert sampled_boundary(*weights(dtype), ratio, step=1) is None
 
 
 def test_a_share_of_one_keeps_everything() -> None:
-    tuned, base = weights()
-    assert boundary_in_training(tuned, base, 1.0, step=1)[0] < 0
+    estimate = sampled_boundary(*weights(), 1.0, step=1)
+    assert estimate is not None
+    assert estimate[0] < 0
