@@ -171,7 +171,7 @@ def test_the_trainer_exports_any_operation() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 4)
     base = {name: weights.clone() for name, weights in model.state_dict().items()}
-    trainer = ResidualSparseTrainer(model)
+    trainer = ResidualSparseTrainer(model, RSTConfig(threshold=0.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer.attach(optimizer)
     model(torch.ones(2, 5)).sum().backward()
