@@ -166,7 +166,7 @@ def test_mixed_operations_are_refused() -> None:
 
 
 def test_the_trainer_exports_any_operation() -> None:
-    from rst import ResidualSparseTrainer
+    from rst import ResidualSparseTrainer, RSTConfig
 
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 4)
