@@ -232,7 +232,7 @@ class TestDamaged:
             metadata.planner_data["model.scale"] = path
 
         self.rewrite(copy, nest)
-        self.refuse(copy)
+        self.refuse(copy, file="copy")
 
     def test_the_inside_of_a_file_is_damaged(self, copy: Path) -> None:
         for path in copy.glob("*.distcp"):
