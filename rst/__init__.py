@@ -1,7 +1,7 @@
 """Residual Sparse Training: train as always, ship 0.1 % of the model, merge it back bit for bit.
 
 >>> from rst import ResidualSparseTrainer, RSTConfig
->>> trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+>>> trainer = ResidualSparseTrainer(model, RSTConfig(ratio=0.001, modules_to_save=["head"]))
 >>> trainer.attach(optimizer)
 >>> ...  # train as always
 >>> trainer.export().save("delta.safetensors")
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NotCarriedError,
         ParameterMismatchError,
         RSTError,
+        RSTWarning,
         WrongBaseError,
     )
     from rst.interop.official import from_official
@@ -61,6 +62,7 @@ _MODULE_OF = {
     "RSTConfig": "rst.config",
     "RSTError": "rst.errors",
     "RSTModel": "rst.live.model",
+    "RSTWarning": "rst.errors",
     "ResidualSparseTrainer": "rst.training.trainer",
     "SparseDelta": "rst.delta.sparse_delta",
     "WrongBaseError": "rst.errors",
@@ -96,6 +98,7 @@ __all__ = [
     "RSTConfig",
     "RSTError",
     "RSTModel",
+    "RSTWarning",
     "ResidualSparseTrainer",
     "SparseDelta",
     "WrongBaseError",

@@ -4,7 +4,7 @@ A `ResidualSparseTrainer` made after `fully_shard` or `parallelize_module` keeps
 nothing else in the training loop changes. Every process makes the calls here, at the same point of the program:
 
 >>> fully_shard(model)
->>> trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1e-6))
+>>> trainer = ResidualSparseTrainer(model, RSTConfig(ratio=0.001))
 >>> trainer.attach(optimizer)
 >>> ...  # train as always
 >>> delta = export_sharded(trainer)  # the delta in the first process, None in the others

@@ -29,7 +29,7 @@ RECORD_KEY: Final = "rst"
 class RSTCallback(Callback):
     """Eq. 17 after every optimiser step of a Lightning `Trainer`.
 
-    >>> callback = RSTCallback(RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> callback = RSTCallback(RSTConfig(ratio=0.001, modules_to_save=["head"]))
     >>> Trainer(callbacks=[callback]).fit(module, loader)  # or fit(module, loader, ckpt_path="last")
     >>> callback.save_pretrained("ar2cl/")
 

@@ -31,7 +31,7 @@ except ImportError as error:
 class RSTCallback(TrainerCallback):
     """Eq. 17 after every optimiser step of a `Trainer`, and the adapter beside what it saves.
 
-    >>> callback = RSTCallback(RSTConfig(threshold=1e-6, modules_to_save=["classifier"]))
+    >>> callback = RSTCallback(RSTConfig(ratio=0.001, modules_to_save=["classifier"]))
     >>> trainer = Trainer(model, args, train_dataset=dataset, callbacks=[callback])
     >>> trainer.train()  # or trainer.train(resume_from_checkpoint=True)
     >>> tuned = RSTModel.from_pretrained(another_base, args.output_dir)

@@ -321,7 +321,7 @@ class RSTModel(nn.Module):
 def get_rst_model(model: nn.Module, config: RSTConfig, adapter_name: str = "default") -> RSTModel:
     """Wrap a pretrained model to train an adapter on it, as `peft.get_peft_model` does.
 
-    >>> model = get_rst_model(model, RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> model = get_rst_model(model, RSTConfig(ratio=0.001, modules_to_save=["head"]))
     >>> model.trainer.attach(optimizer)
     >>> ...  # train as always
     >>> model.save_pretrained("ar2cl/")

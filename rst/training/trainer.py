@@ -39,7 +39,7 @@ from rst.training.tracking import TrackedTensors, live_tensors, track
 class ResidualSparseTrainer:
     """Keeps a model close to its pretrained weights and exports the sparse difference.
 
-    >>> trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1e-6, modules_to_save=["head"]))
+    >>> trainer = ResidualSparseTrainer(model, RSTConfig(ratio=0.001, modules_to_save=["head"]))
     >>> trainer.attach(optimizer)
     >>> ...  # train as always
     >>> trainer.export().save("delta.safetensors")
