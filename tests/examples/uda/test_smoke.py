@@ -17,6 +17,7 @@ SLICE = [
     ("appendix4", "RN50", "DSAN+RST"),
     ("appendix8", "RN50", "CMKD"),
     ("digits-small", "small_clip", "CMKD"),
+    ("digits-source-free", "svhn_cnn", "SHOT+RST"),
     ("pacs", "prototypes", "Linear-Probe"),
 ]
 

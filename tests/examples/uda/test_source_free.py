@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cmkd import SourceFreeCMKD
@@ -12,10 +12,10 @@ from examples.experiment.settings import SettingsError
 from examples.uda.backbones import load_backbone
 from examples.uda.benchmarks import DatasetError, get_benchmark
 from examples.uda.cells import Cell
-from examples.uda.fake_archives import write_small_digits
+from examples.uda.fake_domains import FakeDomains
 from examples.uda.methods import build_objective
 from examples.uda.running import run_cell
-from examples.uda.svhn_cnn import WEIGHTS, SvhnEncoder, load_svhn
+from examples.uda.svhn_cnn import WEIGHTS, load_svhn
 from examples.uda.tables import variants
 from tests.conftest import SHARED_DATA
 
@@ -23,30 +23,16 @@ from tests.conftest import SHARED_DATA
 BENCHMARK = get_benchmark("digits_source_free")
 
 
-def write_network(root, *, missing: str | None = None) -> None:
-    torch.manual_seed(0)
-    head = nn.Linear(256, 10)
-    state = {name.replace("hidden", "classifier.1"): value for name, value in SvhnEncoder().state_dict().items()}
-    state |= {f"classifier.4.{name}": value.detach() for name, value in head.named_parameters()}
-    state.pop(missing, None)
-    (root / WEIGHTS).parent.mkdir()
-    save_file({name: value.contiguous() for name, value in state.items()}, root / WEIGHTS)
-
-
 @pytest.fixture
 def root(tmp_path):
-    import random
-
-    write_network(tmp_path)
-    for domain in "MU":
-        write_small_digits(domain, BENCHMARK.folder(tmp_path, domain), 4, random.Random(0))
+    FakeDomains(images_per_class=4).write("digits_source_free", tmp_path, domains="SU")
     return tmp_path
 
 
 @pytest.mark.parametrize("row", ["SHOT", "CMKD+RST", "Source model"])
 def test_a_row_runs_without_source_images(root, row):
     settings = replace(VARIANT.rows[row], iterations=4, ramp_iterations=4, batch_size=8, evaluate_every=2)
-    BENCHMARK.check(root, counts=False)
+    BENCHMARK.check(root, domains="SU", counts=False)
     cell = Cell("test", "svhn_cnn", row, settings, ("S", "U"), 42, root / "out")
     result = run_cell(cell, root)
     assert result["status"] == "finished"
@@ -76,15 +62,17 @@ def test_there_are_no_svhn_images(root):
         BENCHMARK.dataset(root, "S", "train", role="source")
     (root / WEIGHTS).unlink()
     with pytest.raises(DatasetError, match="svhn.safetensors is missing"):
-        BENCHMARK.check(root, counts=False)
+        BENCHMARK.check(root, domains="S", counts=False)
     with pytest.raises(FileNotFoundError, match="ccexam"):
         load_svhn(root)
 
 
-def test_a_file_of_other_tensors_is_named(tmp_path):
-    write_network(tmp_path, missing="features.1.3.weight")
-    with pytest.raises(RuntimeError, match=r"features\.1\.3\.weight"):
-        load_svhn(tmp_path)
+def test_a_file_of_other_tensors_is_named(root):
+    weights = load_file(root / WEIGHTS)
+    weights["features.9.weight"] = weights.pop("features.1.3.weight")
+    save_file(weights, root / WEIGHTS)
+    with pytest.raises(RuntimeError, match=r"features\.1\.3\.weight.*features\.9\.weight"):
+        load_svhn(root)
 
 
 def test_the_real_network_reads_digits_before_any_adaptation(tmp_path):
