@@ -26,6 +26,11 @@ def print_error(kind: str, message: str, as_json: bool) -> None:
         typer.echo(f"{typer.style('error:', fg='red', bold=True)} {sentence}", err=True)
 
 
+def print_warning(message: str) -> None:
+    """Print one sentence on stderr that stops nothing."""
+    typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {printable(message)}", err=True)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, its first column aligned left and all others right; as wide as need be where no terminal is."""
     from rich.box import SIMPLE_HEAD

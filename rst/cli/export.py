@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rst.cli.console import human_size, print_json
+from rst.cli.console import human_size, print_json, print_warning
 from rst.cli.output_paths import check_output, delta_beside
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rst.delta.sparse_delta import SparseDelta
 
 EXAMPLE = "Example: [bold]rst export --threshold 1e-6 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
+
+_HEADERS = 1 << 16
+"""Bytes of a file that its header may take; of smaller files there is nothing to say."""
 
 
 class Encoding(str, Enum):
@@ -74,17 +77,21 @@ def export(
             output=None if dry_run else target,
             encoding=encoding.value,
         )
-    if dry_run:
-        with TemporaryDirectory() as folder:
-            rehearsed = Path(folder) / target.name
-            delta.save(rehearsed, encoding.value)
-            size = rehearsed.stat().st_size
-    else:
-        size = target.stat().st_size
+    with TemporaryDirectory() as folder:
+        file = target
+        if dry_run:
+            file = Path(folder) / target.name
+            delta.save(file, encoding.value)
+        size, whole = file.stat().st_size, _bytes_of(tuned)
+        if size > max(whole, _HEADERS) and encoding is Encoding.COO:
+            delta.save(file, "packed")
+            _say_larger(size, whole, delta.density)
+            size, encoding = file.stat().st_size, Encoding.PACKED
     record = _record(delta) | {
         "output": str(target),
         "written": not dry_run,
         "bytes": size,
+        "tuned_bytes": whole,
         "encoding": encoding.value,
         "tuned": str(tuned),
         "base": str(base) if base else None,
@@ -93,6 +100,21 @@ def export(
         print_json(record)
     else:
         _print(record)
+
+
+def _bytes_of(weights: Path) -> int:
+    """What the weights of a checkpoint take, without what else lies in its files."""
+    from rst.checkpoints.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(weights)
+    return sum(checkpoint.outline(name).nbytes for name in checkpoint)
+
+
+def _say_larger(size: int, whole: int, density: float) -> None:
+    print_warning(
+        f"{density:.1%} of the weights changed: plain arrays take {human_size(size)}, the tuned weights "
+        f"{human_size(whole)}. Written with --encoding packed instead; --threshold keeps fewer of them"
+    )
 
 
 def _record(delta: "SparseDelta") -> dict[str, Any]:
@@ -108,9 +130,12 @@ def _record(delta: "SparseDelta") -> dict[str, Any]:
 
 def _print(record: dict[str, Any]) -> None:
     verb = "wrote" if record["written"] else "would write"
-    print(f"{verb} {record['output']} ({human_size(record['bytes'])})")
-    whole = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
-    print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){whole}")
+    size, whole = record["bytes"], record["tuned_bytes"]
+    print(
+        f"{verb} {record['output']} ({human_size(size)}, {size / whole:.2%} of the tuned weights' {human_size(whole)})"
+    )
+    more = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
+    print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
     print(f"DSP (downstream parameters): {record['dsp']:,}")
     if record["written"]:
         print(f"merge it with: rst merge {record['base'] or 'BASE'} {record['output']}")

@@ -46,9 +46,22 @@ def test_export_says_what_it_wrote(rst, tmp_path, pair):
     ran = rst("export", "--threshold", "1e-6", "tuned.pt", "--base", "base.pt")
     size = (tmp_path / "tuned.delta.safetensors").stat().st_size
     assert ran.err == ""
-    assert f"wrote tuned.delta.safetensors ({size / 1000:.1f} kB)" in ran.out
+    assert f"wrote tuned.delta.safetensors ({size / 1000:.1f} kB, " in ran.out
     assert re.search(r"\d+ of 59 weights changed", ran.out)
     assert "rst merge base.pt tuned.delta.safetensors" in ran.out
+
+
+def test_a_delta_larger_than_the_tuned_weights_is_said_and_written_packed(rst, tmp_path):
+    torch.manual_seed(0)
+    base = {"w": torch.randn(200, 200).half()}
+    torch.save(base, tmp_path / "base.pt")
+    torch.save({"w": base["w"] * 1.01}, tmp_path / "tuned.pt")
+    ran = rst("export", "tuned.pt", "--base", "base.pt", "-o", "d.safetensors")
+    assert all(fact in ran.err for fact in ("warning", "80.0 kB", "packed", "--threshold"))
+    assert (tmp_path / "d.safetensors").stat().st_size < 80_000
+    asked = rst("export", "tuned.pt", "--base", "base.pt", "-o", "e.safetensors", "--encoding", "packed", "--json").json
+    assert asked["bytes"] == (tmp_path / "d.safetensors").stat().st_size
+    assert asked["tuned_bytes"] == 80_000
 
 
 def test_export_and_merge_as_json(rst, tmp_path, pair):
