@@ -131,9 +131,8 @@ def _record(delta: "SparseDelta") -> dict[str, Any]:
 def _print(record: dict[str, Any]) -> None:
     verb = "wrote" if record["written"] else "would write"
     size, whole = record["bytes"], record["tuned_bytes"]
-    print(
-        f"{verb} {record['output']} ({human_size(size)}, {size / whole:.2%} of the tuned weights' {human_size(whole)})"
-    )
+    share = f", {size / whole:.2%} of the tuned weights' {human_size(whole)}" if whole else ""
+    print(f"{verb} {record['output']} ({human_size(size)}{share})")
     more = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
     print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
     print(f"DSP (downstream parameters): {record['dsp']:,}")

@@ -71,6 +71,7 @@ def test_export_and_merge_as_json(rst, tmp_path, pair):
         "output": "tuned.delta.safetensors",
         "written": True,
         "bytes": (tmp_path / "tuned.delta.safetensors").stat().st_size,
+        "tuned_bytes": 244,
         "encoding": "coo",
         "tuned": "tuned.pt",
         "base": "base.pt",
