@@ -1,6 +1,6 @@
 """A delta of checkpoint files, said in the names, shapes and positions of a live module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -39,35 +39,70 @@ def in_module(delta: SparseDelta, coordinates: Coordinates, tensors: Mapping[str
     if not coordinates.files or delta.coordinates == "module":
         return delta
     pieces: dict[str, Piece] = {**delta.parameters, **delta.dense}
-    of_module = delta.coordinates is None and _is_of(delta, pieces, tensors)
-    found = {name: None if of_module else coordinates.find(delta.names_of(name)) for name in pieces}
-    names = {
-        name: name if one is None else one.sources[0]
-        for name, one in found.items()
-        if one is None or not (one.moved or one.computed)
-    }
-    _check_distinct(found)
-    parameters = {names[name]: change for name, change in delta.parameters.items() if name in names}
-    dense = {names[name]: tensor for name, tensor in delta.dense.items() if name in names}
+    if delta.coordinates is None and _is_of(delta, pieces, tensors):
+        return replace(delta, coordinates="module")
+    found = _found(delta, coordinates)
+    moved = {name: one for name, one in found.items() if one.moved or one.computed}
     groups: dict[tuple[str, ...], list[tuple[str, FileTensor, Piece]]] = {}
-    for name, one in found.items():
-        if one is not None and name not in names:
-            groups.setdefault(tuple(coordinates.group(one)), []).append((name, one, pieces[name]))
-    for group, moved in groups.items():
+    for name, one in moved.items():
+        groups.setdefault(tuple(coordinates.group(one)), []).append((name, one, pieces[name]))
+    renamed = renamed_in_module(_without(delta, moved), coordinates)
+    parameters, dense = dict(renamed.parameters), dict(renamed.dense)
+    for group, members in groups.items():
         live = {name: _whole(tensors[name].detach()) for name in group}
-        all_whole = all(isinstance(piece, Tensor) for _, _, piece in moved)
-        for source, positions, values in _move(coordinates, live, moved):
+        all_whole = all(isinstance(piece, Tensor) for _, _, piece in members)
+        for source, positions, values in _move(coordinates, live, members):
             if all_whole and positions.numel() == live[source].numel():
                 dense[source] = values.view(live[source].shape)
             elif positions.numel():
                 parameters[source] = _replacing(positions, values, tuple(live[source].shape))
+    return replace(renamed, parameters=parameters, dense=dense)
+
+
+def renamed_in_module(delta: SparseDelta, coordinates: Coordinates) -> SparseDelta:
+    """Say a delta of the files in a module's names, without what has its elements elsewhere there: that keeps its name.
+
+    Raises:
+        ParameterMismatchError: two tensors of the delta are one of the module.
+    """
+    if not coordinates.files or delta.coordinates == "module":
+        return delta
+    names = {
+        name: one.sources[0] for name, one in _found(delta, coordinates).items() if not one.moved and not one.computed
+    }
+    aliases = {alias: coordinates.find([alias]) for alias in delta.tied}
+    tied = {
+        alias if (one := aliases[alias]) is None else one.sources[0]: names.get(owner, owner)
+        for alias, owner in delta.tied.items()
+    }
     return replace(
         delta,
-        parameters=parameters,
-        dense=dense,
+        parameters={names.get(name, name): change for name, change in delta.parameters.items()},
+        dense={names.get(name, name): tensor for name, tensor in delta.dense.items()},
         buffers=frozenset(names.get(name, name) for name in delta.buffers),
-        tied=_ties(delta, coordinates, names),
+        tied={alias: owner for alias, owner in tied.items() if alias != owner},
         coordinates="module",
+    )
+
+
+def _found(delta: SparseDelta, coordinates: Coordinates) -> dict[str, FileTensor]:
+    """The tensors of a delta that the map knows, each another one."""
+    every = {name: coordinates.find(delta.names_of(name)) for name in (*delta.parameters, *delta.dense)}
+    found = {name: one for name, one in every.items() if one is not None}
+    meant: dict[str, str] = {}
+    for name, one in found.items():
+        if (other := meant.setdefault(one.name, name)) != name:
+            raise ParameterMismatchError(f"the module has one tensor for this and for {other}", parameter=name)
+    return found
+
+
+def _without(delta: SparseDelta, names: Collection[str]) -> SparseDelta:
+    return replace(
+        delta,
+        parameters={name: change for name, change in delta.parameters.items() if name not in names},
+        dense={name: tensor for name, tensor in delta.dense.items() if name not in names},
+        buffers=delta.buffers - set(names),
+        tied={alias: owner for alias, owner in delta.tied.items() if owner not in names},
     )
 
 
@@ -82,13 +117,6 @@ def _is_of(delta: SparseDelta, pieces: Mapping[str, Piece], tensors: Mapping[str
         any(alias in tensors and tuple(tensors[alias].shape) == tuple(piece.shape) for alias in delta.names_of(name))
         for name, piece in pieces.items()
     )
-
-
-def _check_distinct(found: Mapping[str, FileTensor | None]) -> None:
-    meant: dict[str, str] = {}
-    for name, one in found.items():
-        if one is not None and (other := meant.setdefault(one.name, name)) != name:
-            raise ParameterMismatchError(f"the module has one tensor for this and for {other}", parameter=name)
 
 
 def _move(coordinates: Coordinates, group: Mapping[str, Tensor], moved: Moved) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -146,9 +174,3 @@ def _tuned(name: str, one: FileTensor, piece: Piece, numbers: _Numbers, elements
 def _replacing(positions: Tensor, values: Tensor, shape: tuple[int, ...]) -> ParameterDelta:
     indices = positions.to(index_dtype(torch.Size(shape).numel()))
     return ParameterDelta(indices, values, shape, values.dtype, indices[:0], values[:0], None, "replace")
-
-
-def _ties(delta: SparseDelta, coordinates: Coordinates, names: Mapping[str, str]) -> dict[str, str]:
-    aliases = {alias: coordinates.find([alias]) for alias, owner in delta.tied.items() if owner in names}
-    found = {alias: alias if one is None else one.sources[0] for alias, one in aliases.items()}
-    return {alias: names[delta.tied[other]] for other, alias in found.items() if alias != names[delta.tied[other]]}

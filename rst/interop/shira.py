@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from rst.checkpoints.delta_in_module import renamed_in_module
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, NotCarriedError
@@ -60,6 +62,7 @@ def to_shira(
     model = unwrap(base) if isinstance(base, nn.Module) else model_skeleton(base)
     residuals = convert(delta, op="add", base=base)
     _check_base(residuals, open_checkpoint(base).named_as(residuals))
+    residuals = renamed_in_module(residuals, coordinates_of(model))
     places = places_of_parameters(model)
     reasons: dict[str, str] = {}
     changes: dict[str, ParameterDelta] = {}

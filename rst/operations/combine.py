@@ -98,6 +98,7 @@ def combine(
         {alias: owner for alias, owner in tied.items() if owner in combined or owner in dense},
         max((delta.base for delta in loaded), key=lambda base: base.weights),
         {"combined": {name: value for name, value in settings.items() if value is not None}},
+        loaded[0].coordinates if len({delta.coordinates for delta in loaded}) == 1 else None,
     )
 
 

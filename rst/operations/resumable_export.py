@@ -72,4 +72,5 @@ def _joined(extraction: Extraction, parts: Sequence[SparseDelta]) -> SparseDelta
         tied={alias: owner for alias, owner in extraction.tied.items() if owner in parameters or owner in dense},
         base=replace(extraction.identity, weights=sum(part.base.weights for part in parts)),
         config=dict(extraction.config),
+        coordinates=extraction.coordinates,
     )
