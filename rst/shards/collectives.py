@@ -36,12 +36,13 @@ def together(work: Callable[[], Result], device: torch.device) -> Result:
 
     Raises:
         RSTError: the failure of the process of lowest rank that had one.
+        OSError: likewise.
     """
     result: Any = None
-    failure: RSTError | None = None
+    failure: RSTError | OSError | None = None
     try:
         result = work()
-    except RSTError as error:
+    except (RSTError, OSError) as error:
         failure = error
     if not add_up(torch.tensor([int(failure is not None)]), device).item():
         return result  # type: ignore[no-any-return]

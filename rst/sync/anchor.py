@@ -1,6 +1,6 @@
 """An anchor: all weights of one step, as a safetensors checkpoint that says in its header which state it is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from rst.delta.embedded_digest import BLANK, digest_fits, write_digest
 from rst.errors import CheckpointError, DeltaFormatError
 from rst.files.atomic import atomic_write
 from rst.files.safetensors_reader import read_safetensors
-from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.files.safetensors_writer import TensorSpec, write_safetensors
 from rst.files.strict_json import parse_json, to_json
 from rst.sync.chain import HEADER_KEY, Link, Pointer, anchor_name, anchor_steps, read_link
 from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError
@@ -17,19 +17,28 @@ from rst.sync.state import fingerprint_state
 from rst.sync.store import Store
 
 
-def write_anchor(store: Store, chain: str, step: int, state: str, weights: Mapping[str, Tensor]) -> int:
+def write_anchor(
+    store: Store, chain: str, step: int, state: str, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]
+) -> int:
     """Write all weights of a step, tensor by tensor; returns the file's bytes.
+
+    Args:
+        store: where the chain lies.
+        chain: its identity.
+        step: the step.
+        state: `fingerprint_state` of the weights.
+        specs: dtype and shape by name.
+        tensors: on the CPU, in the order of `specs`.
 
     Raises:
         CheckpointError: a dtype that safetensors lacks.
     """
     link = Link(chain, step, step, state, state)
-    specs = specs_of(weights)
     metadata = {"format": "pt", HEADER_KEY: to_json(link.record()), "digest": BLANK}
 
     def write(path: Path) -> None:
         with atomic_write(path) as temporary:
-            write_safetensors(temporary, specs, (weights[name].detach().cpu() for name in specs), metadata)
+            write_safetensors(temporary, specs, tensors, metadata)
             write_digest(temporary)
 
     return store.put(anchor_name(step), write)

@@ -9,11 +9,12 @@ from torch import Tensor
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.parameter_delta import gather
 from rst.delta.sparse_delta import SparseDelta
+from rst.files.safetensors_writer import specs_of
 from rst.live.apply import PreparedDelta
 from rst.sync.anchor import last_anchor, read_anchor
 from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
 from rst.sync.errors import ChainError, ChainGapError, ChainOrderError, ChainStateError
-from rst.sync.live import Model, as_module, check_same_tensors, coordinates_of_weights, live_weights
+from rst.sync.live import Model, as_module, check_same_specs, coordinates_of_weights, live_weights
 from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
 
@@ -227,7 +228,7 @@ class Follower:
             )
         weights, link = found
         own, tied = live_weights(self._module)
-        check_same_tensors(own, weights, "the model")
+        check_same_specs(specs_of(own), specs_of(weights), "the model")
         whole = SparseDelta({}, dense=weights, tied=tied, coordinates=coordinates_of_weights(self._module))
         whole.apply(self._module)
         self._state, self._step = link.state_after, link.to_step

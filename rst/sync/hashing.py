@@ -15,7 +15,7 @@ from rst.numerics.exactness import bits
 from rst.numerics.worker_pool import on_all_cores
 
 MASK = (1 << 64) - 1
-_PLACE, _VALUE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd
+PLACE, _VALUE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 _PIECE, _SHARE, _DEVICE_PIECE = 1 << 15, 1 << 20, 1 << 24
@@ -35,18 +35,17 @@ def hash_all(seed: int, flat: Tensor) -> int:
 
 
 @torch.no_grad()
-def hash_change(seed: int, positions: Tensor, old: Tensor, new: Tensor) -> int:
-    """What a tensor's hash grows by where values at `positions`, all of shape (nnz,), go from `old` to `new`."""
-    if old.device.type != "cpu":  # pragma: no cover  (CUDA)
-        where = positions.to(old.device, torch.int64)
-        return (_hash_on_device(seed, where, new) - _hash_on_device(seed, where, old)) & MASK
-    places, before, after = positions.cpu().numpy(), bits(old).numpy(), bits(new).numpy()
-    hashed, buffers = 0, _buffers(before.size)
-    for start in range(0, before.size, _PIECE):
+def hash_at(seed: int, places: Tensor, values: Tensor) -> int:
+    """Hash values at given places, both of shape (n,); in [0, 2^64)."""
+    if values.device.type != "cpu":  # pragma: no cover  (CUDA)
+        return _hash_on_device(seed, places.to(values.device, torch.int64), values) & MASK
+    where, raw = places.cpu().numpy(), bits(values).numpy()
+    hashed, buffers = 0, _buffers(raw.size)
+    for start in range(0, raw.size, _PIECE):
         piece = slice(start, start + _PIECE)
-        here = np.multiply(places[piece], np.int64(_signed(_PLACE)), dtype=np.int64).view(np.uint64)
+        here = np.multiply(where[piece], np.int64(_signed(PLACE)), dtype=np.int64).view(np.uint64)
         here += np.uint64(seed)
-        hashed += _hash_piece(here, after[piece], *buffers) - _hash_piece(here, before[piece], *buffers)
+        hashed += _hash_piece(here, raw[piece], *buffers)
     return hashed & MASK
 
 
@@ -59,13 +58,13 @@ def mix(number: int) -> int:
 
 def _hash_run(seed: int, first: int, raw: NDArray[np.signedinteger]) -> int:
     places = np.arange(first, first + min(_PIECE, raw.size), dtype=np.uint64)
-    places *= np.uint64(_PLACE)
+    places *= np.uint64(PLACE)
     places += np.uint64(seed)
     hashed, buffers = 0, _buffers(raw.size)
     for start in range(0, raw.size, _PIECE):
         piece = raw[start : start + _PIECE]
         hashed += _hash_piece(places[: piece.size], piece, *buffers)
-        places += np.uint64(_PIECE * _PLACE & MASK)
+        places += np.uint64(_PIECE * PLACE & MASK)
     return hashed
 
 
@@ -91,7 +90,7 @@ def _hash_piece(
 
 
 def _hash_on_device(seed: int, places: Tensor, values: Tensor) -> int:
-    hashes = bits(values).to(torch.int64).mul(_VALUE).add_(places.mul(_signed(_PLACE)).add_(_signed(seed)))
+    hashes = bits(values).to(torch.int64).mul(_VALUE).add_(places.mul(_signed(PLACE)).add_(_signed(seed)))
     for shift, factor in _ROUNDS:
         hashes.bitwise_xor_(_shifted(hashes, shift)).mul_(_signed(factor))
     return int(hashes.bitwise_xor_(_shifted(hashes, _LAST_SHIFT)).sum())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from rst.checkpoints.checkpoint import Weights, open_checkpoint
 from rst.delta.sparse_delta import CoordinatesName
 from rst.errors import ParameterMismatchError
+from rst.files.safetensors_writer import TensorSpec
 
 Model = nn.Module | MutableMapping[str, Tensor]
 
@@ -36,15 +37,12 @@ def as_module(model: Model) -> nn.Module:
     return module
 
 
-def check_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
-    """Raise `ParameterMismatchError` unless both have the same names, shapes and dtypes."""
+def check_same_specs(found: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], source: str) -> None:
+    """Raise `ParameterMismatchError` unless both have the same names, dtypes and shapes."""
     if different := sorted(found.keys() ^ wanted.keys()):
         lacking = f"{source} lacks it" if different[0] in wanted else "the chain lacks it"
         raise ParameterMismatchError(f"{lacking} ({len(different)} such names)", parameter=different[0])
-    for name, tensor in wanted.items():
-        if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
-            raise ParameterMismatchError(
-                f"{source} has {found[name].dtype} {tuple(found[name].shape)}, "
-                f"the chain {tensor.dtype} {tuple(tensor.shape)}",
-                parameter=name,
-            )
+    for name, (dtype, shape) in wanted.items():
+        if found[name] != (dtype, shape):
+            has = f"{found[name][0]} {found[name][1]}"
+            raise ParameterMismatchError(f"{source} has {has}, the chain {dtype} {shape}", parameter=name)

@@ -1,11 +1,12 @@
 """The sending side: after each optimizer step, what has changed since the last published one."""
 
+import math
 import os
 import uuid
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +16,16 @@ from rst.config import BaseStorage
 from rst.delta.file import save
 from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
-from rst.errors import ConfigError, RSTError
-from rst.numerics.exactness import bits
+from rst.errors import ConfigError, ParameterMismatchError, RSTError
+from rst.files.safetensors_writer import specs_of
+from rst.numerics.exactness import RESIDUAL_DTYPES, bits
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import HEADER_KEY, Link, Pointer, delta_name, read_pointer, write_pointer
 from rst.sync.errors import ChainConflictError, ChainOrderError
 from rst.sync.follower import Follower
-from rst.sync.live import check_same_tensors, coordinates_of_weights, live_weights
-from rst.sync.state import changed_state, fingerprint_state
+from rst.sync.live import check_same_specs, coordinates_of_weights
+from rst.sync.published_weights import Change, Parts, ShardedWeights, open_weights
+from rst.sync.state import changed_state
 from rst.sync.store import Store, open_store
 from rst.sync.sweeping import find_chain, sweep
 from rst.training.base_weights import BaseWeights
@@ -47,14 +50,6 @@ class Published:
     weights: int
     delta_bytes: int
     anchor_bytes: int
-
-
-class _Change(NamedTuple):
-    """What is new in one tensor: positions, and the values there before and now, all of shape (nnz,)."""
-
-    positions: Tensor
-    old: Tensor
-    new: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,7 @@ class Publisher:
         op: Op = "step",
         encoding: Encoding = "packed",
         base_storage: BaseStorage = "device",
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Start a chain whose step 0 are these weights, or go on with the one that is in the store.
 
@@ -105,15 +101,19 @@ class Publisher:
 
         Args:
             weights: a module, a state dict, or anything `rst.open_checkpoint` takes. Its tensors are read at each
-                `publish`; all parameters and persistent buffers belong to the chain, tied ones once.
+                `publish`; all parameters and persistent buffers belong to the chain, tied ones once. A model with
+                DTensors (FSDP2, tensor parallel) is published by all its processes together: each compares its part,
+                the first writes, and tensors are put together one at a time for anchors alone.
             store: a folder, a URL for fsspec, or a `Store`.
             anchor_every: all weights are stored at each step that this divides.
             op: "step" (smallest in 16 bits), "replace" (absolute values) or "add" (residuals). All are exact.
             encoding: of the deltas, as `SparseDelta.save` takes it.
             base_storage: where the copy is kept: "device", "cpu" or "mmap".
+            dtype: publish floating-point tensors of 16 bits and more cast to this: with masters in float32 nearly every
+                weight changes in a step, of which bfloat16, what engines run, shows a few per cent.
 
         Raises:
-            ConfigError: `anchor_every` is below 1.
+            ConfigError: `anchor_every` is below 1, or a `dtype` without residuals.
             ChainDamageError: the chain's pointer is damaged, or gone while its steps are there.
             ChainConflictError: another publisher keeps the store's lock.
             ParameterMismatchError: a complex tensor.
@@ -121,22 +121,23 @@ class Publisher:
         """
         if anchor_every < 1:
             raise ConfigError(f"anchor_every={anchor_every}: must be at least 1")
+        if dtype is not None and dtype not in RESIDUAL_DTYPES:
+            raise ConfigError(f"dtype={dtype}: choose one of {', '.join(map(str, RESIDUAL_DTYPES))}")
         self.store = open_store(store)
-        self._weights, self._anchor_every, self._op, self._encoding = weights, anchor_every, op, encoding
-        live, _ = live_weights(weights)
-        for name, weight in live.items():
-            check_real(name, weight)
-            check_no_nan(name, weight)
-        state = fingerprint_state(live)
+        self._anchor_every, self._op, self._encoding = anchor_every, op, encoding
+        self._model = open_weights(weights, dtype)
+        live = self._model.read()
+        self._specs = live.specs()
+        self._model.together(lambda: _check(live))
+        state = self._model.state(live)
         self._mismatched = self._swept = False
         self._unconfirmed: _Step | None = None
-        with self.store.lock():
-            found = find_chain(self.store)
+        with ExitStack() as held:
+            self._model.first(lambda: held.enter_context(self.store.lock()))
+            found = self._model.first(lambda: find_chain(self.store))
             self._pointer = found or self._start(live, state)
-        if found is not None:
-            live = self._last_published(live, state)
-        self._shapes = {name: weight.to("meta") for name, weight in live.items()}
-        self._copy = BaseWeights({name: weight.reshape(-1) for name, weight in live.items()}, base_storage)
+        published = live if found is None else self._last_published(live, state)
+        self._copy = BaseWeights({name: part.reshape(-1) for name, part in published.items()}, base_storage)
 
     @property
     def step(self) -> int:
@@ -162,37 +163,39 @@ class Publisher:
             OSError: the store cannot be written. In all these cases nothing is published, unless the pointer itself
                 arrived and only the answer was lost: the next call finds out, and goes on from that step or returns it.
         """
-        live, tied = live_weights(self._weights)
-        check_same_tensors(live, self._shapes, "the weights")
-        with self.store.lock():
+        live = self._model.read()
+        check_same_specs(live.specs(), self._specs, "the weights")
+        with ExitStack() as held:
+            self._model.first(lambda: held.enter_context(self.store.lock()))
             recognised = self._recognise(live)
-            if recognised and recognised.state == fingerprint_state(live) and step in (None, recognised.step):
+            if recognised and step in (None, recognised.step):
                 return recognised
             self._check_pointer()
             if step not in (None, following := self._pointer.step + 1):
                 raise ChainOrderError(f"step {step}: the next step is {following}", file=self.store.location)
             if not self._swept:
-                sweep(self.store, self._pointer.step)
+                self._model.first(lambda: sweep(self.store, self._pointer.step))
             self._swept = False  # until the step is whole
-            written = self._write_anchor(live) if self._mismatched else self._write_delta(live, tied)
+            written = self._write_anchor(live) if self._mismatched else self._write_delta(live)
             self._check_pointer()  # once more: a lease on the lock can be lost
             self._unconfirmed = written
-            write_pointer(self.store, written.pointer)
+            self._model.first(lambda: write_pointer(self.store, written.pointer))
             self._keep(written, live)
             self._swept = True
         return written.published
 
-    def _recognise(self, live: Mapping[str, Tensor]) -> Published | None:
-        """A step of this publisher that is published, though the store's answer to the pointer was lost."""
+    def _recognise(self, live: Parts) -> Published | None:
+        """A step of these weights that is published, though the store's answer to the pointer was lost."""
         lost = self._unconfirmed
-        if lost is None or read_pointer(self.store) != lost.pointer:
+        if lost is None or self._model.first(lambda: read_pointer(self.store)) != lost.pointer:
             return None
-        self._keep(lost, live if fingerprint_state(live) == lost.pointer.state else {})
-        return lost.published
+        unchanged = self._model.state(live) == lost.pointer.state
+        self._keep(lost, live if unchanged else {})
+        return lost.published if unchanged else None
 
     def _check_pointer(self) -> None:
         """Raise `ChainConflictError` unless the chain is as this publisher left it."""
-        if read_pointer(self.store) != self._pointer:
+        if self._model.first(lambda: read_pointer(self.store)) != self._pointer:
             raise ChainConflictError(
                 f"no longer ends at step {self._pointer.step} as this publisher left it; "
                 "a new Publisher goes on from what is there",
@@ -200,74 +203,105 @@ class Publisher:
             )
 
     @torch.no_grad()
-    def _find_changes(self, live: Mapping[str, Tensor]) -> dict[str, _Change]:
+    def _find_changes(self, live: Parts) -> dict[str, Change]:
         changes = {}
-        for name, weight in live.items():
-            flat = weight.reshape(-1)
-            positions, old, new = changed_weights(name, self._copy.on_device_of({name: flat})[name], flat)
-            if positions.numel():
-                changes[name] = _Change(positions, old, new)
+        for name, part in live.items():
+            flat = part.reshape(-1)
+            found = Change(*changed_weights(name, self._copy.on_device_of({name: flat})[name], flat))
+            if found.positions.numel():
+                changes[name] = found
         return changes
 
-    def _write_delta(self, live: Mapping[str, Tensor], tied: Mapping[str, str]) -> _Step:
-        changes, last, state = self._find_changes(live), self._pointer, self._pointer.state
-        for name, (positions, old, new) in changes.items():
-            state = changed_state(state, name, new.dtype, tuple(live[name].shape), positions, old, new)
-        link = Link(last.chain, last.step, last.step + 1, last.state, state)
-        count = sum(weight.numel() for weight in live.values())
-        delta = SparseDelta(
-            {
-                name: ParameterDelta.at(positions, old, new, live[name].shape, None, self._op)
-                for name, (positions, old, new) in changes.items()
-            },
-            tied={alias: owner for alias, owner in tied.items() if owner in changes},
-            base=BaseIdentity(weights=count),
-            config={HEADER_KEY: link.record()},
-            coordinates=coordinates_of_weights(self._weights),
-        )
-        delta_bytes = self.store.put(delta_name(link.to_step), lambda path: save(delta, path, self._encoding))
-        anchored = link.to_step % self._anchor_every == 0
-        anchor_bytes = write_anchor(self.store, last.chain, link.to_step, state, live) if anchored else 0
-        published = Published(link.to_step, state, delta.nnz, count, delta_bytes, anchor_bytes)
-        kept = {name: (change.positions, change.new) for name, change in changes.items()}
+    def _write_delta(self, live: Parts) -> _Step:
+        mine, last = self._model.together(lambda: self._find_changes(live)), self._pointer
+        changes = self._model.collect(live, mine)
+        state, changed, delta_bytes = self._model.first(lambda: self._put_delta(changes, live.tied))
+        step = last.step + 1
+        anchor_bytes = self._put_anchor(step, state, live) if step % self._anchor_every == 0 else 0
+        published = Published(step, state, changed, self._count, delta_bytes, anchor_bytes)
+        kept = {name: (change.positions, change.new) for name, change in mine.items()}
         return _Step(last.advanced(state), published, kept)
 
-    def _write_anchor(self, live: Mapping[str, Tensor]) -> _Step:
+    def _put_delta(self, changes: Mapping[str, Change], tied: Mapping[str, str]) -> tuple[str, int, int]:
+        """Write the delta; returns the state it leads to, its changed weights and its bytes."""
+        last, state, parameters = self._pointer, self._pointer.state, {}
+        for name, (positions, old, new) in changes.items():
+            dtype, shape = self._specs[name]
+            state = changed_state(state, name, dtype, shape, positions, old, new)
+            parameters[name] = ParameterDelta.at(positions, old, new, shape, None, self._op)
+        link = Link(last.chain, last.step, last.step + 1, last.state, state)
+        delta = SparseDelta(
+            parameters,
+            tied={alias: owner for alias, owner in tied.items() if owner in changes},
+            base=BaseIdentity(weights=self._count),
+            config={HEADER_KEY: link.record()},
+            coordinates=coordinates_of_weights(self._model.weights),
+        )
+        size = self.store.put(delta_name(link.to_step), lambda path: save(delta, path, self._encoding))
+        return state, delta.nnz, size
+
+    def _put_anchor(self, step: int, state: str, live: Parts, chain: str | None = None) -> int:
+        """Write an anchor; returns its bytes."""
+        whole = self._model.whole(live, self._specs)
+
+        def put() -> int:
+            try:
+                if not self._model.is_first:
+                    return 0
+                return write_anchor(self.store, chain or self._pointer.chain, step, state, self._specs, whole)
+            finally:
+                for _ in whole:  # what is left, where it failed: the processes put tensors together, all or none
+                    pass
+
+        return self._model.tell(self._model.together(put))
+
+    def _write_anchor(self, live: Parts) -> _Step:
         """Go on with a chain whose last state is not at hand."""
-        for name, weight in live.items():
-            check_no_nan(name, weight)
-        last, state = self._pointer, fingerprint_state(live)
-        size = write_anchor(self.store, last.chain, last.step + 1, state, live)
-        count = sum(weight.numel() for weight in live.values())
-        return _Step(last.advanced(state), Published(last.step + 1, state, count, count, 0, size), None)
+        self._model.together(lambda: _check(live))
+        last, state = self._pointer, self._model.state(live)
+        size = self._put_anchor(last.step + 1, state, live)
+        published = Published(last.step + 1, state, self._count, self._count, 0, size)
+        return _Step(last.advanced(state), published, None)
 
     def _keep(self, written: _Step, live: Mapping[str, Tensor]) -> None:
         """Bring the publisher's own copy to a step that is published. Doing it twice does no harm."""
         if written.kept is None:
-            for name, weight in live.items():
-                self._copy[name].copy_(weight.reshape(-1))
+            for name, part in live.items():
+                self._copy[name].copy_(part.reshape(-1))
             self._mismatched = not live  # recognised later, when the weights may be others
         for name, (positions, new) in (written.kept or {}).items():
             copy = bits(self._copy[name])
             copy[positions.to(copy.device)] = bits(new).to(copy.device)
         self._pointer, self._unconfirmed = written.pointer, None
 
-    def _start(self, live: Mapping[str, Tensor], state: str) -> Pointer:
-        pointer = Pointer(uuid.uuid4().hex, 0, state, (state,))
-        write_anchor(self.store, pointer.chain, 0, state, live)
-        write_pointer(self.store, pointer)
+    def _start(self, live: Parts, state: str) -> Pointer:
+        pointer = Pointer(self._model.tell(uuid.uuid4().hex), 0, state, (state,))
+        self._put_anchor(0, state, live, pointer.chain)
+        self._model.first(lambda: write_pointer(self.store, pointer))
         return pointer
 
-    def _last_published(self, live: dict[str, Tensor], state: str) -> dict[str, Tensor]:
+    def _last_published(self, live: Parts, state: str) -> Mapping[str, Tensor]:
         """The weights of the chain's last step; the model's own, with a mark, where those are not to be had."""
         if state == self._pointer.state:
             return live
         try:
+            if isinstance(self._model, ShardedWeights):
+                raise ParameterMismatchError("no process of a sharded model reads the last step whole")
             follower = Follower.from_last_anchor(self.store, self._pointer)
             follower.update()
-            check_same_tensors(live, follower.weights, "the weights")
+            check_same_specs(self._specs, specs_of(follower.weights), "the weights")
         except RSTError as error:
             warnings.warn(f"{error}; the next step of {self.store.location} is an anchor", stacklevel=3)
             self._mismatched = True
             return live
         return {name: weight.to(live[name].device) for name, weight in follower.weights.items()}
+
+    @property
+    def _count(self) -> int:
+        return sum(math.prod(shape) for _, shape in self._specs.values())
+
+
+def _check(live: Parts) -> None:
+    for name, part in live.items():
+        check_real(name, part)
+        check_no_nan(name, part)

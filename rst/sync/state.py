@@ -20,8 +20,12 @@ import torch
 from torch import Tensor
 
 from rst.delta.parameter_delta import check_real
+from rst.files.safetensors_writer import TensorSpec
 from rst.numerics.fingerprint import digest_text
-from rst.sync.hashing import MASK, hash_all, hash_change, mix
+from rst.shards.blocks import Block
+from rst.sync.hashing import MASK, hash_all, hash_at, mix
+
+_PIECE = 1 << 22  # weights, whose places are written out
 
 
 def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
@@ -36,9 +40,34 @@ def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
     hashed = 0
     for name, weight in weights.items():
         check_real(name, weight)
-        seed = _seed(name, weight.dtype, tuple(weight.shape))
-        hashed += mix(seed) + hash_all(seed, weight.detach().reshape(-1))
-    return _digits(hashed)
+        hashed += hash_all(_seed(name, weight.dtype, tuple(weight.shape)), weight.detach().reshape(-1))
+    return state_of({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}, hashed)
+
+
+def state_of(specs: Mapping[str, TensorSpec], hashed: int) -> str:
+    """Compute the state from the hash of all weights, which may have been added up from that of blocks."""
+    return _digits(hashed + sum(mix(_seed(name, *spec)) for name, spec in specs.items()))
+
+
+def hash_block(name: str, part: Tensor, block: Block) -> int:
+    """Hash a block of a tensor, at its place in the whole.
+
+    Args:
+        name: the tensor's name.
+        part: the block's weights, in its shape.
+        block: where it lies.
+
+    Raises:
+        ParameterMismatchError: a complex tensor.
+    """
+    check_real(name, part)
+    seed, flat = _seed(name, part.dtype, block.shape), part.detach().reshape(-1)
+    hashed = 0
+    for start in range(0, flat.numel(), _PIECE):
+        piece = flat[start : start + _PIECE]
+        inside = torch.arange(start, start + piece.numel(), device=flat.device)
+        hashed += hash_at(seed, block.to_global(inside), piece)
+    return hashed
 
 
 def changed_state(
@@ -55,7 +84,8 @@ def changed_state(
         old: the values there before, shape (nnz,), floats or their bits.
         new: the values afterwards.
     """
-    return _digits(int(state, 16) + hash_change(_seed(name, dtype, shape), positions, old, new))
+    seed = _seed(name, dtype, shape)
+    return _digits(int(state, 16) + hash_at(seed, positions, new) - hash_at(seed, positions, old))
 
 
 def _digits(hashed: int) -> str:

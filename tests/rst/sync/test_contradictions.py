@@ -168,7 +168,9 @@ def test_a_step_that_contradicts_gives_way_to_a_later_anchor(tmp_path: Path, ent
 
 def test_an_anchor_that_is_not_what_its_delta_makes(tmp_path: Path) -> None:
     pointer = chain(tmp_path, anchor_every=2)
-    write_anchor(open_store(tmp_path), pointer.chain, 2, fingerprint_state(state(7)), state(7))
+    specs = specs_of(state(7))
+    tensors = (state(7)[name] for name in specs)
+    write_anchor(open_store(tmp_path), pointer.chain, 2, fingerprint_state(state(7)), specs, tensors)
     with refused(ChainStateError, "step 2", fingerprint_state(state(7)), file=tmp_path):
         verify(tmp_path)
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest_text
+from rst.shards.blocks import Block
 from rst.sync import fingerprint_state
 from rst.sync.hashing import _hash_on_device, hash_all
-from rst.sync.state import changed_state
+from rst.sync.state import changed_state, hash_block, state_of
 
 _PIECE = 1 << 15
 _MODULUS = 1 << 64
@@ -85,3 +86,13 @@ def test_a_change_leads_to_the_state_that_reading_everything_again_finds(
         bits(after)[positions],
     )
     assert reached == fingerprint_state({"w": after})
+
+
+@pytest.mark.parametrize("size", [(4, 5), (2, 5), (4, 2), (1, 1)])
+def test_blocks_add_up_to_the_whole(size: tuple[int, int]) -> None:
+    weight, hashed = torch.randn(4, 5), 0
+    for row in range(0, 4, size[0]):
+        for column in range(0, 5, size[1]):
+            part = weight[row : row + size[0], column : column + size[1]].contiguous()
+            hashed += hash_block("w", part, Block((4, 5), (row, column), tuple(part.shape)))
+    assert state_of({"w": (weight.dtype, (4, 5))}, hashed) == fingerprint_state({"w": weight})

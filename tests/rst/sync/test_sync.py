@@ -1,5 +1,6 @@
 """A follower holds the trainer's bits at each step, whatever is in the weights and whatever befell the files."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rst import NonFiniteError, ParameterMismatchError
+from rst import ConfigError, NonFiniteError, ParameterMismatchError
 from rst.numerics.exactness import bit_equal
 from rst.sync import (
     ChainConflictError,
@@ -25,6 +26,7 @@ from rst.sync import (
     verify,
 )
 from rst.sync.chain import anchor_name, delta_name
+from rst.sync.live import live_weights
 from tests.refusals import refused
 from tests.strategies import vectors
 
@@ -335,6 +337,23 @@ def test_a_model_of_other_shape_is_refused_unchanged(tmp_path) -> None:
         with pytest.raises(ParameterMismatchError):
             Follower(stranger, tmp_path).update()
         assert all(bit_equal(tensor, before[name]) for name, tensor in stranger.state_dict().items())
+
+
+@pytest.mark.parametrize("storage", ["device", "mmap"])
+def test_masters_in_float32_are_published_as_bfloat16(tmp_path, storage) -> None:
+    model, served = network(torch.float32), network(torch.bfloat16, seed=1)
+    publisher = Publisher(model, tmp_path, dtype=torch.bfloat16, base_storage=storage, anchor_every=2)
+    follower = Follower(served, tmp_path)
+    for step in (1, 2, 3):
+        train(model, share=1.0)
+        published = publisher.publish()
+        assert follower.update() == step
+        assert same(served, copy.deepcopy(model).to(torch.bfloat16))
+        assert published.state == fingerprint_state(live_weights(served)[0])
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert Publisher(model, tmp_path, dtype=torch.bfloat16).publish().changed == 0
+    with refused(ConfigError, "torch.int8"):
+        Publisher(model, tmp_path / "other", dtype=torch.int8)
 
 
 def test_a_header_names_both_states(tmp_path) -> None:
