@@ -154,8 +154,9 @@ class ShardedWeights(PublishedWeights):
 
 def open_weights(weights: Weights, dtype: torch.dtype | None) -> PublishedWeights:
     """Weights to publish; collective where they are a model with DTensors. Raises as `find_layout`."""
-    if isinstance(weights, nn.Module) and any(is_sharded(weight) for weight in weights.parameters()):
-        layout = find_layout(weights, _tensors_of(weights)[0])
+    if isinstance(weights, nn.Module):
+        sharded = any(is_sharded(weight) for weight in weights.parameters())
+        layout = find_layout(weights, _tensors_of(weights)[0] if sharded else {})
         if layout is not None:
             return ShardedWeights(weights, layout, dtype)
     return PublishedWeights(weights, dtype)
