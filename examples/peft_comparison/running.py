@@ -55,7 +55,8 @@ class Runner:
         student = build_student(backbone, settings, classes, trains_encoder=True)
         objective = build_objective(settings, teacher, feature_dim=backbone.feature_dim, classes=classes)
         objective = tuning.attach(student, objective, iterations=settings.iterations)
-        data = TaskData(self.benchmark, self.root, cell.task, backbone, self.accelerator)
+        preset = settings.resolved_preset()
+        data = TaskData(self.benchmark, self.root, cell.task, backbone, self.accelerator, preset=preset)
         domains = data.domains(batch_size=settings.batch_size, seed=cell.seed, strong_images=False, workers=0)
         try:
             progress, trainer = train(
@@ -84,7 +85,8 @@ class Runner:
         if task not in self._pretrained:
             backbone = self.load(self.settings, self.benchmark.class_names(), self.root)
             backbone.encoder.eval().to(self.accelerator.device)
-            data = TaskData(self.benchmark, self.root, task, backbone, self.accelerator)
+            preset = self.settings.resolved_preset()
+            data = TaskData(self.benchmark, self.root, task, backbone, self.accelerator, preset=preset)
             self._pretrained[task] = backbone, build_teacher(backbone, data, workers=0)
         return self._pretrained[task]
 
