@@ -38,7 +38,7 @@ class PreparedShards:
 
         Raises:
             WrongBaseError: the model no longer has the base's elements, in any process; all raise, none is changed.
-            ParameterMismatchError: a tensor was moved or replaced since the delta was prepared.
+            ParameterMismatchError: a tensor has gone, or has another shape since the delta was prepared.
         """
         self._switch(self._mine.apply, self._mine.remove)
         return self
@@ -47,7 +47,7 @@ class PreparedShards:
         """Put back every overwritten element, bit for bit. Off already, it does nothing. Collective.
 
         Raises:
-            ParameterMismatchError: a tensor was moved or replaced, in any process; all raise, none is changed.
+            RSTError: as `PreparedDelta.remove`, in any process; all raise, none is changed.
         """
         self._switch(self._mine.remove, self._mine.apply)
 
@@ -98,7 +98,7 @@ def apply_sharded(model: nn.Module, delta: SparseDelta) -> PreparedShards:
     delta = in_module(delta, coordinates_of(model), live)
     names = together(lambda: _names(model, live, delta, layout), layout.device)
     mine = _my_part(delta, names, layout)
-    parts = {name: (_Parts(siblings), attribute) for name, (siblings, attribute) in places_of(model).items()}
+    parts = {name: place._replace(owner=_Parts(place.owner)) for name, place in places_of(model).items()}
     prepared = together(lambda: _prepare(parts, mine), layout.device)
     _check_base(delta, mine, names, {name: local(live[owner]) for name, owner in names.items()}, layout)
     return PreparedShards(model, layout, prepared).apply()
@@ -137,8 +137,8 @@ def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, lay
     shapes |= {name: tuple(tensor.shape) for name, tensor in delta.dense.items()}
     names = {}
     for name, shape in shapes.items():
-        siblings, attribute = find_place(name, places, delta)
-        names[name] = owner = owner_of.get(id(siblings[attribute]), name)
+        tensor = find_place(name, places, delta).tensor
+        names[name] = owner = owner_of.get(id(tensor), name)
         if owner not in layout.blocks:
             raise ParameterMismatchError("in the delta, but the model does not save what it has there", parameter=name)
         if (found := layout.blocks[owner].shape) != shape:

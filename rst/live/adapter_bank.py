@@ -10,6 +10,7 @@ from rst.config import RSTConfig
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError
 from rst.live.adapters import Adapter, StoredAdapter, TrainingAdapter
+from rst.live.undo import UndoOnError
 
 BASE = "__base__"
 """PEFT's name for no adapter, in the adapter names of a mixed batch."""
@@ -21,12 +22,15 @@ class AdapterBank(Mapping[str, Adapter]):
     Attributes:
         active: the adapter that is on, or comes back on when adapters are enabled; None for none.
         enabled: whether the active adapter is in the weights.
+        inference: whether parameters are frozen but for those that an adapter trains.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """Start without adapters; `module` holds the base's weights."""
         self.active: str | None = None
         self.enabled = True
+        self.inference = False
+        self._found: dict[str, bool] | None = None  # the user's requires_grad, once something was frozen here
         self._module = module
         self._adapters: dict[str, Adapter] = {}
 
@@ -48,164 +52,193 @@ class AdapterBank(Mapping[str, Adapter]):
         """Number of adapters."""
         return len(self._adapters)
 
+    def delta(self, name: str) -> SparseDelta:
+        """The delta of one adapter; for one in training that is off, it is on for a moment."""
+        adapter = self[name]
+        if adapter.is_on or not isinstance(adapter, TrainingAdapter):
+            return adapter.delta
+        if adapter.delta_while_off is None:
+            with self._weights_of(adapter):
+                exported = adapter.delta
+            adapter.delta_while_off = exported
+        return adapter.delta_while_off
+
     def add(self, name: str, delta: SparseDelta) -> None:
         """Add a delta, checked against the base; the first one becomes active."""
         self._check_new(name)
-        stored = self._checked(delta)
-        try:
+        stored = StoredAdapter(self._module, delta)
+        with self._all_or_nothing():
+            self._put_on(None)
+            stored.prepare()
             self._adapters[name] = stored
             if self.active is None:
-                if self.enabled:
-                    stored.on()
                 self.active = name
-        except BaseException:
-            if stored.is_on:
-                stored.off()
-            self._adapters.pop(name, None)
-            if self.active == name:
-                self.active = None
-            raise
+            self._put_on(self._chosen())
 
     def train(self, name: str, config: RSTConfig, start: SparseDelta | None = None) -> None:
         """Start training an adapter, from a delta if there is one; it becomes active."""
         self._check_new(name)
-        with self._making_way(), self._thawed():
+        found = self._note_requires_grad()
+        with self._all_or_nothing():
+            self._put_on(None)
+            self._set_requires_grad(found)  # another adapter in training may have frozen what this one trains
             training = TrainingAdapter(self._module, config)
+            self._adapters[name] = training
             if start is not None:
                 training.continue_from(start)
-        self._adapters[name] = training
-        self.active, self.enabled = name, True
+            self.active, self.enabled = name, True
 
     def replace(self, name: str, delta: SparseDelta) -> None:
         """Put another delta under a loaded name, and into the weights if the old one is there."""
-        old, new, was_enabled = self[name], self._checked(delta), self.enabled
-        try:
-            with self.disabled():
-                self._adapters[name] = new
+        old, new = self[name], StoredAdapter(self._module, delta)
+        with self._all_or_nothing():
+            self._put_on(None)
+            new.prepare()
+            self._adapters[name] = new
+            self._put_on(self._chosen())
             self._end(old)
-        except BaseException:
-            if new.is_on:
-                new.off()
-            self._adapters[name] = old
-            if was_enabled:
-                self.enable()
-            raise
 
     def delete(self, name: str) -> None:
-        """Forget an adapter; if it is active, the base's weights are back and none is active."""
+        """Forget an adapter; if it is active, the first of the others takes its place, as in PEFT."""
         adapter = self[name]
-        if name == self.active:
-            if self.enabled:
-                adapter.off()
-            self.active = None
-        del self._adapters[name]
-        self._end(adapter)
+        with self._all_or_nothing():
+            adapter.discard()
+            del self._adapters[name]
+            if name == self.active:
+                self.active = next(iter(self._adapters), None)
+            self._put_on(self._chosen())
+            self._end(adapter)
 
     def clear(self) -> None:
         """Forget every adapter and leave the weights as they are."""
         while self._adapters:
             self._end(self._adapters.popitem()[1])
-        self.active, self.enabled = None, True
+        self.active, self.enabled, self.inference = None, True, False
+        self._give_back_requires_grad()
+
+    def discard(self) -> None:
+        """Forget every adapter, with the base's bytes back."""
+        with self._all_or_nothing():
+            for adapter in self._adapters.values():
+                adapter.discard()
+            self.enabled = False
+        self.clear()
 
     def activate(self, name: str) -> None:
         """Exchange the active adapter for another. If that is refused, the one before stays."""
-        chosen, before = self[name], self.active
-        if name == self.active and self.enabled:
-            return
-        with self._making_way():
-            try:
-                chosen.on()
-                self.active, self.enabled = name, True
-            except BaseException:
-                if chosen.is_on:
-                    chosen.off()
-                self.active, self.enabled = before, False
-                raise
+        chosen = self[name]
+        with self._all_or_nothing():
+            self._put_on(chosen)
+            self.active, self.enabled = name, True
 
     def disable(self) -> None:
         """Put the base's weights back."""
-        self._turn(False)
+        with self._all_or_nothing():
+            self._put_on(None)
+            self.enabled = False
 
     def enable(self) -> None:
         """Put the active adapter back on."""
-        self._turn(True)
+        with self._all_or_nothing():
+            self.enabled = True
+            self._put_on(self._chosen())
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Have the base's weights inside a `with`."""
-        was_enabled = self.enabled
-        try:
+        """Have the base's weights inside a `with`; afterwards what is chosen then, unless adapters were disabled."""
+        if not self.enabled:
+            yield
+            return
+        with UndoOnError(self.enable):
             self.disable()
             yield
-            if was_enabled:
-                self.enable()
-        except BaseException:  # of the block, or Ctrl-C on the way back
-            if was_enabled:
-                self.enable()
-            raise
+            self.enable()
+
+    def freeze(self) -> None:
+        """Let nothing of the base require a gradient but what an adapter trains; `clear` undoes it."""
+        self._note_requires_grad()
+        self.inference = True
+        self._give_back_requires_grad()
 
     def move(self, dtypes: Mapping[str, torch.dtype], move: Callable[[], object]) -> None:
         """Call `move`, which takes the base to other devices or `dtypes`, and let the adapters follow."""
         with self.disabled():
-            for adapter in sorted(self.values(), key=lambda adapter: isinstance(adapter, StoredAdapter)):
-                adapter.cast(dtypes)  # those in training first, which refuse
-            move()
-            for adapter in self.values():
-                adapter.moved()
+            before, old_dtypes = self._adapters, self._dtypes()
+            self._adapters = {name: adapter.cast(dtypes) for name, adapter in before.items()}
+            try:
+                move()
+            except BaseException:
+                if self._dtypes() == old_dtypes:  # if not, the same call again finishes the cast
+                    self._adapters = before
+                raise
+            for training in self._in_training():
+                training.follow()
 
-    def _turn(self, on: bool) -> None:
-        """Change the weights and `enabled`, or raise with neither changed."""
-        adapter, before = None if self.active is None else self[self.active], self.enabled
-        try:
-            if adapter is not None and adapter.is_on != on:
-                adapter.on() if on else adapter.off()
-            self.enabled = on
-        except BaseException:
-            if adapter is not None and adapter.is_on != before:
-                adapter.on() if before else adapter.off()
-            self.enabled = before
-            raise
+    def _dtypes(self) -> list[torch.dtype]:
+        return [weight.dtype for weight in self._module.parameters()]
+
+    def _chosen(self) -> Adapter | None:
+        """The adapter whose change belongs into the weights."""
+        return self._adapters[self.active] if self.active is not None and self.enabled else None
+
+    def _put_on(self, wanted: Adapter | None) -> None:
+        """Have the change of one adapter in the base's weights, or of none."""
+        for adapter in self._adapters.values():
+            if adapter.is_on and adapter is not wanted:
+                adapter.off()
+        if wanted is not None and not wanted.is_on:
+            wanted.on()
+
+    def _all_or_nothing(self) -> UndoOnError:
+        """If the block fails, have the adapters, the choice, the weights and what trains as they are now."""
+        adapters, active, enabled = dict(self._adapters), self.active, self.enabled
+        on = next((adapter for adapter in adapters.values() if adapter.is_on), None)
+        requires_grad = {} if self._found is None else self._requires_grad()  # nothing was frozen, nothing will thaw
+
+        def undo() -> None:
+            self._put_on(on)
+            self._adapters, self.active, self.enabled = adapters, active, enabled
+            self._set_requires_grad(requires_grad)
+
+        return UndoOnError(undo)
 
     @contextmanager
-    def _making_way(self) -> Iterator[None]:
-        """Have the base's weights for what comes next; only if that fails is the active adapter put back."""
-        was_enabled = self.enabled
-        try:
-            self.disable()
+    def _weights_of(self, adapter: Adapter) -> Iterator[None]:
+        """Have another adapter's change in the weights inside a `with`."""
+        with self._all_or_nothing():
+            self._put_on(adapter)
             yield
-        except BaseException:
-            if was_enabled:
-                self.enable()
-            raise
+            self._put_on(self._chosen())
 
-    @contextmanager
-    def _thawed(self) -> Iterator[None]:
-        """Undo what those in training have frozen, for another to find what trains; if that fails, freeze it again."""
-        frozen = {parameter: parameter.requires_grad for parameter in self._module.parameters()}
-        for adapter in self._in_training():
-            adapter.thaw()
-        try:
-            yield
-        except BaseException:
-            for parameter, requires_grad in frozen.items():
-                parameter.requires_grad_(requires_grad)
-            raise
+    def _requires_grad(self) -> dict[str, bool]:
+        return {name: weight.requires_grad for name, weight in self._module.named_parameters()}
+
+    def _note_requires_grad(self) -> dict[str, bool]:
+        """What the user lets train: as it was before anything was frozen here."""
+        if self._found is None:
+            self._found = self._requires_grad()
+        return self._found
+
+    def _set_requires_grad(self, flags: Mapping[str, bool]) -> None:
+        for name, weight in self._module.named_parameters():
+            if name in flags:
+                weight.requires_grad_(flags[name])
+
+    def _give_back_requires_grad(self) -> None:
+        """Nothing is in training here: have what the user lets train, or nothing of a model for inference."""
+        if self._found is not None:
+            self._set_requires_grad(dict.fromkeys(self._found, False) if self.inference else self._found)
+            self._found = self._found if self.inference else None
 
     def _end(self, adapter: Adapter) -> None:
         """Let go of the optimiser of one that was in training, and after the last of the parameters it froze."""
         if isinstance(adapter, TrainingAdapter):
-            adapter.trainer.detach()
             if not self._in_training():
-                adapter.thaw()
+                self._give_back_requires_grad()
+            adapter.trainer.detach()
 
     def _in_training(self) -> list[TrainingAdapter]:
         return [adapter for adapter in self.values() if isinstance(adapter, TrainingAdapter)]
-
-    def _checked(self, delta: SparseDelta) -> StoredAdapter:
-        stored = StoredAdapter(self._module, delta)
-        with self.disabled():
-            stored.prepare()
-        return stored
 
     def _check_new(self, name: str) -> None:
         if name in self:

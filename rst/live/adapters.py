@@ -7,13 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from rst.config import RSTConfig
+from rst.delta.parameter_delta import changed_weights
 from rst.delta.sparse_delta import SparseDelta
-from rst.errors import ConfigError
-from rst.live.apply import PreparedDelta
+from rst.errors import ConfigError, RSTError
+from rst.live.apply import PreparedDelta, places_of, prepare
+from rst.live.patch import EVERYTHING, LiveTensor, Patch, PatchGroup, elements
+from rst.live.undo import UndoOnError
 from rst.naming import unwrap
 from rst.operations.cast import cast
 from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
+
+_DENSE = 3  # a change at a position takes the place of three weights, or more
 
 
 class Adapter(Protocol):
@@ -21,7 +26,7 @@ class Adapter(Protocol):
 
     @property
     def delta(self) -> SparseDelta:
-        """The change as it is now."""
+        """The change as it is now; of one in training, only while it is on."""
         ...
 
     @property
@@ -42,12 +47,12 @@ class Adapter(Protocol):
         """Put the base's bytes back, or raise with nothing changed. On before."""
         ...
 
-    def cast(self, dtypes: Mapping[str, torch.dtype]) -> None:
-        """Follow the base, still in its old dtypes, to new ones. Off before."""
+    def discard(self) -> None:
+        """Put the base's bytes back, on or off before, for the last time."""
         ...
 
-    def moved(self) -> None:
-        """The base's tensors are in other places now. Off before."""
+    def cast(self, dtypes: Mapping[str, torch.dtype]) -> "Adapter":
+        """The adapter of the base, still in its old dtypes, in new ones. Off before."""
         ...
 
 
@@ -75,28 +80,28 @@ class StoredAdapter:
         """Whether it is in the base's weights."""
         return self._prepared is not None and self._prepared.applied
 
-    def prepare(self) -> None:
+    def prepare(self) -> PreparedDelta:
         """Check the delta against the base, which must be without adapters. Raises as `rst.live.apply.prepare`."""
-        self._prepared = self._prepared or self._delta.prepare(self._module)
+        if self._prepared is None:
+            self._prepared = prepare(self._module, self._delta)
+        return self._prepared
 
     def on(self) -> None:
         """Exchange the changed weights. Raises as `rst.live.apply.prepare`; the base is unchanged then."""
-        self.prepare()
-        assert self._prepared is not None
-        self._prepared.apply()
+        self.prepare().apply()
 
     def off(self) -> None:
         """Put the overwritten weights back, bit for bit."""
-        assert self._prepared is not None
-        self._prepared.remove()
+        self.prepare().remove()
 
-    def cast(self, dtypes: Mapping[str, torch.dtype]) -> None:
-        """Cast the tuned weights."""
-        self._delta = cast(self._delta, self._module, dtypes)
+    def discard(self) -> None:
+        """Put the overwritten weights back if it is on."""
+        if self.is_on:
+            self.off()
 
-    def moved(self) -> None:
-        """Prepare anew when next used."""
-        self._prepared = None
+    def cast(self, dtypes: Mapping[str, torch.dtype]) -> "StoredAdapter":
+        """Cast the tuned weights. What was prepared is not kept: it would keep the memory that the base leaves."""
+        return StoredAdapter(self._module, cast(self._delta, self._module, dtypes))
 
 
 class TrainingAdapter:
@@ -105,30 +110,31 @@ class TrainingAdapter:
     def __init__(self, module: nn.Module, config: RSTConfig) -> None:
         """Start training at the base's weights, with the change on (there is none yet)."""
         live = live_tensors(unwrap(module))
-        self._requires_grad = {name: tensor.requires_grad for name, tensor in live.items()}
         self.trainer = ResidualSparseTrainer(module, config)
         # The trainer keeps w0 of what it selects from; these are the others that training moves.
         moving = (*self.trainer.tracked.saved, *self.trainer.tracked.buffers)
         self._originals = {name: live[name].detach().clone() for name in moving}
-        trained = (*self.trainer.tracked.sparse, *self.trainer.tracked.saved)
-        self._trained = [name for name in trained if live[name].requires_grad]
-        self._away: StoredAdapter | None = None
+        self._away: PreparedDelta | None = None
+        self._requires_grad: dict[str, bool] = {}  # as it was found when the change stepped aside
+        self.delta_while_off: SparseDelta | None = None
+        """What the bank has exported since, for those who ask again."""
 
     @property
     def delta(self) -> SparseDelta:
-        """The change so far; while it is on, extracting it selects once more."""
-        return self._away.delta if self._away else self.trainer.export()
+        """The change so far, while it is on: extracting it selects once more."""
+        return self.trainer.export()
 
     @property
     def dsp(self) -> int:
         """The weights that have moved so far, and those saved whole."""
         if self._away:
-            return self._away.dsp
+            sparse = self.trainer.tracked.sparse
+            moved = sum(patch.changed for patch in self._away.patches if patch.live.name in sparse)
+        else:
+            moved = self.trainer.count_changed()
         live = live_tensors(self.trainer.model)
         saved = [live[name] for name in self.trainer.tracked.saved]
-        return self.trainer.count_changed() + sum(
-            weight.numel() for weight in saved if isinstance(weight, nn.Parameter)
-        )
+        return moved + sum(weight.numel() for weight in saved if isinstance(weight, nn.Parameter))
 
     @property
     def is_on(self) -> bool:
@@ -141,58 +147,83 @@ class TrainingAdapter:
 
     @torch.no_grad()
     def off(self) -> None:
-        """Extract the change, put the base back, and let no gradient and no optimiser touch it meanwhile."""
-        delta = self.trainer.export()
-        live = live_tensors(self.trainer.model)
-        try:
-            self._put_base_back(live)
-            self._away = StoredAdapter(self.trainer.model, delta)
-            self._set_training(live, False)
-        except BaseException:  # as it was: the base everywhere, and the change on it
-            self._put_base_back(live)
-            delta.apply(self.trainer.model)
+        """Put the base back, and let no gradient and no optimiser touch it meanwhile."""
+        away, trained = self._step_aside(), self._trained()
+        found = {name: parameter.requires_grad for name, parameter in trained.items()}
+
+        def undo() -> None:
+            away.apply()
             self._away = None
-            self._set_training(live, True)
-            raise
+            self._allow_training(found)
+
+        with UndoOnError(undo):
+            away.remove()
+            self._away, self._requires_grad, self.delta_while_off = away, found, None
+            self._allow_training(dict.fromkeys(found, False))
 
     def on(self) -> None:
-        """Put the change back and go on training."""
+        """Put the change back, with the `requires_grad` that was found, and go on training."""
         assert self._away is not None
-        away, live = self._away, live_tensors(self.trainer.model)
-        try:
-            away.on()
-            self._away = None
-            self._set_training(live, True)
-        except BaseException:
-            if away.is_on:
-                away.off()
-            self._away = away
-            self._set_training(live, False)
-            raise
+        away = self._away
 
-    def cast(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        def undo() -> None:
+            away.remove()
+            self._away = away
+            self._allow_training(dict.fromkeys(self._requires_grad, False))
+
+        with UndoOnError(undo):
+            away.apply()
+            self._away = None
+            self._allow_training(self._requires_grad)
+
+    @torch.no_grad()
+    def discard(self) -> None:
+        """Put w0 back, also where the change can no longer be told: NaN, tensors that were replaced or cast."""
+        if self.is_on:
+            try:
+                self.off()
+            except RSTError:
+                live = live_tensors(self.trainer.model)
+                for name, origin in self._base().items():
+                    if name in live and live[name].shape == origin.shape:
+                        live[name].copy_(origin)
+
+    def cast(self, dtypes: Mapping[str, torch.dtype]) -> "TrainingAdapter":
         """Stay as it is: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
-        for name, origin in {**self.trainer.base, **self._originals}.items():
+        for name, origin in self._base().items():
             if dtypes[name] != origin.dtype:
                 raise ConfigError(f"in training as {origin.dtype}, so it cannot become {dtypes[name]}", parameter=name)
+        return self
 
-    def moved(self) -> None:
-        """Prepare anew."""
+    def follow(self) -> None:
+        """Find the base's tensors again that were moved while the change is off."""
         if self._away:
-            self._away.moved()
+            self._away.follow()
 
-    def thaw(self) -> None:
-        """Let the parameters require gradients as they did before."""
-        for name, tensor in live_tensors(self.trainer.model).items():
-            tensor.requires_grad_(self._requires_grad[name])
+    def _base(self) -> Mapping[str, Tensor]:
+        """w0 of every tensor that training moves."""
+        return {**self.trainer.base, **self._originals}
 
-    def _put_base_back(self, live: Mapping[str, Tensor]) -> None:
-        for name, origin in {**self.trainer.base, **self._originals}.items():
-            live[name].copy_(origin)
+    def _step_aside(self) -> PreparedDelta:
+        """The change so far, bit for bit and without another selection, as a delta that is on."""
+        places = places_of(self.trainer.model)
+        groups = []
+        for name, origin in self._base().items():
+            live = LiveTensor.find(name, places[name])
+            base = origin.to(live.tensor.device)
+            positions, old, new = changed_weights(name, base, live.tensor)
+            if _DENSE * positions.numel() > base.numel():
+                patch = Patch.at(live, EVERYTHING, elements(live.tensor.clone()), elements(base))
+            else:
+                patch = Patch.at(live, elements(positions), elements(new), elements(old))
+            groups.append(PatchGroup([patch], patch.new, patch.old))
+        return PreparedDelta(groups, applied=True)
 
-    def _set_training(self, live: Mapping[str, Tensor], trains: bool) -> None:
-        self.trainer.suspended = not trains
-        for name in self.trainer.tracked.frozen:
-            live[name].requires_grad_(False)
-        for name in self._trained:
-            live[name].requires_grad_(trains)
+    def _trained(self) -> Mapping[str, Tensor]:
+        live = live_tensors(self.trainer.model)
+        return {name: live[name] for name in (*self.trainer.tracked.sparse, *self.trainer.tracked.saved)}
+
+    def _allow_training(self, requires_grad: Mapping[str, bool]) -> None:
+        self.trainer.suspended = not self.is_on
+        for name, tensor in self._trained().items():
+            tensor.requires_grad_(requires_grad[name])

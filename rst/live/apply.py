@@ -4,7 +4,7 @@ Preparing does the checks and the arithmetic once: positions, new and old elemen
 then reads and writes only the changed weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -17,28 +17,40 @@ from rst.delta.parameter_delta import ParameterDelta
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import ParameterMismatchError, WrongBaseError
-from rst.live.patch import EVERYTHING, Patch, PatchGroup, Spot, elements, end_to_end, in_memory_order, memory_positions
+from rst.live.patch import (
+    EVERYTHING,
+    LiveTensor,
+    Patch,
+    PatchGroup,
+    Place,
+    elements,
+    end_to_end,
+    in_memory_order,
+    memory_positions,
+)
+from rst.live.undo import UndoOnError
 from rst.naming import canonical_names, plain_name, unwrap
+from rst.numerics.exactness import bit_equal
 from rst.numerics.fingerprint import digests
 
-Places = Mapping[str, tuple[Mapping[str, Tensor | None], str]]
+Places = Mapping[str, Place]
 
 
 class PreparedDelta:
     """A delta made ready for one module: `apply()` and `remove()` as often as you like, or `with prepared:`.
 
-    It keeps the memory of the tensors that it changes. Copied or pickled with its module, it serves the copy.
+    It follows the tensors that it changes where they are moved, replaced or cast. Copied or pickled with its module, it
+    serves the copy. A backward pass may come after the delta was off and on again: the weights are the same then.
 
     >>> prepared = delta.prepare(model)
     >>> with prepared:
     ...     model(images)
     """
 
-    def __init__(self, groups: Sequence[PatchGroup]) -> None:
+    def __init__(self, groups: Sequence[PatchGroup], *, applied: bool = False) -> None:
         """Use `prepare`, which checks everything first."""
         self._groups = groups
-        self.patches = [patch for group in groups for patch in group.patches]
-        self._applied = False
+        self._applied = applied
 
     @property
     def applied(self) -> bool:
@@ -46,11 +58,15 @@ class PreparedDelta:
         return self._applied
 
     @property
+    def patches(self) -> list[Patch]:
+        """What it changes, tensor by tensor."""
+        return [patch for group in self._groups for patch in group.patches]
+
+    @property
     def nbytes(self) -> int:
         """Bytes held on the module's device: each change's place, new and old value; whole tensors new and old."""
         return sum(patch.nbytes for patch in self.patches)
 
-    @torch.no_grad()
     def apply(self) -> "PreparedDelta":
         """Exchange the base's elements for the tuned ones, O(nnz). Returns itself; on already, it does nothing.
 
@@ -59,57 +75,85 @@ class PreparedDelta:
         Raises:
             WrongBaseError: the module no longer has the base's elements at the changed positions (another delta is
                 on, or it was trained). Nothing is written.
-            ParameterMismatchError: a tensor was moved or replaced since `prepare`.
+            ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
         """
-        if self._applied:
-            return self
-        self._check_spots()
-        for group in self._groups:
-            if (name := group.stranger()) is not None:
-                raise WrongBaseError(
-                    "no longer has the base's values where the delta changes it; "
-                    "is another delta applied, or was the module trained?",
-                    parameter=name,
-                )
-        self._exchange(applied=True)
+        if not self._applied:
+            self.follow()
+            for group in self._groups:
+                if changed := group.lacking("old"):
+                    raise WrongBaseError(
+                        "no longer has the base's values where the delta changes it; "
+                        "is another delta applied, or was the module trained?",
+                        parameter=changed[0].live.name,
+                    )
+            self._exchange(self.patches, applied=True)
         return self
 
-    @torch.no_grad()
     def remove(self) -> None:
         """Put back every overwritten element, bit for bit. Off already, it does nothing.
 
+        A tensor that has the base's elements already, because they were loaded again, is left as it is. Buffers are put
+        back whatever they hold: forward passes write to them (BatchNorm in training mode).
+
         Raises:
-            ParameterMismatchError: a tensor was moved or replaced since `prepare`.
+            WrongBaseError: a parameter has neither the delta's elements nor the base's where the delta changed it: it
+                was loaded or trained meanwhile. Nothing is written, and the delta counts as on. With the base's weights
+                loaded again it can be removed.
+            ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
         """
         if self._applied:
-            self._check_spots()
-            self._exchange(applied=False)
+            self.follow()
+            others = [patch for group in self._groups for patch in group.lacking("new")]
+            for patch in others:
+                if not (patch.live.place.is_buffer or patch.has(patch.old)):
+                    raise _overwritten(patch)
+            here = {patch for patch in others if patch.has(patch.old)}
+            self._exchange([patch for patch in self.patches if patch not in here], applied=False)
 
     def __enter__(self) -> "PreparedDelta":
         """Apply."""
-        return self.apply()
+        try:
+            return self.apply()
+        except BaseException:  # Ctrl-C after the last write: the block is not entered, so nothing else would remove it
+            self.remove()
+            raise
 
     def __exit__(self, *_: object) -> None:
         """Remove."""
         self.remove()
 
-    def _check_spots(self) -> None:
-        for patch in self.patches:
-            patch.spot.check()
+    def follow(self) -> None:
+        """Find the tensors again that were moved, replaced or cast; `apply` and `remove` do so themselves.
 
-    def _exchange(self, *, applied: bool) -> None:
-        """Write all patches and say so, or none: Ctrl-C may come between any two lines."""
-        done = 0
-        try:
-            for patch in self.patches:
-                done += 1
-                patch.write(patch.new if applied else patch.old)
-            self._applied = applied
-        except BaseException:
-            for patch in self.patches[:done]:
+        Raises:
+            ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
+        """
+        self._groups = [now for group in self._groups for now in group.found_again()]
+
+    def _exchange(self, patches: Sequence[Patch], *, applied: bool) -> None:
+        """Write the patches and say so, or none: Ctrl-C may come between any two lines."""
+        written: list[Patch] = []
+
+        def undo() -> None:
+            for patch in written:
                 patch.write(patch.old if applied else patch.new)
             self._applied = not applied
-            raise
+
+        with UndoOnError(undo):
+            for patch in patches:
+                written.append(patch)
+                patch.write(patch.new if applied else patch.old)
+            self._applied = applied
+
+
+def _overwritten(patch: Patch) -> WrongBaseError:
+    changed = patch.read() != patch.new
+    return WrongBaseError(
+        f"{int(changed.sum())} of the {changed.reshape(-1).shape[0]} values that the delta put there were changed "
+        "while it was on, by loading or training. To have the base back, load its weights again and take the delta off "
+        "once more; to keep the weights as they are, merge_and_unload() an RSTModel, or let go of the prepared delta",
+        parameter=patch.live.name,
+    )
 
 
 @torch.no_grad()
@@ -122,7 +166,8 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
 
     Raises:
         DeltaFormatError: a change is malformed.
-        ParameterMismatchError: the module lacks a tensor, or has it in another shape or dtype.
+        ParameterMismatchError: the module lacks a tensor, has it in another shape or dtype, or has one tensor where the
+            delta has two different ones.
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
     module = unwrap(module)
@@ -139,47 +184,34 @@ def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
     coordinates = coordinates_of(module)
     if not coordinates.files:
         return delta
-    found = {name: siblings[attribute] for name, (siblings, attribute) in places_of(module).items()}
+    found = {name: place.tensor for name, place in places_of(module).items()}
     return in_module(delta, coordinates, {name: tensor for name, tensor in found.items() if tensor is not None})
 
 
 def prepare_at(places: Places, delta: SparseDelta) -> PreparedDelta:
     """`prepare` a delta that is well formed, for tensors that lie at `places`. Raises as it does."""
-    changes = {
-        name: (_spot(name, places, delta, change.shape, change.dtype), change)
-        for name, change in delta.parameters.items()
-    }
-    whole = {
-        name: (_spot(name, places, delta, tuple(tensor.shape), tensor.dtype), tensor)
-        for name, tensor in delta.dense.items()
-    }
-    groups = list(_patch_changes(changes))
-    return PreparedDelta([*groups, *(_patch_whole(spot, tensor) for spot, tensor in whole.values())])
+    live = _distinct({name: _find(name, places, delta) for name in (*delta.parameters, *delta.dense)}, delta)
+    groups = []
+    for device in {one.tensor.device for one in live.values()}:
+        there = {name: live[name] for name in live if live[name].tensor.device == device}
+        for batch in batches({name: delta[name] for name in there if name in delta}):
+            groups.append(_patch_batch([live[name] for name in batch], list(batch.values())))
+        groups += [_patch_whole(one, delta.dense[name]) for name, one in there.items() if name in delta.dense]
+    return PreparedDelta(groups)
 
 
 def places_of(module: nn.Module) -> Places:
     """Where each parameter and buffer lives, by plain name, and by the name that `open_checkpoint` gives it."""
-    places: dict[str, tuple[Mapping[str, Tensor | None], str]] = {}
+    places = {}
     for path, owner in module.named_modules(remove_duplicate=False):
-        for siblings in (owner._parameters, owner._buffers):
-            for attribute in siblings:
+        for tensors, is_buffer in ((owner._parameters, False), (owner._buffers, True)):
+            for attribute in tensors:
                 name = f"{path}.{attribute}" if path else attribute
-                places[plain_name(name)] = (siblings, attribute)
+                places[plain_name(name)] = Place(tensors, attribute, is_buffer)
     return {canonical: places[name] for name, canonical in canonical_names(places).items()} | places
 
 
-def _spot(name: str, places: Places, delta: SparseDelta, shape: tuple[int, ...], dtype: torch.dtype) -> Spot:
-    siblings, attribute = find_place(name, places, delta)
-    spot = Spot.find(name, siblings, attribute)
-    target = spot.tensor
-    if tuple(target.shape) != shape or target.dtype != dtype:
-        raise ParameterMismatchError(
-            f"the delta is for {dtype} {shape}, the module has {target.dtype} {tuple(target.shape)}", parameter=name
-        )
-    return spot
-
-
-def find_place(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[str, Tensor | None], str]:
+def find_place(name: str, places: Places, delta: SparseDelta) -> Place:
     """Where a module has a tensor of a delta, under any of its names. Raises `ParameterMismatchError`."""
     for candidate in delta.names_of(name):
         if candidate in places:
@@ -187,38 +219,67 @@ def find_place(name: str, places: Places, delta: SparseDelta) -> tuple[Mapping[s
     raise ParameterMismatchError("in the delta, but the module has no such parameter or buffer", parameter=name)
 
 
-def _patch_changes(changes: Mapping[str, tuple[Spot, ParameterDelta]]) -> Iterator[PatchGroup]:
-    for device in {spot.tensor.device for spot, _ in changes.values()}:
-        there = {name: change for name, (spot, change) in changes.items() if spot.tensor.device == device}
-        for batch in batches(there):
-            yield _patch_batch([changes[name][0] for name in batch], list(batch.values()))
+def _find(name: str, places: Places, delta: SparseDelta) -> LiveTensor:
+    found = LiveTensor.find(name, find_place(name, places, delta))
+    wanted: ParameterDelta | Tensor = delta[name] if name in delta else delta.dense[name]
+    if tuple(found.tensor.shape) != tuple(wanted.shape) or found.tensor.dtype != wanted.dtype:
+        raise ParameterMismatchError(
+            f"the delta is for {wanted.dtype} {tuple(wanted.shape)}, "
+            f"the module has {found.tensor.dtype} {tuple(found.tensor.shape)}",
+            parameter=name,
+        )
+    return found
 
 
-def _patch_batch(spots: Sequence[Spot], changes: Sequence[ParameterDelta]) -> PatchGroup:
+def _distinct(live: Mapping[str, LiveTensor], delta: SparseDelta) -> dict[str, LiveTensor]:
+    """Leave out names of a tensor that the delta changes in the same way under another name.
+
+    Raises:
+        ParameterMismatchError: it changes one tensor under two names in different ways.
+    """
+    name_at: dict[int, str] = {}
+    distinct = {}
+    for name, one in live.items():
+        first = name_at.setdefault(one.tensor.data_ptr(), name) if one.tensor.numel() else name
+        if first == name:
+            distinct[name] = one
+        elif not _change_alike(delta, first, name):
+            raise ParameterMismatchError(
+                f"shares its memory with {first} in the module, but the delta has another change for each; untie them "
+                "in the module first, or merge the delta into a checkpoint that has both",
+                parameter=name,
+            )
+    return distinct
+
+
+def _change_alike(delta: SparseDelta, first: str, second: str) -> bool:
+    if first in delta and second in delta:
+        return delta[first] == delta[second]
+    return first in delta.dense and second in delta.dense and bit_equal(delta.dense[first], delta.dense[second])
+
+
+def _patch_batch(live: Sequence[LiveTensor], changes: Sequence[ParameterDelta]) -> PatchGroup:
     """Compute all tuned elements of a batch at once."""
-    device, dtype = spots[0].tensor.device, changes[0].dtype
+    device, dtype = live[0].tensor.device, changes[0].dtype
     lengths = [change.nnz for change in changes]
     slices = [slice(start, end) for start, end in pairwise([0, *accumulate(lengths)])]
-    local = concatenate_tensors([change.indices for change in changes]).to(device, torch.int64)
-    whole = elements(local)
+    row_major = concatenate_tensors([change.indices for change in changes]).to(device, torch.int64)
+    memories = [in_memory_order(one.tensor) for one in live]
     positions = [
-        whole[part] if spot.tensor.is_contiguous() else elements(memory_positions(spot.tensor, local[part]))
-        for spot, part in zip(spots, slices, strict=True)
+        elements(memory_positions(one.tensor, row_major[part])) for one, part in zip(live, slices, strict=True)
     ]
-    old = end_to_end([in_memory_order(spot.tensor)[where] for spot, where in zip(spots, positions, strict=True)])
+    old = end_to_end([memory[where] for memory, where in zip(memories, positions, strict=True)])
     origin = torch.as_tensor(old, device=device).view(dtype)
-    for spot, change, found in zip(spots, changes, digests(origin, lengths), strict=True):
-        change.check_touched(spot.name, found)
+    for one, change, found in zip(live, changes, digests(origin, lengths), strict=True):
+        change.check_touched(one.name, found)
     new = elements(concatenate_changes(changes).to(device).tuned_values(origin))
-    return PatchGroup(
-        [
-            Patch.at(spot, where, new[part], old[part])
-            for spot, where, part in zip(spots, positions, slices, strict=True)
-        ],
-        old,
-    )
+    patches = [
+        Patch(one, memory, where, new[part], old[part])
+        for one, memory, where, part in zip(live, memories, positions, slices, strict=True)
+    ]
+    return PatchGroup(patches, new, old)
 
 
-def _patch_whole(spot: Spot, tensor: Tensor) -> PatchGroup:
-    new, old = elements(tensor.to(spot.tensor.device)), elements(spot.tensor.clone())
-    return PatchGroup([Patch.at(spot, EVERYTHING, new, old)], old)
+def _patch_whole(live: LiveTensor, tensor: Tensor) -> PatchGroup:
+    new, old = elements(tensor.detach().to(live.tensor.device)), elements(live.tensor.clone())
+    return PatchGroup([Patch(live, elements(live.tensor), EVERYTHING, new, old)], new, old)

@@ -20,10 +20,10 @@ from rst.errors import ConfigError
 from rst.live.adapter_bank import BASE, AdapterBank
 from rst.live.adapter_folder import adapter_subfolder, write_adapter
 from rst.live.adapters import TrainingAdapter
+from rst.live.apply import places_of
 from rst.live.hub import find_adapter, push_adapter
 from rst.live.model_status import ModelStatus
 from rst.naming import unwrap
-from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class RSTModel(nn.Module):
             return self.base_model(*args, **kwargs)
         from rst.mixed.batch import mixed_forward
 
-        wanted = {name: self._bank[name].delta for name in {*adapter_names} - {BASE}}
+        wanted = {name: self._bank.delta(name) for name in {*adapter_names} - {BASE}}
         with self._bank.disabled():
             return mixed_forward(self.base_model, wanted, adapter_names, args, kwargs)
 
@@ -194,7 +194,12 @@ class RSTModel(nn.Module):
         self._bank.activate(self._only([adapter_name] if isinstance(adapter_name, str) else adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it is active, the base's weights are back. Raises `ConfigError` for an unknown one."""
+        """Forget an adapter; if it is active, the first of the others takes its place, as in PEFT.
+
+        Raises:
+            ConfigError: no such adapter.
+            WrongBaseError: it is active, and its weights were changed meanwhile; see `PreparedDelta.remove`.
+        """
         self._bank.delete(adapter_name)
 
     def disable_adapters(self) -> None:
@@ -237,8 +242,7 @@ class RSTModel(nn.Module):
 
     def unload(self) -> nn.Module:
         """Forget all adapters and return the base model, its bytes as they were."""
-        self._bank.disable()
-        self._bank.clear()
+        self._bank.discard()
         return self.base_model
 
     def add_weighted_adapter(
@@ -277,7 +281,7 @@ class RSTModel(nn.Module):
 
     def get_delta(self, adapter_name: str | None = None) -> SparseDelta:
         """One adapter's delta, the active one's if not named. Raises `ConfigError` if there is none."""
-        return self._bank[self._only(self.active_adapters) if adapter_name is None else adapter_name].delta
+        return self._bank.delta(self._only(self.active_adapters) if adapter_name is None else adapter_name)
 
     def get_model_status(self) -> ModelStatus:
         """What is loaded, active, trainable, and where."""
@@ -303,8 +307,10 @@ class RSTModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RSTModel":
         """Move or cast (`to`, `cuda`, `half`) the base without its adapters, so that both stay exact."""
-        live = live_tensors(unwrap(self.base_model))
-        dtypes = {name: fn(tensor.detach().new_empty(0)).dtype for name, tensor in live.items()}
+        dtypes = {}
+        for name, place in places_of(unwrap(self.base_model)).items():  # by every name, tied ones too
+            if place.tensor is not None:
+                dtypes[name] = fn(place.tensor.detach().new_empty(0)).dtype
         files = coordinates_of(self.base_model).files.values()
         dtypes = {one.name: dtypes[one.sources[0]] for one in files if one.sources[0] in dtypes} | dtypes
         self._bank.move(dtypes, lambda: nn.Module._apply(self, fn, recurse))  # type: ignore[no-untyped-call]

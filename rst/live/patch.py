@@ -5,87 +5,143 @@ Tensors and numpy's arrays are indexed alike, so what is said of `Elements` hold
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rst.errors import ParameterMismatchError
+from rst.live.swap_version import SwapVersion, version
 from rst.numerics.exactness import bits
 
 Elements = Any  # integers: a numpy array on the CPU, a tensor elsewhere
 EVERYTHING: Any = ...
 
 
+class Place(NamedTuple):
+    """Where a module has a tensor.
+
+    Attributes:
+        owner: the parameters or the buffers of the module that has it, `module._parameters` or `module._buffers`.
+        attribute: its name there.
+        is_buffer: which of the two.
+    """
+
+    owner: Mapping[str, Tensor | None]
+    attribute: str
+    is_buffer: bool
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The tensor that is there now."""
+        return self.owner.get(self.attribute)
+
+
 @dataclass(frozen=True)
-class Spot:
-    """A tensor of a module as it was found. While this is kept, nothing else gets the tensor's memory.
+class LiveTensor:
+    """A parameter or buffer as a module had it. While this is kept, nothing else gets the tensor's memory.
 
     Attributes:
         name: for messages.
-        siblings: the parameters or the buffers of the module that has it.
-        attribute: its name among them.
+        place: where the module has it.
         tensor: the tensor, detached.
-        address: where its elements were.
     """
 
     name: str
-    siblings: Mapping[str, Tensor | None]
-    attribute: str
+    place: Place
     tensor: Tensor
-    address: int
 
     @classmethod
-    def find(cls, name: str, siblings: Mapping[str, Tensor | None], attribute: str) -> "Spot":
-        """The tensor as it is now. Raises `ParameterMismatchError` if there is none, or none with values."""
-        found = siblings[attribute]
+    def find(cls, name: str, place: Place) -> "LiveTensor":
+        """The tensor as it is now.
+
+        Raises:
+            ParameterMismatchError: there is none, or none whose elements can be written one by one.
+        """
+        found = place.tensor
         if found is None or found.is_meta:
             there = "None" if found is None else "a tensor without values, on the meta device,"
             raise ParameterMismatchError(f"in the delta, but the module has {there} there", parameter=name)
-        return cls(name, siblings, attribute, found.detach(), found.data_ptr())
+        if any(size > 1 and stride == 0 for size, stride in zip(found.shape, found.stride(), strict=True)):
+            raise ParameterMismatchError(
+                f"expanded to {tuple(found.shape)}: its elements share memory, so to change one would change others; "
+                "give the module a contiguous tensor",
+                parameter=name,
+            )
+        return cls(name, place, found.detach())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles find the tensor of the module that was copied with them."""
-        return Spot.find, (self.name, self.siblings, self.attribute)
+        return LiveTensor.find, (self.name, self.place)
 
-    def check(self) -> None:
-        """Raise `ParameterMismatchError` unless the module still has the tensor here."""
-        now = self.siblings.get(self.attribute)
-        if now is None or now.data_ptr() != self.address or now.device != self.tensor.device:
-            raise ParameterMismatchError(
-                "moved or replaced since the delta was prepared; prepare it anew", parameter=self.name
-            )
+    @property
+    def is_current(self) -> bool:
+        """Whether the module still has the tensor in this memory, laid out and typed as it was."""
+        now, then = self.place.tensor, self.tensor
+        return (
+            now is not None
+            and now.data_ptr() == then.data_ptr()
+            and now.stride() == then.stride()
+            and (now.dtype, now.device, now.shape) == (then.dtype, then.device, then.shape)
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patch:
     """Elements of one tensor to exchange.
 
     Attributes:
-        spot: the tensor.
+        live: the tensor.
         memory: its elements, in memory order if some are exchanged, in its shape if all.
-        positions: which, or `EVERYTHING`.
+        positions: which of them, or `EVERYTHING`.
         new: the tuned elements.
         old: the base's.
+        swap_version: what autograd is told of the exchanges.
     """
 
-    spot: Spot
+    live: LiveTensor
     memory: Elements
     positions: Elements
     new: Elements
     old: Elements
+    swap_version: SwapVersion = field(default_factory=SwapVersion)
 
     @classmethod
-    def at(cls, spot: Spot, positions: Elements, new: Elements, old: Elements) -> "Patch":
-        """Elements of the tensor at `spot`; `EVERYTHING` is in its shape, `positions` are in memory order."""
-        memory = elements(spot.tensor) if positions is EVERYTHING else in_memory_order(spot.tensor)
-        return cls(spot, memory, positions, new, old)
+    def at(cls, live: LiveTensor, positions: Elements, new: Elements, old: Elements) -> "Patch":
+        """Exchange elements at row-major `positions`, or all; what is on another device is brought to the tensor's."""
+        tensor = live.tensor
+        new, old = (elements(torch.as_tensor(part).to(tensor.device)) for part in (new, old))
+        if positions is EVERYTHING:
+            return cls(live, elements(tensor), positions, new, old)
+        places = memory_positions(tensor, torch.as_tensor(positions).to(tensor.device))
+        return cls(live, in_memory_order(tensor), elements(places), new, old)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As the spot's: the memory is that of the copy."""
-        return Patch.at, (self.spot, self.positions, self.new, self.old)
+        """The memory is that of the copy, whose layout may be another."""
+        return Patch.at, (self.live, self._row_major(), self.new, self.old)
+
+    def found_again(self) -> "Patch":
+        """The same exchange where the module has the tensor now: moved, replaced, or cast, with the elements cast too.
+
+        Raises:
+            ParameterMismatchError: the module no longer has it, or has it in another shape or kind of dtype.
+        """
+        if self.live.is_current:
+            return self
+        then = self.live.tensor
+        live = LiveTensor.find(self.live.name, self.live.place)
+        now = live.tensor
+        castable = now.dtype == then.dtype or (now.is_floating_point() and then.is_floating_point())
+        if now.shape != then.shape or not castable:
+            raise ParameterMismatchError(
+                f"the delta was prepared for {then.dtype} {tuple(then.shape)}, "
+                f"the module has {now.dtype} {tuple(now.shape)} now",
+                parameter=live.name,
+            )
+        new, old = (bits(torch.as_tensor(part).view(then.dtype).to(now.dtype)) for part in (self.new, self.old))
+        return Patch.at(live, self._row_major(), new, old)
 
     @property
     def nbytes(self) -> int:
@@ -93,29 +149,56 @@ class Patch:
         positions = 0 if self.positions is EVERYTHING else self.positions.nbytes
         return int(positions + self.new.nbytes + self.old.nbytes)
 
+    @property
+    def changed(self) -> int:
+        """How many elements are new ones."""
+        return int((self.new != self.old).sum())
+
     def read(self) -> Elements:
         """The elements there are now."""
         return self.memory[self.positions]
 
+    def has(self, elements: Elements) -> bool:
+        """Whether it is these elements that are there now."""
+        return _equal(self.read(), elements)
+
     def write(self, elements: Elements) -> None:
         """Replace them."""
+        before = version(self.live.tensor)
         self.memory[self.positions] = elements
-        if isinstance(self.memory, np.ndarray):  # autograd has not seen it, and would use the new weights as the old
-            torch.autograd.graph.increment_version(self.spot.tensor)
+        self.swap_version.swapped(self.live.tensor, before)  # autograd has not seen what numpy wrote
+
+    def _row_major(self) -> Elements:
+        tensor, positions = self.live.tensor, self.positions
+        if positions is EVERYTHING or tensor.is_contiguous():
+            return positions
+        row_major = torch.arange(tensor.numel(), device=tensor.device)
+        places = memory_positions(tensor, row_major)
+        inverse = torch.zeros(int(places.max()) + 1, dtype=torch.int64, device=tensor.device)
+        inverse[places] = row_major
+        return inverse[torch.as_tensor(positions)]
 
 
 @dataclass(frozen=True)
 class PatchGroup:
-    """Patches whose old elements lie end to end in `old`, so that one comparison serves them all."""
+    """Patches of one device and dtype. Their elements lie end to end, so that one comparison serves them all."""
 
     patches: Sequence[Patch]
+    new: Elements
     old: Elements
 
-    def stranger(self) -> str | None:
-        """Name a tensor that has not the old elements, if any."""
-        if _equal(end_to_end([patch.read() for patch in self.patches]), self.old):
-            return None
-        return next(patch.spot.name for patch in self.patches if not _equal(patch.read(), patch.old))
+    def lacking(self, which: Literal["new", "old"]) -> list[Patch]:
+        """The patches whose tensors have not these elements now."""
+        if _equal(end_to_end([patch.read() for patch in self.patches]), getattr(self, which)):
+            return []
+        return [patch for patch in self.patches if not patch.has(getattr(patch, which))]
+
+    def found_again(self) -> Sequence["PatchGroup"]:
+        """The same patches where their tensors are now; apart if some have moved, as their devices may differ then."""
+        if all(patch.live.is_current for patch in self.patches):
+            return [self]
+        patches = [patch.found_again() for patch in self.patches]
+        return [PatchGroup([patch], patch.new, patch.old) for patch in patches]
 
 
 def elements(tensor: Tensor) -> Elements:
@@ -123,25 +206,29 @@ def elements(tensor: Tensor) -> Elements:
     return bits(tensor).numpy() if tensor.device.type == "cpu" else bits(tensor)
 
 
+def in_memory_order(tensor: Tensor) -> Elements:
+    """View the memory of a tensor in one dimension, first element to last, whatever its strides."""
+    if tensor.is_contiguous():
+        flat = tensor.view(-1)
+    else:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        flat = tensor.as_strided((span if tensor.numel() else 0,), (1,))
+    return bits(flat).numpy() if tensor.device.type == "cpu" else bits(flat)
+
+
+def memory_positions(tensor: Tensor, positions: Tensor) -> Tensor:
+    """Turn row-major positions into positions `in_memory_order`, so that one scatter serves every memory format."""
+    if tensor.is_contiguous():
+        return positions
+    axes = torch.unravel_index(positions, tensor.shape)
+    return sum((axis * stride for axis, stride in zip(axes, tensor.stride(), strict=True)), torch.zeros_like(positions))
+
+
 def end_to_end(parts: Sequence[Elements]) -> Elements:
     """Concatenate; a single part is returned as it is."""
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts))
-
-
-def in_memory_order(tensor: Tensor) -> Elements:
-    """View the memory of a tensor in one dimension, first element to last, whatever its strides."""
-    if tensor.is_contiguous():
-        return elements(tensor).reshape(-1)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return elements(tensor.as_strided((span if tensor.numel() else 0,), (1,)))
-
-
-def memory_positions(tensor: Tensor, positions: Tensor) -> Tensor:
-    """Turn row-major positions into positions `in_memory_order`, so that one scatter serves every memory format."""
-    axes = torch.unravel_index(positions, tensor.shape)
-    return sum((axis * stride for axis, stride in zip(axes, tensor.stride(), strict=True)), torch.zeros_like(positions))
 
 
 def _equal(found: Elements, wanted: Elements) -> bool:

@@ -16,7 +16,7 @@ from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from rst.live.adapter_bank import BASE
 from rst.live.apply import prepare, said_in_module
-from rst.live.patch import EVERYTHING, Patch, Spot
+from rst.live.patch import EVERYTHING, LiveTensor, Patch
 from rst.mixed.change import Change, SparseChange, Varying, WholeChange
 from rst.mixed.context import Derived, MixedContext, tensors_in
 from rst.mixed.sample_groups import SampleGroups
@@ -77,16 +77,11 @@ def mixed_forward(
 class _PreparedAdapter:
     """The changes of one delta, checked against one model."""
 
-    changes: Sequence[tuple[Spot, Change]]
+    changes: Sequence[tuple[LiveTensor, Change]]
 
     def fits(self) -> bool:
         """Whether the model still has its tensors where they were."""
-        try:
-            for spot, _ in self.changes:
-                spot.check()
-        except ParameterMismatchError:
-            return False
-        return all(_live(spot).dtype == spot.tensor.dtype for spot, _ in self.changes)
+        return all(live.is_current for live, _ in self.changes)
 
 
 # Model to a delta's id to what was prepared. It ends with the model or the delta, whichever goes first.
@@ -99,8 +94,8 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
     if found is None or not found.fits():
         own = said_in_module(unwrap(module), delta)
         _refuse_scripted(module, own)
-        patches = [patch for patch in prepare(module, own).patches if patch.spot.tensor.numel()]
-        found = _PreparedAdapter([(patch.spot, _change(patch, own)) for patch in patches])
+        patches = [patch for patch in prepare(module, own).patches if patch.live.tensor.numel()]
+        found = _PreparedAdapter([(patch.live, _change(patch, own)) for patch in patches])
         known[id(delta)] = found
         weakref.finalize(delta, _forget, weakref.ref(module), id(delta)).atexit = False
     return found
@@ -122,33 +117,30 @@ def _forget(module: "weakref.ref[nn.Module]", delta: int) -> None:
 
 
 def _change(patch: Patch, delta: SparseDelta) -> Change:
-    spot = patch.spot
+    live = patch.live
     if patch.positions is EVERYTHING:
-        return WholeChange(delta.dense[spot.name].to(spot.tensor.device))
-    positions = delta[spot.name].indices.to(spot.tensor.device, torch.int64)
-    origin, values = (torch.as_tensor(part).view(spot.tensor.dtype) for part in (patch.old, patch.new))
-    change = SparseChange(positions, origin, values, tuple(spot.tensor.shape))
+        return WholeChange(delta.dense[live.name].to(live.tensor.device))
+    positions = delta[live.name].indices.to(live.tensor.device, torch.int64)
+    origin, values = (torch.as_tensor(part).view(live.tensor.dtype) for part in (patch.old, patch.new))
+    change = SparseChange(positions, origin, values, tuple(live.tensor.shape))
     if not change.residual.isfinite().all():
         raise NonFiniteError(
-            "the change has infinite weights, which no product can be corrected for", parameter=spot.name
+            "the change has infinite weights, which no product can be corrected for", parameter=live.name
         )
     return change
 
 
 def _varying(adapters: Mapping[str, _PreparedAdapter]) -> list[tuple[Tensor, Varying]]:
     """Every tensor that an adapter changes, as the model has it, with all adapters' changes."""
-    found: dict[int, tuple[Tensor, str, dict[str, Change]]] = {}
+    found: dict[int, tuple[Tensor, Varying]] = {}
     for adapter, prepared in adapters.items():
-        for spot, change in prepared.changes:
-            tensor = _live(spot)
-            found.setdefault(id(tensor), (tensor, spot.name, {}))[2][adapter] = change
-    return [(tensor, Varying(name, tensor, changes)) for tensor, name, changes in found.values()]
-
-
-def _live(spot: Spot) -> Tensor:
-    tensor = spot.siblings[spot.attribute]
-    assert tensor is not None
-    return tensor
+        for live, change in prepared.changes:
+            tensor = live.place.tensor  # the module's own, as operations get it; live.tensor is detached
+            assert tensor is not None
+            if id(tensor) not in found:
+                found[id(tensor)] = tensor, Varying(live.name, tensor, {})
+            found[id(tensor)][1].changes[adapter] = change
+    return list(found.values())
 
 
 def _check(

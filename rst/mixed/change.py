@@ -109,7 +109,7 @@ class Varying:
 
     name: str
     base: Tensor
-    changes: Mapping[str, Change]
+    changes: dict[str, Change]
 
     def under(self, adapter: str) -> Tensor:
         """The tensor as this adapter has it."""

@@ -17,7 +17,7 @@ def cast(delta: SparseDelta, base: nn.Module, dtypes: Mapping[str, torch.dtype])
     Args:
         delta: with any operation.
         base: the module that holds the weights it was made from, in their old dtype.
-        dtypes: the new dtype of each of its tensors; those not named stay as they are.
+        dtypes: the new dtype of each of its tensors, under any of their names; those not named stay as they are.
 
     Returns:
         A delta with op "replace", without digests of a base: the cast base is not the one it was made from.
@@ -25,14 +25,17 @@ def cast(delta: SparseDelta, base: nn.Module, dtypes: Mapping[str, torch.dtype])
     Raises:
         RSTError: as `rst.convert`; the base is not the delta's.
     """
-    if all(dtypes.get(name, change.dtype) == change.dtype for name, change in delta.parameters.items()):
-        return delta
+
+    def wanted(name: str, dtype: torch.dtype) -> torch.dtype:
+        return next((dtypes[alias] for alias in delta.names_of(name) if alias in dtypes), dtype)
+
+    dense = {name: tensor.to(wanted(name, tensor.dtype)) for name, tensor in delta.dense.items()}
+    if all(wanted(name, change.dtype) == change.dtype for name, change in delta.items()):
+        unchanged = all(dense[name].dtype == tensor.dtype for name, tensor in delta.dense.items())
+        return delta if unchanged else replace(delta, dense=dense)
     absolute = convert(delta, op="replace", base=base)
-    return replace(
-        absolute,
-        parameters={name: _cast(change, dtypes.get(name, change.dtype)) for name, change in absolute.items()},
-        dense={name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in delta.dense.items()},
-    )
+    cast_changes = {name: _cast(change, wanted(name, change.dtype)) for name, change in absolute.items()}
+    return replace(absolute, parameters=cast_changes, dense=dense)
 
 
 def _cast(change: ParameterDelta, dtype: torch.dtype) -> ParameterDelta:

@@ -188,8 +188,8 @@ class Follower:
         """
         coordinates, state, found = coordinates_of(self._module), self._state, {}
         for patch in prepared.patches:
-            device = patch.spot.tensor.device
-            found[coordinates.name_in_files(patch.spot.name)] = (
+            device = patch.live.tensor.device
+            found[coordinates.name_in_files(patch.live.name)] = (
                 torch.as_tensor(patch.old, device=device),
                 torch.as_tensor(patch.new, device=device),
             )

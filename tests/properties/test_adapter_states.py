@@ -84,7 +84,8 @@ class AdapterStates(RuleBasedStateMachine):
         self.model.delete_adapter(name)
         del self.adapters[name]
         self.in_training.discard(name)
-        self.active = None if self.active == name else self.active
+        if self.active == name:
+            self.active = next(iter(self.adapters), None)
 
     @rule(data=st.data(), name=NAMES, method=st.sampled_from(["linear", "ties", "magnitude_prune"]))
     @precondition(lambda self: self.adapters)

@@ -390,10 +390,10 @@ def _trained_meanwhile(model: Net, delta: SparseDelta) -> tuple[str, bool]:
 
 
 def _moved(model: Net, delta: SparseDelta) -> tuple[str, bool]:
-    """In one process another tensor stands where the delta is on; no process takes it off then."""
+    """In one process other weights stand where the delta is on; no process takes it off then."""
     handle = apply_sharded(model, delta)
     if dist.get_rank() == 1:
-        model.down.weight = nn.Parameter(model.down.weight.detach().clone())
+        model.down.weight = nn.Parameter(model.down.weight.detach() + 1)
     told = _untouched(model, handle.remove)
     return told[0], told[1] and handle.applied
 

@@ -1,5 +1,7 @@
 """A delta on a live module: all or nothing."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -234,14 +236,152 @@ def test_a_second_delta_on_the_same_weights_is_refused_until_the_first_is_off() 
         assert_state(live, snapshot(changed(2)))
 
 
-def test_a_module_that_moved_needs_a_new_preparation() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("on", [False, True])
+def test_tensors_that_were_replaced_or_cast_are_followed(dtype: torch.dtype, on: bool) -> None:
+    live = model().to(memory_format=torch.channels_last)
+    prepared = export(model(), changed(), modules_to_save=["2"]).prepare(live)
+    prepared.apply() if on else None
+    now = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in snapshot(live).items()}
+    live.load_state_dict({name: tensor.clone() for name, tensor in now.items()}, assign=True)
+    prepared.remove()
+    assert_state(live, snapshot(model().to(dtype)))
+    with prepared:
+        assert_state(live, snapshot(changed().to(dtype)))
+    assert_state(live, snapshot(model().to(dtype)))
+
+
+@pytest.mark.parametrize(
+    "replacement", [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(2, 4, dtype=torch.complex64)), None]
+)
+def test_a_tensor_that_has_gone_is_named(replacement: nn.Parameter | None) -> None:
     live = model()
     prepared = export(model(), changed()).prepare(live)
-    live[2].weight.data = live[2].weight.data.clone()
-    before = snapshot(live)
-    with pytest.raises(ParameterMismatchError, match=r"2\.weight: moved or replaced since"):
+    live[2].weight = replacement
+    with pytest.raises(ParameterMismatchError) as caught:
         prepared.apply()
+    assert caught.value.parameter == "2.weight"
+    assert not prepared.applied
+
+
+def test_buffers_that_a_forward_pass_writes_are_put_back() -> None:
+    live = model()
+    with export(model(), changed()).apply(live):
+        live[1](live[0](torch.randn(2, 3, 5, 5)))
+        assert not torch.equal(live[1].running_mean, changed()[1].running_mean)
+    assert torch.equal(live[1].running_mean, model()[1].running_mean)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "2.weight"])
+def test_weights_changed_while_the_delta_is_on_are_not_mixed_with_the_base(name: str) -> None:
+    live = model()
+    base = snapshot(live)
+    prepared = export(model(), changed()).apply(live)
+    with torch.no_grad():
+        live.state_dict()[name].add_(1)
+    before = snapshot(live)
+    with pytest.raises(WrongBaseError) as caught:
+        prepared.remove()
+    assert caught.value.parameter == name
+    assert prepared.applied
     assert_state(live, before)
+    live.load_state_dict(base)
+    prepared.remove()
+    assert not prepared.applied
+    assert_state(live, base)
+    with prepared:
+        assert_state(live, snapshot(changed()))
+
+
+def test_the_base_loaded_again_in_part() -> None:
+    live = model()
+    prepared = export(model(), changed()).apply(live)
+    live[2].load_state_dict(model()[2].state_dict())
+    prepared.remove()
+    assert_state(live, snapshot(model()))
+
+
+def test_an_expanded_tensor_is_refused() -> None:
+    live = model()
+    live[2].bias = nn.Parameter(torch.zeros(1).expand(2))
+    with pytest.raises(ParameterMismatchError) as caught:
+        hand_made().apply(live)
+    assert caught.value.parameter == "2.bias"
+
+
+def copied(module: nn.Module, prepared: Any) -> Any:
+    return pickle.loads(pickle.dumps((module, prepared)))
+
+
+@pytest.mark.parametrize("copies", [copied, lambda *both: copy.deepcopy(both)], ids=["pickle", "deepcopy"])
+def test_a_copy_may_lay_its_weights_out_in_another_way(copies: Any) -> None:
+    live = model()
+    wide = torch.zeros(2, 8)
+    wide[:, ::2] = live[2].weight.detach()
+    live[2].weight = nn.Parameter(wide[:, ::2])
+    live[0].to(memory_format=torch.channels_last)
+    other, prepared = copies(live, export(model(), changed()).apply(live))
+    assert_state(other, snapshot(changed()))
+    prepared.remove()
+    assert_state(other, snapshot(model()))
+    assert_state(live, snapshot(changed()))
+
+
+class Tied(nn.Module):
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(9, 4)
+        self.head = nn.Linear(4, 9, bias=False)
+        self.head.weight = self.emb.weight if tied else nn.Parameter(self.emb.weight.detach().clone())
+
+
+def test_one_tensor_under_two_names_is_changed_in_one_way_only() -> None:
+    tuned = Tied(tied=False)
+    with torch.no_grad():
+        tuned.head.weight += 1
+        tuned.emb.weight += 2
+    live = Tied(tied=True)
+    before = snapshot(live)
+    with pytest.raises(ParameterMismatchError) as caught:
+        export(Tied(tied=False), tuned).apply(live)
+    assert caught.value.parameter == "head.weight"
+    assert "emb.weight" in caught.value.reason
+    assert_state(live, before)
+    with torch.no_grad():
+        tuned.head.weight.copy_(tuned.emb.weight)
+    with export(Tied(tied=False), tuned).apply(live):  # alike: a checkpoint that has a tied tensor twice
+        assert_state(live, snapshot(tuned))
+    assert_state(live, before)
+
+
+@pytest.mark.parametrize("ask", [torch.no_grad, torch.enable_grad])
+def test_a_pass_without_the_delta_between_forward_and_backward(ask: Any) -> None:
+    live, features = model(), torch.ones(1, 4)
+    prepared = export(model(), changed()).prepare(live)
+    wanted = torch.autograd.grad(live[2](features.requires_grad_()).square().sum(), features)
+    loss = live[2](features).square().sum()
+    with ask(), prepared:
+        other = live[2](features).square().sum()
+    assert torch.equal(torch.autograd.grad(loss, features)[0], wanted[0])
+    if ask is torch.enable_grad:
+        with pytest.raises(RuntimeError, match="inplace"):
+            other.backward()
+
+
+def test_what_was_written_beside_the_delta_is_not_taken_for_the_old_weights() -> None:
+    live, tuned, features = model(), model(), torch.ones(1, 4, requires_grad=True)
+    with torch.no_grad():
+        tuned[2].weight[0] += 1
+    prepared = export(model(), tuned).prepare(live)
+    graphs = []
+    for _ in range(3):
+        graphs.append(live[2](features).sum())
+        with prepared, torch.no_grad():
+            live[2].weight[1] += 1
+    for graph in graphs:
+        with pytest.raises(RuntimeError, match="inplace"):
+            graph.backward()
 
 
 def test_weights_that_are_a_view_of_larger_memory() -> None:

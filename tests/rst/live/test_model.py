@@ -142,6 +142,13 @@ class TestSwitching:
         assert model.active_adapter is None
         assert model.adapter_names == []
 
+    def test_deleting_the_active_adapter_activates_the_first_that_is_left(
+        self, model: RSTModel, base: Network, domains: dict[str, nn.Module]
+    ) -> None:
+        model.delete_adapter("art")
+        assert model.active_adapters == ["photo"]
+        assert_holds(base, snapshot(domains["photo"]))
+
     def test_unknown_taken_and_reserved_names(self, model: RSTModel, base: Network) -> None:
         delta = model.get_delta("art")
         with pytest.raises(ConfigError, match=r"'sketch'.*'art', 'photo'"):
@@ -585,7 +592,8 @@ class TestTraining:
         assert {name for name, parameter in base.named_parameters() if parameter.requires_grad} == trains
         self.train(model, steps=1)
         model.delete_adapter("first")
-        assert not any(parameter.requires_grad for parameter in base.parameters())
+        trains = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+        assert trains == {"body.weight", "body.bias"}
         model.delete_adapter("second")
         left = {name for name, parameter in base.named_parameters() if not parameter.requires_grad}
         assert left == {"norm.bias"}
