@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rst.interop.shira import to_shira
     from rst.interop.task_vector import to_task_vector
     from rst.live.apply import PreparedDelta
+    from rst.live.auto_model import AutoRSTModel
     from rst.live.model import RSTModel, get_rst_model
     from rst.mixed.batch import mixed_forward
     from rst.operations.combine import combine
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that `rst --help` does not wait for torch.
 _MODULE_OF = {
+    "AutoRSTModel": "rst.live.auto_model",
     "BaseDigests": "rst.delta.parameter_delta",
     "BaseIdentity": "rst.delta.sparse_delta",
     "CheckpointError": "rst.errors",
@@ -80,6 +82,7 @@ _MODULE_OF = {
     "to_task_vector": "rst.interop.task_vector",
 }
 __all__ = [
+    "AutoRSTModel",
     "BaseDigests",
     "BaseIdentity",
     "CheckpointError",

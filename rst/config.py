@@ -2,12 +2,18 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rst.errors import ConfigError
 from rst.schedule import Geometric, Schedule, as_schedule, schedule_from_json, schedule_to_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rst.live.hub import HubOptions
 
 Selection = Literal["threshold", "top", "bias"]
 BaseStorage = Literal["device", "cpu", "mmap"]
@@ -43,7 +49,8 @@ class RSTConfig:
         select: which of the two, "top" or "threshold", as given; "bias" lets only biases move while gradients flow
             through everything (App. M).
         target_modules: parameters to train sparsely; a list of names or name suffixes, or one regular expression that
-            must match a whole name, of the parameter or of a module above it. None means every trainable parameter.
+            must match a whole name, of the parameter or of a module above it. None means every trainable parameter,
+            "all-linear" those of linear layers, without a language model's output layer.
         exclude_modules: taken out of `target_modules`, written the same way. What is neither targeted nor saved whole
             is frozen.
         modules_to_save: modules trained freely and stored whole (a task head).
@@ -147,6 +154,38 @@ class RSTConfig:
             values = {name: value for name, value in values.items() if name != "threshold"}
         scheduled: dict[str, Any] = {name: schedule_from_json(values[name]) for name in _SCHEDULED if name in values}
         return cls(**{**values, **scheduled})
+
+    def save_pretrained(self, save_directory: "str | os.PathLike[str]") -> None:
+        """Write `rst_config.json` into a folder, as PEFT's configurations do; a base that is named there stays.
+
+        Raises:
+            DeltaFormatError: the folder has another file of that name.
+            OSError: the folder cannot be written.
+        """
+        from rst.live.adapter_folder import write_settings
+
+        write_settings(save_directory, self.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, model_id: "str | os.PathLike[str]", **hub: "Unpack[HubOptions]") -> "RSTConfig":
+        """Read the configuration of an adapter: a folder, or a repository on the hub.
+
+        Args:
+            model_id: where.
+            **hub: which revision, subfolder and so on: `rst.live.hub.HubOptions`.
+
+        Raises:
+            CheckpointError: there is no `rst_config.json`.
+            ConfigError: an unknown keyword; the file has no settings, or unknown ones.
+            DeltaFormatError: the file is damaged.
+        """
+        from rst.delta.file import CONFIG_FILE, read_settings
+        from rst.live.hub import find_adapter
+
+        settings, _ = read_settings(find_adapter(model_id, (CONFIG_FILE,), **hub))
+        if not settings:
+            raise ConfigError(f"{os.fspath(model_id)}: the adapter has no settings to go on training with")
+        return cls.from_dict(settings)
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -87,7 +87,7 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     if isinstance(delta, SparseDelta):
         return delta
     if Path(delta).is_dir():
-        _check_adapter_config(Path(delta) / CONFIG_FILE)
+        read_settings(delta)
     source = str(delta_file(delta))
     contents = read_safetensors(source)
     _check_version(source, contents.metadata)
@@ -99,17 +99,28 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
         raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
 
 
-def _check_adapter_config(path: Path) -> None:
+def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseIdentity]:
+    """Read the configuration that an adapter's folder has, as JSON, and the name and revision of the base.
+
+    Raises:
+        CheckpointError: there is no `rst_config.json`.
+        DeltaFormatError: it is damaged, or of another version.
+    """
+    path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError("no such file; a folder written by save_pretrained has one", file=path)
     try:
         content = parse_json(path.read_bytes())
-        kind, version = content["format"], content["format_version"]
+        kind, version, config = content["format"], content["format_version"], content.get("config", {})
+        base = BaseIdentity(content.get("base_model_name_or_path"), content.get("base_model_revision"))
+        if not isinstance(config, dict) or not all(isinstance(part, str | None) for part in (base.name, base.revision)):
+            raise TypeError("the config is no object, or the base's name no string")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise DeltaFormatError(f"malformed ({type(error).__name__}: {error})", file=path) from error
     if kind != FORMAT or version != FOLDER_VERSION:
         found = f"{str(kind)[:99]!r} version {str(version)[:99]}"
         raise DeltaFormatError(f"format {found}; this library reads {FORMAT} {FOLDER_VERSION}", file=path)
+    return config, base
 
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Which adapters there are and which one is in the base's weights: at most one, and never half of one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -51,6 +51,11 @@ class AdapterBank(Mapping[str, Adapter]):
     def __len__(self) -> int:
         """Number of adapters."""
         return len(self._adapters)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise `ConfigError` for a name that is neither an adapter's nor the base's."""
+        for name in {*names} - {BASE}:
+            self[name]
 
     def delta(self, name: str) -> SparseDelta:
         """The delta of one adapter; for one in training that is off, it is on for a moment."""

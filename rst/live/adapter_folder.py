@@ -5,11 +5,12 @@ Not `adapter_config.json`: transformers sees that name and hands the folder to P
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from rst.delta.file import CONFIG_FILE, DELTA_FILE, FOLDER_VERSION
-from rst.delta.sparse_delta import Encoding, SparseDelta
+from rst.delta.file import CONFIG_FILE, DELTA_FILE, FOLDER_VERSION, read_settings
+from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import ConfigError
 from rst.files.atomic import atomic_write
 from rst.live.model_card import model_card
@@ -45,16 +46,30 @@ def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: 
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     delta.save(path / DELTA_FILE, encoding)
+    write_settings(path, delta.config, delta.base)
+    if not (path / CARD_FILE).exists():
+        with atomic_write(path / CARD_FILE) as temporary:
+            temporary.write_text(model_card(delta, (path / DELTA_FILE).stat().st_size))
+
+
+def write_settings(folder: str | os.PathLike[str], config: Mapping[str, Any], base: BaseIdentity | None = None) -> None:
+    """Write `rst_config.json`; without a `base`, the one that a file there names stays.
+
+    Raises:
+        DeltaFormatError: the file that is there is damaged.
+        OSError: the folder cannot be made or written.
+    """
+    path = Path(folder) / CONFIG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        base = read_settings(path.parent)[1] if path.exists() else BaseIdentity()
     content = {
         "format": "rst",
         "format_version": FOLDER_VERSION,
         "library_version": __version__,
-        "base_model_name_or_path": delta.base.name,
-        "base_model_revision": delta.base.revision,
-        "config": dict(delta.config),
+        "base_model_name_or_path": base.name,
+        "base_model_revision": base.revision,
+        "config": dict(config),
     }
-    with atomic_write(path / CONFIG_FILE) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
-    if not (path / CARD_FILE).exists():
-        with atomic_write(path / CARD_FILE) as temporary:
-            temporary.write_text(model_card(delta, (path / DELTA_FILE).stat().st_size))

@@ -1,12 +1,14 @@
 """Adapters on the Hugging Face hub, through huggingface_hub: a folder from an id, and back."""
 
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rst.delta.file import CONFIG_FILE, DELTA_FILE
 from rst.delta.sparse_delta import Encoding, SparseDelta
-from rst.errors import CheckpointError
+from rst.errors import CheckpointError, ConfigError
 from rst.extras import install_command
 from rst.live.adapter_folder import CARD_FILE, write_adapter
 
@@ -42,21 +44,34 @@ class PushOptions(TypedDict, total=False):
     create_pr: bool
 
 
-def find_adapter(model_id: str, **options: "Unpack[HubOptions]") -> Path:
-    """Return the local folder of an adapter: `model_id` itself if there is such a folder, else the hub's, downloaded.
+def find_adapter(
+    model_id: str | os.PathLike[str],
+    files: Sequence[str] = (CONFIG_FILE, DELTA_FILE),
+    **options: "Unpack[HubOptions]",
+) -> Path:
+    """Return where an adapter is: `model_id` itself if there is such a folder or file, else the hub's, downloaded.
+
+    Args:
+        model_id: a folder that `save_pretrained` wrote, a delta's file, or a repository on the hub.
+        files: what is needed of it.
+        **options: see `HubOptions`.
 
     Raises:
-        CheckpointError: neither a folder nor an adapter on the hub, or the hub cannot be reached.
+        CheckpointError: no such folder, file or adapter on the hub, or the hub cannot be reached.
+        ConfigError: an unknown option.
     """
-    local = Path(model_id)
+    _check_options(options, HubOptions)
+    local, model_id = Path(model_id), os.fspath(model_id)
     if local.is_dir():
         return local / (options.get("subfolder") or "")
+    if local.is_file():
+        return local
     hub = _import_hub(f"{model_id}: no such folder; to look for it on the hub")
     try:
-        files = [hub.hf_hub_download(model_id, name, **options) for name in (CONFIG_FILE, DELTA_FILE)]
+        found = [hub.hf_hub_download(model_id, name, **options) for name in files]
     except Exception as error:  # a network's failures have another class in each version of huggingface_hub
         raise CheckpointError(f"{model_id}: no such folder, and not an RST adapter on the hub ({error})") from error
-    return Path(files[0]).parent
+    return Path(found[0]).parent
 
 
 def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", **options: "Unpack[PushOptions]") -> str:
@@ -66,8 +81,10 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
 
     Raises:
         CheckpointError: huggingface_hub is not installed.
+        ConfigError: an unknown option.
         huggingface_hub.errors.HfHubHTTPError: the hub refuses.
     """
+    _check_options(options, PushOptions)
     hub = _import_hub(f"{repo_id}: to upload to the hub")
     api = hub.HfApi(token=options.get("token"))
     repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
@@ -88,6 +105,12 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
             create_pr=options.get("create_pr", False),
         )
     return str(info.commit_url)
+
+
+def _check_options(options: Mapping[str, object], known: type) -> None:
+    """A misspelt keyword would otherwise do nothing, and in silence."""
+    if unknown := sorted(options.keys() - known.__annotations__.keys()):
+        raise ConfigError(f"unknown keywords {unknown}; known are {sorted(known.__annotations__)}")
 
 
 def _import_hub(purpose: str) -> Any:

@@ -5,8 +5,9 @@ forward pass is the base's, at the base's speed.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +64,35 @@ class RSTModel(nn.Module):
         Args:
             *args: as the base model takes them.
             adapter_names: one adapter for each sample of the batch, "__base__" for none: one forward over all of them
-                (Eq. 15), see `rst.mixed.batch`. The active adapter plays no part then.
+                (Eq. 15), see `rst.mixed.batch`. The active adapter plays no part then; while adapters are disabled all
+                samples are the base's, as in PEFT.
             **kwargs: as the base model takes them.
         """
         if adapter_names is None:
             return self.base_model(*args, **kwargs)
-        from rst.mixed.batch import mixed_forward
+        return self._mixed("__call__", adapter_names, args, kwargs)
 
-        wanted = {name: self._bank.delta(name) for name in {*adapter_names} - {BASE}}
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Run `generate` of transformers' models with the active adapter, or with one for each sample, as `forward`."""
+        if adapter_names is None:
+            return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+        settings = kwargs.get("generation_config") or getattr(self.base_model, "generation_config", None)
+        beams = [
+            kwargs.get(name) or getattr(settings, name, None) or 1 for name in ("num_beams", "num_return_sequences")
+        ]
+        return self._mixed("generate", adapter_names, args, kwargs, repeats=max(beams))
+
+    def _mixed(
+        self, method: str, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], repeats: int = 1
+    ) -> Any:
+        from rst.mixed.batch import mixed_call
+
+        self._bank.check(names)
+        if not self._bank.enabled:
+            names = [BASE] * len(names)
+        deltas = {name: self._bank.delta(name) for name in {*names} - {BASE}}
         with self._bank.disabled():
-            return mixed_forward(self.base_model, wanted, adapter_names, args, kwargs)
+            return mixed_call(unwrap(self.base_model), deltas, names, args, kwargs, method=method, repeats=repeats)
 
     # Loading and saving
 
@@ -85,9 +105,16 @@ class RSTModel(nn.Module):
         is_trainable: bool = False,
         **hub: "Unpack[HubOptions]",
     ) -> "RSTModel":
-        """Wrap `model` and load its first adapter, which becomes active. See `load_adapter`."""
+        """Wrap `model` and load its first adapter, which becomes active. See `load_adapter`.
+
+        Unless the adapter is trainable, the model is in eval mode then and no parameter requires a gradient, as in
+        PEFT; `unload` and `merge_and_unload` give back the `requires_grad` that was found.
+        """
         wrapped = cls(model)
         wrapped.load_adapter(model_id, adapter_name, is_trainable, **hub)
+        if not is_trainable:
+            wrapped._bank.freeze()
+            wrapped.eval()
         return wrapped
 
     def load_adapter(
@@ -100,22 +127,32 @@ class RSTModel(nn.Module):
         """Read an adapter and check it against the base; the first one becomes active.
 
         Args:
-            model_id: a folder that `save_pretrained` wrote, or a repository on the hub.
+            model_id: a folder that `save_pretrained` wrote, a delta's file, or a repository on the hub.
             adapter_name: the name to call it by.
             is_trainable: whether to go on training it; it becomes active then.
             **hub: which revision, subfolder and so on: `rst.live.hub.HubOptions`.
 
         Raises:
             CheckpointError: there is no such adapter.
-            ConfigError: the name is taken.
+            ConfigError: the name is taken, or an unknown keyword.
             DeltaFormatError: it is damaged.
             ParameterMismatchError: it is for another architecture.
             WrongBaseError: it is for other weights. The model is unchanged in every case.
         """
-        self.add_adapter(adapter_name, load_delta(find_adapter(os.fspath(model_id), **hub)), is_trainable)
+        self.add_adapter(adapter_name, load_delta(find_adapter(model_id, **hub)), is_trainable)
 
-    def add_adapter(self, adapter_name: str, adapter: SparseDelta | RSTConfig, is_trainable: bool = False) -> None:
+    def add_adapter(
+        self,
+        adapter_name: str,
+        adapter: SparseDelta | RSTConfig | str | os.PathLike[str],
+        is_trainable: bool = False,
+    ) -> None:
         """Add a delta, or with a configuration start training a new adapter, which then is active.
+
+        Args:
+            adapter_name: the name to call it by.
+            adapter: a delta, its file or an adapter's folder; or a configuration.
+            is_trainable: whether to go on training a delta.
 
         Raises:
             ConfigError: the name is taken, or a delta to be trained has no settings.
@@ -123,7 +160,9 @@ class RSTModel(nn.Module):
         """
         if isinstance(adapter, RSTConfig):
             self._bank.train(adapter_name, adapter)
-        elif is_trainable:
+            return
+        adapter = load_delta(adapter)
+        if is_trainable:
             if not adapter.config:
                 raise ConfigError(f"{adapter_name}: the delta has no settings to go on training with")
             self._bank.train(adapter_name, RSTConfig.from_dict(dict(adapter.config)), start=adapter)
@@ -138,7 +177,7 @@ class RSTModel(nn.Module):
         Raises:
             RSTError: as `load_adapter`, or no adapter of this name is loaded; nothing has changed then.
         """
-        self._bank.replace(adapter_name, load_delta(find_adapter(os.fspath(model_id), **hub)))
+        self._bank.replace(adapter_name, load_delta(find_adapter(model_id, **hub)))
 
     def save_pretrained(
         self,
@@ -253,22 +292,46 @@ class RSTModel(nn.Module):
         combination_type: "Method" = "linear",
         density: float | None = None,
         majority_sign_method: "MajoritySignMethod" = "total",
+        whole_from: str | None = None,
     ) -> None:
         """Combine adapters into a new one, in O(sum of their changed weights). See `rst.combine`.
 
+        Args:
+            adapters: their names.
+            weights: a factor for each.
+            adapter_name: of the new one.
+            combination_type: see `rst.combine`, as for the next two.
+            density: the share of changed weights to keep of each.
+            majority_sign_method: how a sign is elected.
+            whole_from: the one of `adapters` whose tensors stored whole (heads, buffers) the new one has; they have no
+                residual to be averaged. Without it those of all adapters must agree in every bit.
+
         Raises:
             ConfigError: an unknown adapter or combination, or the name is taken.
-            ParameterMismatchError: tensors stored whole, which cannot be averaged, differ.
+            ParameterMismatchError: tensors stored whole differ, and `whole_from` does not say whose to take.
         """
         from rst.operations.combine import combine
 
+        deltas = {name: self.get_delta(name) for name in adapters}
+        if whole_from is not None and whole_from not in deltas:
+            raise ConfigError(f"whole_from={whole_from!r}: name one of {list(deltas)}")
         combined = combine(
-            [self.get_delta(name) for name in adapters],
+            [deltas[name] if whole_from is None else deltas[name].sparse_only() for name in adapters],
             weights,
             method=combination_type,
             density=density,
             majority_sign_method=majority_sign_method,
         )
+        if whole_from is not None:
+            whole = deltas[whole_from]
+            tied = {alias: owner for alias, owner in whole.tied.items() if owner in whole.dense}
+            combined = replace(
+                combined,
+                parameters={name: change for name, change in combined.items() if name not in whole.dense},
+                dense=whole.dense,
+                buffers=whole.buffers,
+                tied={**combined.tied, **tied},
+            )
         self._bank.add(adapter_name, combined)
 
     # Looking

@@ -79,7 +79,7 @@ class LiveTensor:
     @property
     def is_current(self) -> bool:
         """Whether the module still has the tensor in this memory, laid out and typed as it was."""
-        now, then = self.place.tensor, self.tensor
+        now, then = self.place.owner.get(self.place.attribute), self.tensor
         return (
             now is not None
             and now.data_ptr() == then.data_ptr()

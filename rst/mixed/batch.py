@@ -5,12 +5,14 @@ neither changed nor hooked.
 """
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _pop_mode
 
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
@@ -59,11 +61,35 @@ def mixed_forward(
         ParameterMismatchError: an operation on a changed parameter that cannot be done sample by sample; both named.
         RSTError: as `rst.live.apply.prepare`. The model is unchanged in every case.
     """
-    module, kwargs = unwrap(model), kwargs or {}
-    _check(module, deltas, adapter_names, args, kwargs)
-    adapters = {name: _prepared(module, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
-    with torch.no_grad(), MixedContext(_varying(adapters), SampleGroups(adapter_names)):
-        output = module(*args, **kwargs)
+    return mixed_call(unwrap(model), deltas, adapter_names, args, kwargs or {})
+
+
+def mixed_call(
+    model: nn.Module,
+    deltas: Mapping[str, SparseDelta],
+    adapter_names: Sequence[str],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    method: str = "__call__",
+    repeats: int = 1,
+) -> Any:
+    """`mixed_forward` for any method of an unwrapped model that runs its layers.
+
+    Args:
+        model: see `mixed_forward`, as of the next four.
+        deltas: by adapter name.
+        adapter_names: one a sample of the inputs.
+        args: the method's.
+        kwargs: the method's.
+        method: its name.
+        repeats: how often the method lays each sample out side by side before it runs the layers (beams).
+    """
+    _check(model, deltas, adapter_names, args, kwargs)
+    adapters = {name: _prepared(model, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
+    groups = SampleGroups([name for name in adapter_names for _ in range(repeats)])
+    with _torch_state_kept(), torch.no_grad(), MixedContext(_varying(adapters), groups):
+        output = getattr(model, method)(*args, **kwargs)
     for tensor in tensors_in(output):
         if isinstance(tensor, Derived):
             raise ParameterMismatchError(
@@ -71,6 +97,18 @@ def mixed_forward(
                 parameter=tensor.varying.name,
             )
     return output
+
+
+@contextmanager
+def _torch_state_kept() -> Iterator[None]:
+    """Leave torch's modes as they were, also where Ctrl-C keeps torch's own context managers from doing so."""
+    modes, grad = torch._C._len_torch_function_stack(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        while torch._C._len_torch_function_stack() > modes:
+            _pop_mode()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from rst.errors import ConfigError, ParameterMismatchError
 from rst.naming import check_patterns, matches, plain_name
 from rst.numerics.exactness import RESIDUAL_DTYPES
 
+ALL_LINEAR = "all-linear"
+
 
 @dataclass(frozen=True)
 class TrackedTensors:
@@ -50,7 +52,10 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     """
     live = live_tensors(model)
     meant = partial(_meant, names={name: coordinates_of(model).files_of(name) for name in live})
-    targets = meant("target_modules", config.target_modules)
+    if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
+        targets = _linear_layers(model, live)
+    else:
+        targets = meant("target_modules", config.target_modules)
     excluded = meant("exclude_modules", config.exclude_modules)
     chosen = meant("modules_to_save", config.modules_to_save)
     saved = [name for name in live if name in chosen]
@@ -99,6 +104,18 @@ def _meant(setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]])
                     )
         found |= own
     return found
+
+
+def _linear_layers(model: nn.Module, live: Mapping[str, Tensor]) -> set[str]:
+    """Names of the weights and biases of all linear layers but the one that a language model's logits come from."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    layers = [
+        module
+        for module in model.modules()
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not output
+    ]
+    found = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
+    return {name for name, tensor in live.items() if id(tensor) in found}
 
 
 def _find_tied(model: nn.Module, owners: Mapping[str, Tensor]) -> dict[str, str]:

@@ -36,12 +36,15 @@ CONVENIENCES = {
     ("rst.delta.sparse_delta", "rst.delta.summary"),  # summary
     ("rst.delta.sparse_delta", "rst.live.apply"),  # prepare, apply
     ("rst.live.model", "rst.mixed.batch"),  # forward with adapter_names
+    ("rst.config", "rst.delta.file"),  # from_pretrained
+    ("rst.config", "rst.live.hub"),  # from_pretrained
+    ("rst.config", "rst.live.adapter_folder"),  # save_pretrained
 }
 # Where the users of version 0.1 import from.
 PUBLIC = {
-    "rst": """BaseDigests BaseIdentity CheckpointError Comparison ConfigError Constant DeltaFormatError Linear
-        NonFiniteError NotCarriedError Overlap ParameterDelta ParameterMismatchError PreparedDelta RSTConfig RSTError
-        RSTModel ResidualSparseTrainer SparseDelta WrongBaseError __version__ combine compare convert export
+    "rst": """AutoRSTModel BaseDigests BaseIdentity CheckpointError Comparison ConfigError Constant DeltaFormatError
+        Linear NonFiniteError NotCarriedError Overlap ParameterDelta ParameterMismatchError PreparedDelta RSTConfig
+        RSTError RSTModel ResidualSparseTrainer SparseDelta WrongBaseError __version__ combine compare convert export
         from_official from_peft get_rst_model merge mixed_forward open_checkpoint to_shira to_task_vector""",
     "rst.sync": """ChainConflictError ChainDamageError ChainError ChainGapError ChainOrderError ChainReport
         ChainStateError FolderStore Follower FsspecStore Link Pointer Pruned Published Publisher Store

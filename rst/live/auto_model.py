@@ -1,0 +1,74 @@
+"""An adapter together with the base model that it names, as `peft.AutoPeftModel` loads both."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rst.delta.file import CONFIG_FILE, read_settings
+from rst.errors import CheckpointError, ConfigError
+from rst.extras import install_command
+from rst.live.hub import find_adapter
+from rst.live.model import RSTModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rst.live.hub import HubOptions
+
+
+class AutoRSTModel:
+    """Loads an adapter and, through transformers, the base that its folder names.
+
+    >>> model = AutoRSTModel.from_pretrained("ar2cl/")
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        *,
+        base_options: Mapping[str, Any] | None = None,
+        **hub: "Unpack[HubOptions]",
+    ) -> RSTModel:
+        """Load the base in the class that its own configuration names, then the adapter: `RSTModel.from_pretrained`.
+
+        Args:
+            model_id: an adapter's folder, or a repository on the hub.
+            adapter_name: the name to call it by.
+            is_trainable: whether to go on training it.
+            base_options: for the base's `from_pretrained` (dtype, device_map, ...).
+            **hub: of the adapter; see `rst.live.hub.HubOptions`.
+
+        Raises:
+            CheckpointError: there is no such adapter, it names no base, or the base cannot be loaded.
+            RSTError: as `RSTModel.load_adapter`.
+        """
+        settings = find_adapter(model_id, (CONFIG_FILE,), **hub)
+        if settings.is_file():
+            raise ConfigError(f"{model_id}: a file does not name its base; give the adapter's folder")
+        base = read_settings(settings)[1]
+        if base.name is None:
+            raise CheckpointError(
+                f"names no base; load that and call RSTModel.from_pretrained(base, {os.fspath(model_id)!r})",
+                file=settings / CONFIG_FILE,
+            )
+        model = _load_base(base.name, {"revision": base.revision} if base.revision else {}, dict(base_options or {}))
+        return RSTModel.from_pretrained(model, model_id, adapter_name, is_trainable, **hub)
+
+
+def _load_base(name: str, revision: dict[str, Any], options: dict[str, Any]) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise CheckpointError(f"{name}: to load a base model, {install_command('peft')}") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **revision)
+        architecture = (config.architectures or [""])[0]
+        found = getattr(transformers, architecture, None)
+        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+            raise ValueError(f"transformers has no model class {architecture!r}, which its configuration names")
+        return found.from_pretrained(name, **revision, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: the base that the adapter names cannot be loaded ({error})") from error
