@@ -10,7 +10,16 @@ import typer
 from benchmarks.record import RESULTS
 from benchmarks.results_page import write_page
 
-FAMILIES = ("projection", "swap", "storage", "checkpoints", "training_step", "mixed_batch", "sync_scale")
+FAMILIES = (
+    "projection",
+    "swap",
+    "storage",
+    "checkpoints",
+    "training_step",
+    "training_memory",
+    "mixed_batch",
+    "sync_scale",
+)
 
 
 def main(

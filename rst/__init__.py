@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rst.operations.export import export
     from rst.operations.merge import merge
     from rst.schedule import Constant, Geometric, Linear
+    from rst.training.support import Support
     from rst.training.trainer import ResidualSparseTrainer
 
 # Loaded on first use, so that `rst --help` does not wait for torch.
@@ -67,6 +68,7 @@ _MODULE_OF = {
     "RSTWarning": "rst.errors",
     "ResidualSparseTrainer": "rst.training.trainer",
     "SparseDelta": "rst.delta.sparse_delta",
+    "Support": "rst.training.support",
     "WrongBaseError": "rst.errors",
     "combine": "rst.operations.combine",
     "compare": "rst.operations.compare",
@@ -104,6 +106,7 @@ __all__ = [
     "RSTWarning",
     "ResidualSparseTrainer",
     "SparseDelta",
+    "Support",
     "WrongBaseError",
     "__version__",
     "combine",

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from rst.live.hub import HubOptions
 
-Selection = Literal["threshold", "top", "bias"]
-BaseStorage = Literal["device", "cpu", "mmap"]
+Selection = Literal["threshold", "top", "bias", "support"]
+CopyStorage = Literal["device", "cpu", "mmap"]
+BaseStorage = CopyStorage | Literal["sparse"]
 Patterns = str | Sequence[str] | None
 
 DEFAULT_RATIO = 0.002
@@ -47,7 +48,8 @@ class RSTConfig:
             rounded to each parameter's dtype. It must fit the optimiser: AdamW moves every weight by about its
             learning rate at each step.
         select: which of the two, "top" or "threshold", as given; "bias" lets only biases move while gradients flow
-            through everything (App. M).
+            through everything (App. M); "support" trains the weights of a `Support`, chosen beforehand, and has
+            optimiser state for those alone.
         target_modules: parameters to train sparsely; a list of names or name suffixes, or one regular expression that
             must match a whole name, of the parameter or of a module above it. None means every trainable parameter,
             "all-linear" those of linear layers, without a language model's output layer.
@@ -57,7 +59,9 @@ class RSTConfig:
         every: project after each n-th optimiser step; 0 selects once, at export.
         total_steps: optimiser steps of the whole run; a schedule reaches progress 1 there. Schedules need it; a number
             as `ratio` assumes `ASSUMED_STEPS` without it. The callbacks for Trainer and Lightning fill it in.
-        base_storage: where `w0` lives: beside the weights, in CPU memory, or in a memory-mapped temporary file.
+        base_storage: where `w0` lives: beside the weights ("device"), in CPU memory ("cpu"), in a memory-mapped
+            temporary file ("mmap"), or ("sparse") only where it differs from the weights, with a copy while an attached
+            optimiser steps. None is "device" until `attach`, and "sparse" from then on.
     """
 
     ratio: float | Schedule | None = None
@@ -68,7 +72,7 @@ class RSTConfig:
     modules_to_save: Sequence[str] | None = None
     every: int = 1
     total_steps: int | None = None
-    base_storage: BaseStorage = "device"
+    base_storage: BaseStorage | None = None
 
     def __post_init__(self) -> None:
         """Choose the selection if it is not named, and refuse settings that cannot mean anything.
@@ -81,7 +85,10 @@ class RSTConfig:
         if self.select == "top" and self.ratio is None:
             object.__setattr__(self, "ratio", DEFAULT_RATIO)
         _check_choice("select", self.select, get_args(Selection))
-        _check_choice("base_storage", self.base_storage, get_args(BaseStorage))
+        if self.base_storage is not None:
+            _check_choice("base_storage", self.base_storage, (*get_args(CopyStorage), "sparse"))
+        if self.select == "support" and self.base_storage not in (None, "sparse"):
+            raise ConfigError(f'base_storage={self.base_storage!r} with select="support", which needs no copy of w0')
         if self.every < 0:
             raise ConfigError(
                 f"every={self.every}: write n >= 1 to project each n steps, or 0 to select at export only"

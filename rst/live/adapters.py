@@ -158,6 +158,7 @@ class TrainingAdapter:
 
         with UndoOnError(undo):
             away.remove()
+            self.trainer.weights_are_back()
             self._away, self._requires_grad, self.delta_while_off = away, found, None
             self._allow_training(dict.fromkeys(found, False))
 
@@ -173,6 +174,7 @@ class TrainingAdapter:
 
         with UndoOnError(undo):
             away.apply()
+            self.trainer.weights_are_back()
             self._away = None
             self._allow_training(self._requires_grad)
 
@@ -190,6 +192,7 @@ class TrainingAdapter:
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "TrainingAdapter":
         """Stay as it is: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
+        self.trainer.weights_are_back()
         for name, origin in self._base().items():
             if dtypes[name] != origin.dtype:
                 raise ConfigError(f"in training as {origin.dtype}, so it cannot become {dtypes[name]}", parameter=name)

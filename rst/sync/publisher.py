@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Weights
-from rst.config import BaseStorage
+from rst.config import CopyStorage
 from rst.delta.file import save
 from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
@@ -91,7 +91,7 @@ class Publisher:
         anchor_every: int = 100,
         op: Op = "step",
         encoding: Encoding = "packed",
-        base_storage: BaseStorage = "device",
+        base_storage: CopyStorage = "device",
         dtype: torch.dtype | None = None,
     ) -> None:
         """Start a chain whose step 0 are these weights, or go on with the one that is in the store.

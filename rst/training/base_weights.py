@@ -2,12 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from rst.config import BaseStorage
+from rst.config import CopyStorage
 from rst.delta.parameter_delta import check_like
 from rst.errors import ConfigError
 
@@ -17,7 +17,7 @@ _ALIGNMENT = 64
 class BaseWeights(Mapping[str, Tensor]):
     """Copies of the pretrained weights by name."""
 
-    def __init__(self, weights: Mapping[str, Tensor], storage: BaseStorage) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], storage: CopyStorage) -> None:
         """Copy `weights`, same strides, to where `storage` says.
 
         Args:
@@ -52,6 +52,17 @@ class BaseWeights(Mapping[str, Tensor]):
         or dtype has changed since.
         """
         return _OnDeviceOf(live, self._copies, keeps=self._storage == "device")
+
+    def take(self, names: Iterable[str] | None = None) -> None:
+        """Before these weights (None: all) move: have a copy of their w0. There is one here."""
+
+    def settle(self, names: Iterable[str] | None = None) -> None:
+        """After a selection from these: drop the copies that are not needed until the next step. None is here."""
+
+    def load(self, copies: Mapping[str, Tensor]) -> None:
+        """Have another w0."""
+        for name, copy in self._copies.items():
+            copy.copy_(copies[name])
 
 
 class _OnDeviceOf(Mapping[str, Tensor]):

@@ -5,7 +5,7 @@ at the end store `w_sp = wt - w0`.
 """
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,19 +20,23 @@ from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import RSTConfig
-from rst.delta.parameter_delta import Op, check_like
+from rst.delta.parameter_delta import Op, changed_weights, check_like
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.errors import ConfigError
 from rst.naming import unwrap
 from rst.numerics.difference import count_changed
 from rst.operations.extraction import Extraction
-from rst.shards.blocks import like, local, locals_of
+from rst.shards.blocks import like, locals_of
 from rst.shards.layout import ShardLayout, find_layout
-from rst.training.base_weights import BaseWeights
+from rst.training.in_backward import InBackward
 from rst.training.outcome import check_outcome, claim
 from rst.training.projection import choose_projection
 from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, is_bias, keep_top_
+from rst.training.sparse_base import SparseBaseWeights, remember
+from rst.training.support import Support
+from rst.training.support_processes import leave_out_of_ddp
+from rst.training.support_training import SupportTraining
 from rst.training.tracking import TrackedTensors, live_tensors, track
 
 
@@ -51,12 +55,19 @@ class ResidualSparseTrainer:
     make the trainer after sharding, in every process, and export with `rst.distributed.export_sharded`.
     """
 
-    def __init__(self, model: nn.Module, config: RSTConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, config: RSTConfig | None = None, *, support: Support | None = None) -> None:
         """Remember the weights of `model`, which must be the pretrained ones, as w0.
 
+        Args:
+            model: the module to train, possibly wrapped.
+            config: what to keep.
+            support: for `select="support"`: the weights to train.
+
         Raises:
-            ConfigError: a pattern of the configuration matches nothing, or there is nothing to train.
-            ParameterMismatchError: a parameter is complex, on the meta device, or sharded in a way not supported.
+            ConfigError: a pattern of the configuration matches nothing, there is nothing to train, or the support is
+                missing, or without a use, or names a parameter that is not trained.
+            ParameterMismatchError: a parameter is complex, on the meta device, or sharded in a way not supported, or
+                the support is for another shape.
         """
         self.model = unwrap(model)
         self.config = config or RSTConfig()
@@ -65,15 +76,19 @@ class ResidualSparseTrainer:
         self._layout = find_layout(self.model, live)
         for name in self._tracked.frozen:
             live[name].requires_grad_(False)
-        watched = {name: local(live[name]) for name in (*self._tracked.sparse, *self._tracked.buffers)}
-        self._base = BaseWeights(watched, self.config.base_storage)
-        self._project = choose_projection(list(locals_of(self._tracked.sparse).values()))
+        self._kept = self._train_support(model, support)
+        self._base = remember(self._tracked, live, self.config.base_storage, never_copied=self._kept is not None)
+        if self._kept:
+            self._kept.stand_in(self._base)
+        else:
+            self._project = choose_projection(list(locals_of(self._tracked.sparse).values()))
         self._find_boundary = _boundary_of(self._layout)
         self._identity = _identify(self.model)
         self._steps = 0
         self.suspended = False
         claim(self.model, self)
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._in_backward: InBackward | None = None
 
     @property
     def base(self) -> Mapping[str, Tensor]:
@@ -110,6 +125,41 @@ class ResidualSparseTrainer:
         if self.config.total_steps is None and total_steps > 0:
             self.config = replace(self.config, total_steps=total_steps)
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What an optimiser is to train, by the name of the parameter it is, or belongs to.
+
+        With `select="support"` these are the kept weights of each parameter, 1-D and in float32 where the parameter is
+        in half precision; else the parameters themselves. Those of modules saved whole come last.
+        """
+        yield from (self._kept.parameters() if self._kept else self._tracked.sparse).items()
+        for name, tensor in live_tensors(self.model).items():
+            if name in self._tracked.saved and isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                yield name, tensor
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What an optimiser is to train: `named_parameters` without names."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def to_support(self) -> Support:
+        """The weights that are kept now, to go on with those alone.
+
+        >>> support = trainer.to_support()
+        >>> trainer = ResidualSparseTrainer(model, RSTConfig(select="support"), support=support)
+
+        The support has w0 of these weights with it, so that the new trainer's is this one's.
+
+        Raises:
+            ConfigError: as `export`.
+        """
+        live, base = self.read_for_export()
+        changes = {name: changed_weights(name, base[name], live[name])[:2] for name in self._tracked.sparse}
+        shapes = {name: tuple(live[name].shape) for name in changes}
+        return Support.at(
+            {name: places for name, (places, _) in changes.items()},
+            shapes,
+            {name: origin for name, (_, origin) in changes.items()},
+        )
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Call `step()` after every `optimizer.step()` that changes weights.
 
@@ -119,23 +169,111 @@ class ResidualSparseTrainer:
         Raises:
             ConfigError: attached already, or the optimiser has none of the tracked parameters.
         """
-        if self._hook:
+        if self._hooks:
             raise ConfigError("already attached; with several optimisers attach the one that steps last")
         while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             optimizer = inner  # accelerate wraps the optimiser and steps the inner one
         self._check_optimizer(optimizer)
-        # A bound method would be copied with the optimiser, and its trainer with it.
-        self._hook = optimizer.register_step_post_hook(lambda stepped, *_: None if _skipped(stepped) else self.step())
+        if not self._kept and isinstance(self._base, SparseBaseWeights):
+            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            self._base.thin(name for name, weight in self._tracked.sparse.items() if id(weight) in stepped)
+        # Bound methods would be copied with the optimiser, and their trainer with it.
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before(args, kwargs)),
+            optimizer.register_step_post_hook(lambda stepped, *_: None if self._passes(stepped) else self.step()),
+            optimizer.register_step_post_hook(
+                lambda *_: None if self._kept or self._steps_alone() else self._base.settle()
+            ),
+        ]
+
+    def attach_in_backward(
+        self, build: Callable[[list[nn.Parameter]], torch.optim.Optimizer], *, accumulate: int = 1
+    ) -> torch.optim.Optimizer:
+        """Step and select parameter by parameter inside `backward()`, and free each gradient at once.
+
+        >>> optimizer = trainer.attach_in_backward(lambda parameters: torch.optim.AdamW(parameters, lr=1e-5))
+        >>> for batch in batches:
+        ...     loss(model, batch).backward()  # the weights have moved when this returns
+        ...     optimizer.step()  # ends the step: counts it, and steps what had no gradient before
+
+        Learning rate schedules take the optimiser that is returned, and its `state_dict` is torch's. An optimiser that
+        works element by element gives the bits that `attach` gives. A gradient norm over all parameters is never known:
+        clip each by its own, in a hook registered before this call (`register_post_accumulate_grad_hook`).
+        `GradScaler` would unscale too late.
+
+        Args:
+            build: makes the optimiser of all parameters that train.
+            accumulate: backward passes to a step. With more than one, gradients stay until the last of them.
+
+        Raises:
+            ConfigError: attached already, or a selection that needs all parameters at once ("top", `every`), or has no
+                gradients to free ("support"), or several processes, whose gradients are added up later.
+        """
+        if self.config.select not in ("threshold", "bias") or self.config.every != 1:
+            chosen = f"select={self.config.select!r}, every={self.config.every}"
+            raise ConfigError(f'{chosen}: steps in backward need select="threshold" or "bias" after every step')
+        if accumulate < 1:
+            raise ConfigError(f"accumulate={accumulate}: backward passes to a step, at least 1")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            processes = torch.distributed.get_world_size()
+            if processes > 1 or self._layout:
+                raise ConfigError(f"{processes} processes: their gradients are added up after the hooks; use attach")
+        optimizer = build(list(self.parameters()))
+        self.attach(optimizer)
+        self._in_backward = InBackward(
+            optimizer,
+            self._tracked.sparse,
+            accumulate,
+            self._base,
+            lambda names: self._select(names, self._steps + 1, final=False),
+        )
+        return optimizer
 
     def detach(self) -> None:
         """Undo `attach`; without one, do nothing."""
-        if self._hook:
-            self._hook.remove()
-        self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        if self._in_backward:
+            self._in_backward.remove()
+        self._hooks, self._in_backward = [], None
+        if self.config.base_storage is None and not self._kept and isinstance(self._base, SparseBaseWeights):
+            self._base.thicken()
+
+    def weights_are_back(self) -> None:
+        """Go on after others wrote to the weights (another adapter), who have put the trained ones, or w0, back."""
+        if isinstance(self._base, SparseBaseWeights):
+            self._base.trust()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to no optimiser."""
-        return {**self.__dict__, "_hook": None}
+        return {**self.__dict__, "_hooks": [], "_in_backward": None}
+
+    def _before(self, args: Any, kwargs: Any) -> Any:
+        """Have w0 beside the weights that are about to move; what a closure computes needs the memory first."""
+        if self._kept or self.suspended or self._steps_alone():
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._take()
+            return None
+
+        def then_take() -> Any:
+            loss = closure()
+            self._take()
+            return loss
+
+        return args[:1], {"closure": then_take}
+
+    def _take(self) -> None:
+        self._base.take(self._in_backward.waiting() if self._in_backward else None)
+
+    def _steps_alone(self) -> bool:
+        return self._in_backward is not None and self._in_backward.steps_alone
+
+    def _passes(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a step is not to be counted: of one parameter, or of a fused optimiser that skipped inside."""
+        found_inf = getattr(optimizer, "found_inf", None)  # a gradient scaler's verdict
+        return self._steps_alone() or (found_inf is not None and bool(found_inf.item()))
 
     def step(self) -> None:
         """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you.
@@ -146,8 +284,10 @@ class ResidualSparseTrainer:
         if self.suspended:
             raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
         self._steps += 1
-        if self.config.every and self._steps % self.config.every == 0:
-            self.select(final=False)
+        if self._in_backward:
+            self._select(self._in_backward.finish(), self._steps, final=False)
+        elif self._kept or (self.config.every and self._steps % self.config.every == 0):
+            self._select(self._tracked.sparse, self._steps, final=False)
 
     @torch.no_grad()
     def select(self, *, final: bool = True) -> None:
@@ -161,15 +301,25 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a parameter changed its shape or dtype since the start.
             NonFiniteError: top-r selection met a NaN.
         """
-        config, tuned = self.config, locals_of(self._tracked.sparse)
+        self._select(self._tracked.sparse, self._steps, final=final)
+        if not self._kept:
+            self._base.settle()
+
+    @torch.no_grad()
+    def _select(self, names: Iterable[str], steps: int, *, final: bool) -> None:
+        """Select from some parameters as after so many steps."""
+        if self._kept:
+            self._kept.write(self._base)
+            return
+        config, progress = self.config, self.config.progress(steps)
+        tuned = locals_of({name: self._tracked.sparse[name] for name in names})
         base = self._base.on_device_of(tuned)
-        progress = config.progress(self._steps)
         if config.select == "threshold":
             pairs = ((weight, base[name]) for name, weight in tuned.items())
             self._project(pairs, config.threshold_at(progress))
         elif config.select == "top":
             share = config.exported_ratio(progress) if final else config.ratio_at(progress)
-            estimate = None if final or self._layout else sampled_boundary(tuned, base, share, step=self._steps)
+            estimate = None if final or self._layout else sampled_boundary(tuned, base, share, step=steps)
             keep_top_(tuned, base, estimate or self._find_boundary(tuned, base, share), self._project)
         else:
             for name in (name for name in tuned if not is_bias(name)):
@@ -225,7 +375,9 @@ class ResidualSparseTrainer:
         """
         live = live_tensors(self.model)
         self._check_unchanged(live)
-        if select:
+        if select and self._kept:
+            self.select()
+        elif select:
             moved = self.count_changed()
             self.select()
             total = sum(weight.numel() for weight in self._tracked.sparse.values())
@@ -251,6 +403,7 @@ class ResidualSparseTrainer:
             "config": self.config.to_dict(),
             "threshold": tau,
             "base": base,
+            "support": self._kept.state_dict() if self._kept else {},
             "buffers": buffers,
             "saved": saved,
             "tied": coordinates.ties_in_files(tracked.tied),
@@ -267,13 +420,17 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a parameter has another shape or dtype.
         """
         record = read_trainer_record(state)
+        self.weights_are_back()  # or will be: w0 comes from the state
         restored = self._restored(record)
         if different := sorted(restored.keys() ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
-        for name, origin in self._base.items():
-            check_like(name, restored[name], origin)
-        for name, origin in self._base.items():
-            origin.copy_(restored[name])
+        live = locals_of(live_tensors(self.model))
+        for name, origin in restored.items():
+            check_like(name, origin, live[name])
+        if self._kept:
+            self._kept.load(state.get("support"))
+            self._kept.stand_in(self._base, restored_later=True)
+        self._base.load(restored)
         self._steps = record.steps
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -297,9 +454,22 @@ class ResidualSparseTrainer:
             if name in self._base or name in stored.dense or name not in live
         }
 
+    def _train_support(self, model: nn.Module, support: Support | None) -> SupportTraining | None:
+        if (support is not None) != (self.config.select == "support"):
+            has = "no support" if support is None else f"{support!r}"
+            raise ConfigError(f'select={self.config.select!r} with {has}; select="support" and support= go together')
+        if support is None:
+            return None
+        if self._layout:
+            raise ConfigError('select="support" of a sharded model is not supported; use a threshold, or "top"')
+        leave_out_of_ddp(model, self.model, self._tracked.sparse)
+        return SupportTraining(self.model, self._tracked.sparse, support)
+
     def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in stepped for parameter in self._tracked.sparse.values()):
+        if self._kept and not any(id(values) in stepped for values in self._kept.parameters().values()):
+            raise ConfigError("the optimiser has none of the support's weights; build it from trainer.parameters()")
+        if not self._kept and not any(id(parameter) in stepped for parameter in self._tracked.sparse.values()):
             count = len(self._tracked.sparse)
             raise ConfigError(f"the optimiser has none of the {count} tracked parameters; build it from this model")
 
@@ -312,12 +482,6 @@ class ResidualSparseTrainer:
         for name in self._tracked.frozen:
             if live[name].requires_grad:
                 raise ConfigError("made trainable after the trainer froze it, its change would be lost", parameter=name)
-
-
-def _skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a fused optimiser, which gets the gradient scaler's verdict, skipped inside its own step."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf.item())
 
 
 def _boundary_of(layout: ShardLayout | None) -> FindBoundary:

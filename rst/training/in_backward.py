@@ -1,0 +1,96 @@
+"""Optimiser steps inside the backward pass: each gradient is used and freed as soon as it is complete.
+
+One optimiser has all parameters, so that a learning rate schedule and `state_dict` are as always; for a step of one
+parameter it is shown that parameter alone. An optimiser that works element by element computes the same bits so.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rst.errors import ConfigError
+from rst.training.base_weights import BaseWeights
+
+
+class InBackward:
+    """The hooks on all parameters of one optimiser."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        sparse: Mapping[str, nn.Parameter],
+        accumulate: int,
+        base: BaseWeights,
+        select: Callable[[Iterable[str]], None],
+    ) -> None:
+        """Watch every parameter of the optimiser.
+
+        Args:
+            optimizer: of all that trains.
+            sparse: the parameters to select from, by name.
+            accumulate: backward passes to a step.
+            base: w0 of those, of which one copy at a time is taken.
+            select: puts back what is not kept of some, as it is done after the step that is being made.
+        """
+        self._optimizer, self._accumulate, self._base, self._select = optimizer, accumulate, base, select
+        self._names = {weight: name for name, weight in sparse.items()}
+        self._passes: dict[Tensor, int] = {}
+        self._lock = Lock()  # backward passes have a thread a device
+        self._done: set[str] = set()
+        self.steps_alone = False
+        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self._handles: list[RemovableHandle] = [
+            weight.register_post_accumulate_grad_hook(self._after_accumulation) for weight in trained
+        ]
+
+    def remove(self) -> None:
+        """Leave the parameters."""
+        for handle in self._handles:
+            handle.remove()
+
+    def waiting(self) -> list[str]:
+        """The parameters that `optimizer.step()` itself is going to step: those with fewer gradients than passes."""
+        return [name for weight, name in self._names.items() if weight.grad is not None]
+
+    def finish(self) -> list[str]:
+        """End the step, and say which parameters have not been selected from in it."""
+        left = [name for name in self._names.values() if name not in self._done]
+        self._done.clear()
+        self._passes.clear()
+        return left
+
+    @torch.no_grad()
+    def _after_accumulation(self, weight: Tensor) -> None:
+        with self._lock:
+            passes = self._passes[weight] = self._passes.get(weight, 0) + 1
+            name = self._names.get(weight)  # type: ignore[call-overload]
+            if passes > self._accumulate:
+                raise ConfigError(
+                    f"backward pass {passes} of a step of {self._accumulate}; call optimizer.step() after each "
+                    f"{self._accumulate}, or attach_in_backward(..., accumulate={passes})",
+                    parameter=name,
+                )
+            if passes == self._accumulate:
+                self._step(weight, name)
+
+    def _step(self, weight: Tensor, name: str | None) -> None:
+        if name is not None:
+            self._base.take([name])
+        self._step_alone(weight)
+        weight.grad = None
+        if name is not None:
+            self._select([name])
+            self._done.add(name)
+
+    def _step_alone(self, weight: Tensor) -> None:
+        groups = self._optimizer.param_groups
+        group = next(group for group in groups if any(weight is other for other in group["params"]))
+        members = group["params"]
+        self._optimizer.param_groups, group["params"], self.steps_alone = [group], [weight], True
+        try:
+            self._optimizer.step()
+        finally:
+            self._optimizer.param_groups, group["params"], self.steps_alone = groups, members, False

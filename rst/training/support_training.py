@@ -1,0 +1,234 @@
+"""Training a support: the kept weights of each parameter are one 1-D tensor, and nothing else has an optimiser state.
+
+The gradient of a parameter is gathered at the support as soon as it is complete, and dropped, so that dense gradients
+are there one layer at a time; linear layers do without (`support_linear`). After a step the values are written into
+the weights.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rst.errors import ConfigError, ParameterMismatchError
+from rst.numerics.places import read_at, write_at_
+from rst.training.base_weights import BaseWeights
+from rst.training.kept_places import KeptPlaces
+from rst.training.sparse_base import SparseBaseWeights
+from rst.training.support import Support
+from rst.training.support_linear import SampledLayer, layer_of, pattern_of, pays
+from rst.training.support_processes import average_in_backward
+
+# Values are trained at least this wide: an optimiser's small steps are lost in half precision.
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(eq=False)
+class KeptWeights:
+    """The part of one parameter that is trained.
+
+    Attributes:
+        name: the parameter's.
+        weight: the parameter, with w0 outside the support.
+        places: the support and w0 there.
+        values: what the optimiser trains, shape (n,), in the parameter's dtype, or float32 for half precision.
+    """
+
+    name: str
+    weight: nn.Parameter
+    places: KeptPlaces
+    values: nn.Parameter
+
+    @classmethod
+    def of(cls, name: str, weight: nn.Parameter, positions: Tensor, origin: Tensor | None) -> "KeptWeights":
+        """Start at the weight as it is; `origin` is w0 there, if that is another."""
+        here = positions.to(weight.device)
+        start = read_at(weight, here)
+        places = KeptPlaces(here, start if origin is None else origin.to(weight.device))
+        places.check(name, weight)
+        return cls(name, weight, places, nn.Parameter(start.float() if start.dtype in _HALF else start.clone()))
+
+    @torch.no_grad()
+    def collect(self, gradient: Tensor) -> None:
+        """Add a gradient of the parameter, at the support, to that of the values."""
+        found = read_at(gradient.to_dense() if gradient.is_sparse else gradient, self.places.positions)
+        found = found.to(self.values.dtype)
+        self.values.grad = found if self.values.grad is None else self.values.grad + found
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Put the values into the weights."""
+        write_at_(self.weight, self.places.positions, self.values.to(self.weight.dtype))
+
+    @torch.no_grad()
+    def restore(self, places: KeptPlaces, values: Tensor) -> None:
+        """Go on from another state of as many weights, which may lie elsewhere."""
+        write_at_(self.weight, self.places.positions, self.places.origin)
+        self.places = places.to(self.weight.device)
+        self.values.copy_(values)
+        self.write()
+
+
+# How far sampled and dense gradients may lie apart, relative to their length: half precision rounds each a little.
+_ALIKE = 0.02
+
+
+@dataclass(eq=False)
+class Trial:
+    """One step in which a linear layer has both gradients: code that uses its weight without calling it would show.
+
+    Attributes:
+        kept: the layer's kept weights, trained on the dense gradient meanwhile.
+        sampled: the layer.
+        probe: what the sampled gradient goes to.
+        dense: the sum of the dense gradients at the support.
+    """
+
+    kept: KeptWeights
+    sampled: SampledLayer
+    probe: Tensor
+    dense: Tensor
+
+    @classmethod
+    def start(cls, kept: KeptWeights, layer: nn.Module) -> "Trial":
+        """Watch a layer."""
+        probe = kept.values.detach().clone().requires_grad_()
+        pattern = pattern_of(kept.places.positions, *kept.weight.shape)
+        sampled = SampledLayer(layer, probe, pattern, transposed=not isinstance(layer, nn.Linear))
+        sampled.start()
+        return cls(kept, sampled, probe, torch.zeros_like(kept.values, requires_grad=False))
+
+    @torch.no_grad()
+    def verdict(self) -> bool | None:
+        """Compare: True freezes the weight, whose values have the sampled gradient from now on; None is too early."""
+        length = self.dense.norm().item()
+        if not math.isfinite(length):  # a step that a scaler skipped
+            self.dense.zero_()
+            self.probe.grad = None
+        if not 0 < length < math.inf:
+            return None
+        found = self.probe.grad
+        if found is None or not (found - self.dense).norm().item() <= _ALIKE * length:
+            self.sampled.stop()
+            return False
+        self.sampled.values = self.kept.values
+        self.kept.weight.requires_grad_(False)
+        return True
+
+
+class SupportTraining:
+    """All kept weights of a model, and the hooks that gather their gradients."""
+
+    def __init__(self, model: nn.Module, sparse: Mapping[str, nn.Parameter], support: Support) -> None:
+        """Check the support against the parameters to be trained sparsely, and freeze those without any of it.
+
+        Raises:
+            ConfigError: the support names a parameter that is not trained.
+            ParameterMismatchError: a shape differs.
+        """
+        for name, positions in support.items():
+            if name not in sparse:
+                raise ConfigError(
+                    f"{positions.numel()} weights of the support are here, which is not among the {len(sparse)} "
+                    "parameters that the configuration trains sparsely",
+                    parameter=name,
+                )
+            if tuple(sparse[name].shape) != support.shapes[name]:
+                raise ParameterMismatchError(
+                    f"the support is for {support.shapes[name]}, the model has {tuple(sparse[name].shape)}",
+                    parameter=name,
+                )
+        if not len(support):
+            raise ConfigError("the support has no weight to train")
+        self.kept = {
+            name: KeptWeights.of(name, sparse[name], positions, support.origins.get(name))
+            for name, positions in support.items()
+        }
+        for name in sparse.keys() - self.kept.keys():
+            sparse[name].requires_grad_(False)
+        self._dense = {name: self._gather(kept) for name, kept in self.kept.items()}
+        self._trials = {}
+        for name, kept in self.kept.items():
+            layer = layer_of(name, kept.weight, model)
+            if layer is not None and pays(kept.weight, kept.values.numel()):
+                self._trials[name] = Trial.start(kept, layer)
+        average_in_backward(self.kept.values())
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What an optimiser trains, by the name of the parameter that it belongs to."""
+        return {name: kept.values for name, kept in self.kept.items()}
+
+    def stand_in(self, base: BaseWeights, *, restored_later: bool = False) -> None:
+        """Have the support and w0 there stand in for w0; the weights may still have to be restored to fit."""
+        assert isinstance(base, SparseBaseWeights)
+        for name in base.names_of_parameters:
+            if name in self.kept:
+                base.replace(name, self.kept[name].places, restored_later=restored_later)
+            elif restored_later:
+                base.replace(name, base.places[name], restored_later=True)
+
+    def write(self, base: BaseWeights) -> None:
+        """Put the values into the weights, and let layers whose sampled gradient is right have no other from now on.
+
+        Raises:
+            ConfigError: something else has written to the weights.
+        """
+        assert isinstance(base, SparseBaseWeights)
+        for name, kept in self.kept.items():
+            base.check(name, kept.weight)
+        for kept in self.kept.values():
+            kept.write()
+        self.stand_in(base)
+        for name, trial in list(self._trials.items()):
+            passed = trial.verdict()
+            if passed:
+                self._dense[name].remove()
+            if passed is not None:
+                del self._trials[name]
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Positions, w0 there, and what the optimiser trains, by parameter."""
+        return {
+            name: {"positions": kept.places.positions, "origin": kept.places.origin, "values": kept.values.detach()}
+            for name, kept in self.kept.items()
+        }
+
+    def load(self, state: Any) -> None:
+        """Go on from another state, whose support may lie elsewhere.
+
+        Raises:
+            ConfigError: it is none, or has another number of weights in a parameter; nothing has changed then.
+            ParameterMismatchError: its positions are none of the parameter's.
+        """
+        found = state if isinstance(state, Mapping) else {}
+        places = {}
+        for name in sorted(found.keys() | self.kept.keys()):
+            one = found.get(name)
+            parts = [one.get(key) for key in ("positions", "origin", "values")] if isinstance(one, Mapping) else []
+            if len(parts) != 3 or not all(isinstance(part, Tensor) for part in parts) or name not in self.kept:
+                raise ConfigError("the state and the support do not both train this parameter", parameter=name)
+            kept = self.kept[name]
+            places[name] = KeptPlaces(parts[0], parts[1])
+            places[name].check(name, kept.weight)
+            if parts[1].shape != kept.values.shape or parts[2].shape != kept.values.shape:
+                raise ConfigError(
+                    f"the state trains {parts[2].numel()} weights, the support has {kept.values.numel()}",
+                    parameter=name,
+                )
+        for name, kept in self.kept.items():
+            kept.restore(places[name], found[name]["values"])
+
+    def _gather(self, kept: KeptWeights) -> RemovableHandle:
+        def hook(weight: Tensor) -> None:
+            gradient, weight.grad = weight.grad, None
+            assert gradient is not None
+            kept.collect(gradient)
+            if kept.name in self._trials:
+                self._trials[kept.name].dense += read_at(gradient, kept.places.positions)
+
+        handle: RemovableHandle = kept.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        return handle

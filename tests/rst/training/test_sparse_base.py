@@ -1,0 +1,129 @@
+"""w0 where it differs alone: what is there between steps, and what becomes of writes that nobody announced."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rst import ConfigError, Constant, ParameterMismatchError, ResidualSparseTrainer, RSTConfig
+from tests.rst.training.test_trainer import TAU, Optimizers, small_model, train
+
+
+def trained(model: nn.Module, storage: Any = "sparse", **settings: Any) -> tuple[ResidualSparseTrainer, Any]:
+    trainer = ResidualSparseTrainer(model, RSTConfig(base_storage=storage, **{"threshold": TAU, **settings}))
+    optimizer = Optimizers["sgd"](model.parameters())
+    trainer.attach(optimizer)
+    return trainer, optimizer
+
+
+def bytes_kept(trainer: ResidualSparseTrainer, model: nn.Module) -> int:
+    return len(pickle.dumps(trainer)) - sum(weight.nbytes for weight in model.parameters())
+
+
+def after_a_step(storage: Any, **settings: Any) -> tuple[ResidualSparseTrainer, nn.Module]:
+    model = nn.Linear(64, 64)
+    trainer, optimizer = trained(model, storage, **settings)
+    model(torch.randn(4, 64)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return trainer, model
+
+
+@pytest.mark.parametrize("storage", [None, "sparse"])
+def test_between_steps_there_is_no_copy_of_w0(storage: Any) -> None:
+    share = Constant(0.05)
+    sparse = bytes_kept(*after_a_step(storage, threshold=None, ratio=share, total_steps=10))
+    copied = bytes_kept(*after_a_step("device", threshold=None, ratio=share, total_steps=10))
+    assert copied - sparse > 0.8 * 65 * 64 * 4
+
+
+def test_where_nearly_everything_differs_a_copy_is_smaller() -> None:
+    trainer, model = after_a_step(None, threshold=0.0)
+    assert bytes_kept(trainer, model) < bytes_kept(*after_a_step("device", threshold=0.0)) + 2000
+    assert trainer.count_changed() == 65 * 64
+
+
+def test_a_step_without_attach_says_what_it_needs() -> None:
+    model = small_model()
+    trainer = ResidualSparseTrainer(model, RSTConfig(base_storage="sparse"))
+    with torch.no_grad():
+        model[3].weight.add_(1.0)
+    with pytest.raises(ConfigError, match="attach") as caught:
+        trainer.step()
+    assert caught.value.parameter == "3.weight"
+
+
+@pytest.mark.parametrize("storage", [None, "sparse"])
+def test_a_write_outside_of_a_step_is_noticed(storage: Any) -> None:
+    model = small_model()
+    trainer, optimizer = trained(model, storage)
+    train(model, optimizer, 2)
+    with torch.no_grad():
+        model[0].bias.mul_(2.0)
+    for use in (trainer.export, trainer.count_changed, lambda: train(model, optimizer, 1), trainer.state_dict):
+        with pytest.raises(ConfigError, match="1 times") as caught:
+            use()
+        assert caught.value.parameter == "0.bias"
+
+
+def test_without_an_optimiser_the_default_keeps_a_copy() -> None:
+    model = small_model()
+    trainer = ResidualSparseTrainer(model, RSTConfig(threshold=TAU))
+    with torch.no_grad():
+        model[3].weight[0, 0] += 1
+    trainer.step()
+    assert trainer.export().nnz == 1
+
+
+def test_parameters_of_another_optimiser_keep_their_copy() -> None:
+    models = {storage: small_model() for storage in (None, "device")}
+    deltas = []
+    for storage, model in models.items():
+        trainer = ResidualSparseTrainer(model, RSTConfig(threshold=TAU, base_storage=storage))
+        first, last = (torch.optim.SGD(model[part].parameters(), lr=0.05) for part in (0, 3))
+        trainer.attach(last)
+        for _ in range(3):
+            model(torch.randn(8, 8, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+            first.step()
+            last.step()
+        deltas.append(trainer.export())
+    assert dict(deltas[0]) == dict(deltas[1])
+    assert any(name.startswith("0.") for name in deltas[0])
+
+
+def test_a_copy_of_a_trainer_goes_on_by_itself() -> None:
+    model = small_model()
+    trainer, optimizer = trained(model)
+    train(model, optimizer, 3)
+    other = copy.deepcopy(trainer)
+    assert other.export() == trainer.export()
+    stepped = Optimizers["sgd"](other.model.parameters())
+    other.attach(stepped)
+    train(other.model, stepped, 2)
+    assert other.export() != trainer.export()
+
+
+def test_a_dtype_change_is_refused_by_name() -> None:
+    trainer, _ = trained(small_model())
+    trainer.model.half()
+    with pytest.raises(ParameterMismatchError) as caught:
+        trainer.select()
+    assert caught.value.parameter == "0.weight"
+
+
+def test_a_step_that_a_fused_optimiser_skips_leaves_w0_known() -> None:
+    model = small_model()
+    trainer = ResidualSparseTrainer(model, RSTConfig(threshold=TAU, base_storage="sparse"))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    trainer.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for factor in (1.0, float("inf"), 1.0):
+        scaler.scale(model(torch.randn(16, 8)).square().mean() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert trainer.steps == 2
+    assert trainer.count_changed() >= 0
