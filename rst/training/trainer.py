@@ -379,7 +379,8 @@ class ResidualSparseTrainer:
             self.select()
         elif select:
             moved = self.count_changed()
-            self.select()
+            self._select(self._tracked.sparse, self._steps, final=True)
+            self._base.settle()
             total = sum(weight.numel() for weight in self._tracked.sparse.values())
             changed = self.count_changed()
             check_outcome(self.config, steps=self._steps, changed=changed, total=total, moved=moved)
