@@ -89,12 +89,18 @@ class RSTCallback(TrainerCallback):
         """Follow the optimiser, from where the checkpoint left off if the run is resumed.
 
         Raises:
-            ConfigError: FSDP or DeepSpeed, or another model than the one tracked.
+            ConfigError: FSDP or DeepSpeed, another model than the one tracked, or a support whose gradients `Trainer`
+                would not clip.
             CheckpointError: the run is resumed and its record is not found.
         """
         if args.fsdp or args.deepspeed:
             raise ConfigError("FSDP and DeepSpeed cut parameters to pieces, which RSTCallback cannot compare with w0")
         self._track(kwargs["model"])
+        if self.trainer.config.select == "support" and args.max_grad_norm:
+            raise ConfigError(
+                f"max_grad_norm={args.max_grad_norm} clips the model's parameters, not the support's weights, which have "
+                "their own gradients: set max_grad_norm=0"
+            )
         if state.global_step > 0:
             self._resume(args, state.global_step)
         self.trainer.expect_steps(state.max_steps)
