@@ -98,8 +98,8 @@ class RSTCallback(TrainerCallback):
         self._track(kwargs["model"])
         if self.trainer.config.select == "support" and args.max_grad_norm:
             raise ConfigError(
-                f"max_grad_norm={args.max_grad_norm} clips the model's parameters, not the support's weights, which have "
-                "their own gradients: set max_grad_norm=0"
+                f"max_grad_norm={args.max_grad_norm} clips the model's parameters, whose gradients a support has not; "
+                "set max_grad_norm=0"
             )
         if state.global_step > 0:
             self._resume(args, state.global_step)
