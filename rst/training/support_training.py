@@ -208,8 +208,9 @@ class SupportTraining:
         places = {}
         for name in sorted(found.keys() | self.kept.keys()):
             one = found.get(name)
-            parts = [one.get(key) for key in ("positions", "origin", "values")] if isinstance(one, Mapping) else []
-            if len(parts) != 3 or not all(isinstance(part, Tensor) for part in parts) or name not in self.kept:
+            given = [one.get(key) for key in ("positions", "origin", "values")] if isinstance(one, Mapping) else []
+            parts: list[Tensor] = [part for part in given if isinstance(part, Tensor)]
+            if len(parts) != 3 or name not in self.kept:
                 raise ConfigError("the state and the support do not both train this parameter", parameter=name)
             kept = self.kept[name]
             places[name] = KeptPlaces(parts[0], parts[1])
