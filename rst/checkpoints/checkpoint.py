@@ -18,6 +18,7 @@ from rst.errors import CheckpointError
 from rst.files.mapped_files import FileStamp, release
 from rst.files.strict_json import parse_json, strings
 from rst.naming import canonical_names, own_prefix, plain_name, respelled, unwrap
+from rst.numerics.exactness import is_plain
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _DCP_FILE = ".metadata"
@@ -152,7 +153,7 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
     if isinstance(weights, nn.Module):
         return _from_module(unwrap(weights))
     if isinstance(weights, Mapping):
-        return _from_mapping(weights, "state dict")
+        return _from_state(weights)
     opened = _open_file(_resolve(Path(weights)))
     beside = Path(weights) / RECORD_FILE
     return replace(opened, record=_read_record(beside)) if beside.is_file() else opened
@@ -198,6 +199,17 @@ def _resolve(path: Path) -> Path:
     raise CheckpointError(f"the folder has none of {', '.join(_FOLDER_FILES)}", file=path)
 
 
+def _from_state(container: Mapping[str, Any]) -> Checkpoint:
+    """A state dict, plain or in a checkpoint in memory, read as a file of it would be."""
+    try:
+        state = find_state(container)
+    except RecursionError as error:
+        raise CheckpointError("holds itself", file="state dict") from error
+    if state is None:
+        raise CheckpointError(f"no tensors found, plain or under {', '.join(NESTED_UNDER)}", file="state dict")
+    return replace(_from_mapping(state, "state dict"), record=find_record(container), container=container)
+
+
 def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     if not state:
         raise CheckpointError("holds no tensors", file=source)
@@ -233,7 +245,7 @@ def _find_tied(names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[st
     tied = {}
     for plain, original in names.items():
         tensor = state[original]
-        if tensor.numel() == 0 or tensor.device.type == "meta":
+        if not is_plain(tensor) or tensor.numel() == 0:
             continue
         view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if (owner := first.setdefault(view, plain)) != plain:

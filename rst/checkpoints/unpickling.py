@@ -1,5 +1,6 @@
 """Untrusted pickled checkpoints: nothing in them runs, and no tensor is more than its file holds."""
 
+import re
 import tarfile
 from contextlib import suppress
 from io import BytesIO
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from rst.errors import CheckpointError
 
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
+_REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]{1,99}) was not an allowed global")
 _ZIP = b"PK\x03\x04"
 
 
@@ -20,8 +23,23 @@ def unpickle(path: Path) -> Any:
         return _load(path)
     except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
         forget_failed_load()
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"not a readable checkpoint ({reason})", file=path) from error
+        raise CheckpointError(_reason(error), file=path) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, in one line without its terminal codes; of a class that it does not trust, which, and a way out.
+
+    torch's own first line promises options that follow, and names nothing.
+    """
+    text = _TERMINAL_CODES.sub("", str(error)).strip()
+    if found := _REFUSED_CLASS.search(text):
+        module, _, name = found[1].rpartition(".")
+        return (
+            f"not read: it holds {module}.{name}, a class that torch.load(weights_only=True) does not trust. If you "
+            f"do, call torch.serialization.add_safe_globals([{module}.{name}]) first, or save the weights alone: "
+            'torch.save(checkpoint["model"], file)'
+        )
+    return f"not a readable checkpoint ({text.partition(chr(10))[0] or type(error).__name__})"
 
 
 def forget_failed_load() -> None:

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
 from rst.numerics.difference import changed_positions
-from rst.numerics.exactness import RESIDUAL_DTYPES, bit_equal, bits, exact_residuals, from_ordered_keys, ordered_keys
+from rst.numerics.dtypes import NAME_OF_DTYPE
+from rst.numerics.exactness import (
+    RESIDUAL_DTYPES,
+    bit_equal,
+    bits,
+    exact_residuals,
+    from_ordered_keys,
+    is_plain,
+    ordered_keys,
+    same_form,
+)
 from rst.numerics.fingerprint import digest
 
 Op = Literal["add", "replace", "step"]
@@ -74,10 +84,10 @@ class ParameterDelta:
             ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
             NonFiniteError: `tuned` has a NaN.
         """
-        check_real(name, tuned)
+        check_carried(name, tuned)
         positions, origin, target = changed_weights(name, base, tuned)
         if threshold is not None and base.dtype in RESIDUAL_DTYPES:
-            keep = (target - origin).abs() > threshold
+            keep = ~((target - origin).abs() <= threshold)  # w0 may be NaN
             positions, origin, target = positions[keep], origin[keep], target[keep]
         digests = BaseDigests(digest(base), digest(origin)) if positions.numel() else None
         return cls.at(positions, origin, target, base.shape, digests, op)
@@ -226,6 +236,21 @@ class ParameterDelta:
         values[slot[first:]] += other.values
         return self._without_base(indices, values)
 
+    def cast(self, dtype: torch.dtype) -> "ParameterDelta":
+        """The values in another floating dtype, the positions as they are; dtypes without residuals stay.
+
+        Raises:
+            ParameterMismatchError: steps, which are of one dtype, or a value that `dtype` cannot hold.
+        """
+        if dtype == self.dtype or self.dtype not in RESIDUAL_DTYPES:
+            return self
+        if self.op == "step" or dtype not in RESIDUAL_DTYPES:
+            raise ParameterMismatchError(f'{self.dtype} values with op "{self.op}" cannot be cast to {dtype}')
+        values, exact = self.values.to(dtype), self.overlay.to(dtype)
+        if lost := int((self.values.isfinite() & ~values.isfinite()).sum()):
+            raise ParameterMismatchError(f"{lost} of {values.numel()} values are too large for {dtype}")
+        return ParameterDelta(self.indices, values, self.shape, dtype, self.exact_indices, exact, None, self.op)
+
     def _without_base(self, indices: Tensor, values: Tensor) -> "ParameterDelta":
         changed = values != 0
         nothing = torch.empty(0, dtype=self.dtype, device=values.device)
@@ -254,14 +279,15 @@ def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Ten
 
     Raises:
         ParameterMismatchError: shapes or dtypes differ.
-        NonFiniteError: `tuned` has a NaN.
+        NonFiniteError: a NaN is among what changed.
     """
     check_like(name, tuned, base)
     flat_base, flat_tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
     positions, may_have_nan = changed_positions(flat_base, flat_tuned)
-    if may_have_nan:
-        check_no_nan(name, tuned)
-    return positions, gather(flat_base, positions), gather(flat_tuned, positions)
+    target = gather(flat_tuned, positions)
+    if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
+        raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
+    return positions, gather(flat_base, positions), target
 
 
 def stored_op(op: Op, dtype: torch.dtype) -> Op:
@@ -276,10 +302,35 @@ def index_dtype(numel: int) -> torch.dtype:
 
 def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
     """Raise `ParameterMismatchError` unless shape and dtype agree."""
-    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+    if not same_form(found, wanted):
         raise ParameterMismatchError(
-            f"{found.dtype} {tuple(found.shape)} does not fit the base's {wanted.dtype} {tuple(wanted.shape)}",
+            f"{_form(found)} does not fit the base's {_form(wanted)}",
             parameter=name,
+        )
+
+
+def _form(tensor: Tensor) -> str:
+    kind = "" if is_plain(tensor) else " nested" if tensor.is_nested else f" {tensor.layout} on {tensor.device.type}"
+    return f"{tensor.dtype} {tuple(tensor.shape) if not tensor.is_nested else tensor.numel()}{kind}"
+
+
+def passes_through(base: Tensor, tuned: Tensor) -> bool:
+    """Whether a tensor that no delta could hold is as it was: nobody computes with it, so it may be anything."""
+    judged = is_plain(tuned) and tuned.dtype in NAME_OF_DTYPE
+    return not judged and bit_equal(base, tuned)
+
+
+def check_carried(name: str, tensor: Tensor) -> None:
+    """Raise `ParameterMismatchError` for a tensor whose change no delta can hold: complex, or not strided memory."""
+    if not is_plain(tensor):
+        raise ParameterMismatchError(
+            f"{_form(tensor)}: a delta holds strided tensors; exclude_modules leaves it as the base has it",
+            parameter=name,
+        )
+    check_real(name, tensor)
+    if tensor.dtype not in NAME_OF_DTYPE:
+        raise ParameterMismatchError(
+            f"a delta cannot hold {tensor.dtype}; exclude_modules leaves it as the base has it", parameter=name
         )
 
 
@@ -287,7 +338,9 @@ def check_real(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a complex tensor."""
     if tensor.is_complex():
         raise ParameterMismatchError(
-            f"{tensor.dtype} is not supported; split it into real and imaginary parts", parameter=name
+            f"{tensor.dtype} cannot change in a delta; split it into real and imaginary parts, or exclude it with "
+            "exclude_modules",
+            parameter=name,
         )
 
 

@@ -1,6 +1,7 @@
 """A sparse delta: what turns one base model into one tuned model, as a value."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rst.delta.parameter_delta import Op, ParameterDelta, stored_op
-from rst.errors import ParameterMismatchError
-from rst.numerics.exactness import bit_equal
+from rst.errors import ParameterMismatchError, RSTWarning
+from rst.numerics.exactness import RESIDUAL_DTYPES, bit_equal
 from rst.numerics.fingerprint import digest, digest_text
 
 if TYPE_CHECKING:
@@ -118,13 +119,46 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest(tensor)}")
         return digest_text("\n".join(lines))
 
-    def to(self, device: torch.device | str) -> "SparseDelta":
-        """Copy to a device."""
+    def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> "SparseDelta":
+        """Copy to a device, or cast the values for a base in another dtype.
+
+        A cast is not bit-exact, and says so (`RSTWarning`): residuals and the base are rounded each by itself. The
+        result has no digests of its base, which is another one.
+
+        Raises:
+            TypeError: a dtype in the place of the device.
+            ParameterMismatchError: steps, or a value that the dtype cannot hold.
+        """
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"to({device}) names no device; to(dtype={device}) casts the values, which is not exact")
+        if dtype is not None:
+            return self._cast(dtype).to(device)
+        if device is None:
+            return self
         return replace(
             self,
             parameters={name: change.to(device) for name, change in self.parameters.items()},
             dense={name: tensor.to(device) for name, tensor in self.dense.items()},
         )
+
+    def _cast(self, dtype: torch.dtype) -> "SparseDelta":
+        parameters = {}
+        for name, change in self.parameters.items():
+            try:
+                parameters[name] = change.cast(dtype)
+            except ParameterMismatchError as error:
+                error.parameter = name
+                raise
+        cast = sum(parameters[name] is not change for name, change in self.parameters.items())
+        if cast:
+            warnings.warn(
+                f"{cast} parameters cast to {dtype}: base plus delta is near the tuned weights, not equal bit for bit; "
+                "export from weights of this dtype for that",
+                RSTWarning,
+                stacklevel=3,
+            )
+        dense = {name: one.to(dtype) if one.dtype in RESIDUAL_DTYPES else one for name, one in self.dense.items()}
+        return replace(self, parameters=parameters, dense=dense)
 
     def names_of(self, name: str) -> list[str]:
         """Every name of a tensor: the delta's own, then those tied to it."""

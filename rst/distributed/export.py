@@ -30,7 +30,7 @@ from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, check_no_
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.distributed.entries import Entries, changed_entries, collect
 from rst.errors import ConfigError
-from rst.numerics.exactness import bits
+from rst.numerics.exactness import bit_equal, bits
 from rst.numerics.fingerprint import digest
 from rst.operations.extraction import Extraction
 from rst.shards.blocks import is_sharded, local, locals_of
@@ -116,7 +116,8 @@ def _compare(
     layout: ShardLayout, tracked: TrackedTensors, base: Mapping[str, Tensor], parts: Mapping[str, Tensor]
 ) -> dict[str, Entries]:
     """The changed entries of this process' blocks, and a look for NaN in what is stored whole."""
-    for name in (*tracked.buffers, *tracked.saved):
+    moved = [name for name in tracked.buffers if not bit_equal(base[name], parts[name])]
+    for name in (*moved, *tracked.saved):
         check_no_nan(name, parts[name])
     return {name: changed_entries(layout, name, base[name], parts[name]) for name in tracked.sparse}
 

@@ -4,7 +4,6 @@
 this library's version), then name and digest of each file that is finished. Only what these prove is used again.
 """
 
-import fcntl
 import json
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -16,6 +15,11 @@ from rst.errors import CheckpointError, RSTError
 from rst.files.atomic import sync_to_disk
 from rst.numerics.fingerprint import TEXT_DIGITS, digest_file, digest_text
 from rst.version import __version__
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: two processes are not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 _JOURNAL = "rst-journal.jsonl"
 
@@ -106,6 +110,8 @@ class PartialFolder:
             self.path.rmdir()
 
     def _lock(self) -> None:
+        if fcntl is None:
+            return
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

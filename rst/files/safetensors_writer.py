@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rst.errors import CheckpointError
-from rst.numerics.dtypes import NAME_OF_DTYPE
+from rst.numerics.dtypes import HALF_BYTES, NAME_OF_COPIED
 from rst.numerics.exactness import as_bytes
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
@@ -68,10 +68,11 @@ def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> byt
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, (dtype, shape) in specs.items():
-        if dtype not in NAME_OF_DTYPE:
+        if dtype not in NAME_OF_COPIED:
             raise CheckpointError(f"safetensors has no {dtype}", parameter=name)
         end = offset + torch.Size(shape).numel() * dtype.itemsize
-        entries[name] = {"dtype": NAME_OF_DTYPE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        numbers = [*shape[:-1], 2 * shape[-1]] if dtype == HALF_BYTES else list(shape)
+        entries[name] = {"dtype": NAME_OF_COPIED[dtype], "shape": numbers, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from rst.config import RSTConfig
-from rst.delta.parameter_delta import changed_weights
+from rst.delta.parameter_delta import changed_weights, passes_through
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError, RSTError
 from rst.live.apply import PreparedDelta, places_of, prepare
 from rst.live.patch import EVERYTHING, LiveTensor, Patch, PatchGroup, elements
 from rst.live.undo import UndoOnError
 from rst.naming import unwrap
+from rst.numerics.exactness import bit_equal, same_form
 from rst.operations.cast import cast
 from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
@@ -187,7 +188,7 @@ class TrainingAdapter:
             except RSTError:
                 live = live_tensors(self.trainer.model)
                 for name, origin in self._base().items():
-                    if name in live and live[name].shape == origin.shape:
+                    if name in live and same_form(live[name], origin) and not bit_equal(live[name], origin):
                         live[name].copy_(origin)
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "TrainingAdapter":
@@ -212,6 +213,9 @@ class TrainingAdapter:
         places = places_of(self.trainer.model)
         groups = []
         for name, origin in self._base().items():
+            there = places[name].tensor
+            if there is not None and passes_through(origin, there):
+                continue
             live = LiveTensor.find(name, places[name])
             base = origin.to(live.tensor.device)
             positions, old, new = changed_weights(name, base, live.tensor)

@@ -25,6 +25,7 @@ from rst.live.apply import places_of
 from rst.live.hub import find_adapter, push_adapter
 from rst.live.model_status import ModelStatus
 from rst.naming import unwrap
+from rst.numerics.exactness import is_plain
 from rst.training.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING:
@@ -373,7 +374,8 @@ class RSTModel(nn.Module):
         dtypes = {}
         for name, place in places_of(unwrap(self.base_model)).items():  # by every name, tied ones too
             if place.tensor is not None:
-                dtypes[name] = fn(place.tensor.detach().new_empty(0)).dtype
+                tensor = place.tensor.detach()
+                dtypes[name] = fn(tensor.new_empty(0)).dtype if is_plain(tensor) else tensor.dtype
         files = coordinates_of(self.base_model).files.values()
         dtypes = {one.name: dtypes[one.sources[0]] for one in files if one.sources[0] in dtypes} | dtypes
         self._bank.move(dtypes, lambda: nn.Module._apply(self, fn, recurse))  # type: ignore[no-untyped-call]

@@ -19,14 +19,70 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The elements in row-major order as uint8 of shape (bytes,)."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    """The elements in row-major order as uint8 of shape (bytes,); of other layouts than a strided one, all parts."""
+    if not is_plain(tensor):
+        return torch.cat([torch.empty(0, dtype=torch.uint8), *map(as_bytes, plain_parts(tensor))])
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.element_size() == 1:
+        plain = plain.view(torch.uint8)  # not every dtype that narrow can be copied
+    flat = plain.contiguous().reshape(-1)
     return flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8)  # whose stride may be 0
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is strided memory and nothing more: not sparse, nested, quantised or without values."""
+    return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+
+
+def plain_parts(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold all values of a tensor of any layout; none of one on the meta device."""
+    if tensor.is_meta:
+        return []
+    tensor = tensor.detach()
+    if tensor.is_nested:
+        return [part for one in tensor.unbind() for part in plain_parts(one)]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    if tensor.is_quantized:
+        return [tensor.int_repr(), *_scales(tensor)]
+    return [tensor if tensor.layout == torch.strided else tensor.to_dense()]
+
+
+def _scales(tensor: Tensor) -> list[Tensor]:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return [torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64)]
+    return [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
+
+
+def bytes_of_tensor(tensor: Tensor) -> int:
+    """The bytes of a tensor of any layout."""
+    return tensor.nbytes if is_plain(tensor) else sum(part.nbytes for part in plain_parts(tensor))
+
+
+def same_form(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors of any layout agree in dtype, layout and shape."""
+    kinds = [(one.dtype, one.layout, one.is_nested, one.is_quantized, one.is_meta) for one in (left, right)]
+    if kinds[0] != kinds[1]:
+        return False
+    if left.is_nested:  # has no shape of its own
+        return [part.shape for part in plain_parts(left)] == [part.shape for part in plain_parts(right)]
+    return left.shape == right.shape
+
+
 def bit_equal(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit (so NaN equals NaN and -0.0 differs from 0.0)."""
-    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(bits(left), bits(right))
+    """Whether two tensors agree in dtype, shape and every bit (so NaN equals NaN and -0.0 differs from 0.0).
+
+    Tensors of any dtype and layout; two on the meta device are equal in what they have, dtype and shape.
+    """
+    if not same_form(left, right):
+        return False
+    if is_plain(left) and not left.is_complex():
+        return torch.equal(bits(left), bits(right))
+    return torch.equal(as_bytes(left), as_bytes(right))
 
 
 def ordered_keys(tensor: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
-from rst.delta.parameter_delta import Op, ParameterDelta, check_like, check_no_nan, check_real
+from rst.delta.parameter_delta import Op, ParameterDelta, check_carried, check_like, check_no_nan, passes_through
 from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, SparseDelta
 from rst.errors import RSTError
-from rst.numerics.exactness import bit_equal
+from rst.numerics.exactness import bit_equal, bytes_of_tensor
 
 Progress = Callable[[int, int], None]
 
@@ -61,9 +61,11 @@ class Extraction:
         for name in self.names:
             tuned = self.tuned[name].detach()
             try:
-                if name in self.whole or name in self.buffers:
-                    if self._is_stored_whole(name, tuned):
-                        dense[name] = tuned.clone().contiguous()
+                if self._passes_through(name, tuned):
+                    weights += 0 if name in self.buffers else tuned.numel()
+                elif name in self.whole or name in self.buffers:
+                    self._check_whole(name, tuned)
+                    dense[name] = tuned.clone().contiguous()
                 else:
                     weights += tuned.numel()
                     change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op)
@@ -73,7 +75,7 @@ class Extraction:
                 error.file = error.file or self.source
                 raise
             self._release(name)
-            done += tuned.nbytes
+            done += bytes_of_tensor(tuned)
             if on_progress:
                 on_progress(done, total)
         for read in (self.base, self.tuned):
@@ -92,15 +94,21 @@ class Extraction:
     def nbytes(self, name: str) -> int:
         """Bytes of a tuned tensor."""
         tuned = self.tuned
-        return (tuned.outline(name) if isinstance(tuned, Checkpoint) else tuned[name]).nbytes
+        return bytes_of_tensor(tuned.outline(name) if isinstance(tuned, Checkpoint) else tuned[name])
 
-    def _is_stored_whole(self, name: str, tuned: Tensor) -> bool:
-        """Check a tensor that is stored whole or not at all; a buffer only if it changed."""
+    def _passes_through(self, name: str, tuned: Tensor) -> bool:
+        """Whether a tensor is not stored for being as it was. What is, may be anything: nobody computes with it."""
+        if name in self.whole:
+            return False
+        base = self.base[name]
+        return bit_equal(base, tuned) if name in self.buffers else passes_through(base, tuned)
+
+    def _check_whole(self, name: str, tuned: Tensor) -> None:
+        """Check a tensor that is to be stored whole."""
         if name not in self.whole:
             check_like(name, tuned, self.base[name])
-        check_real(name, tuned)
+        check_carried(name, tuned)
         check_no_nan(name, tuned)
-        return name in self.whole or not bit_equal(self.base[name], tuned)
 
     def _release(self, name: str) -> None:
         for weights in (self.base, self.tuned):

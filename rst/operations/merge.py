@@ -73,7 +73,9 @@ def merge(
     if isinstance(base, Mapping):
         if not isinstance(delta, SparseDelta) or output is not None:
             raise TypeError("a state dict is merged with a SparseDelta, and returned")
-        return MergedTensors(open_checkpoint(base), delta).in_memory()
+        merging = MergedTensors(open_checkpoint(base), delta)
+        merged: dict[str, Tensor] = replace_state(merging.base.container, merging.in_memory())
+        return merged
     if output is None:
         raise TypeError("merging a file needs the path of the output")
     merging, target = MergedTensors(open_checkpoint(base), load_delta(delta)), Path(output)

@@ -10,6 +10,7 @@ from rst.files.safetensors_writer import by_width, write_safetensors
 from rst.files.weight_index import INDEX, bytes_of, index_text, plan_shards
 from rst.operations.extraction import Progress, shifted
 from rst.operations.merged_tensors import MergedTensors
+from rst.operations.resized_config import CONFIG, resized_config
 
 _COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py"}  # settings, tokenizer and code, without which none loads
 
@@ -45,7 +46,10 @@ def merge_into_folder(
             partial.finish(INDEX)
         for file, companion in companions.items():
             if not partial.has(file):
-                copyfile(companion, partial.path / file)
+                if file == CONFIG:
+                    (partial.path / file).write_text(resized_config(companion, merged), encoding="utf-8")
+                else:
+                    copyfile(companion, partial.path / file)
                 partial.finish(file)
         partial.publish()
 

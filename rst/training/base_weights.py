@@ -10,6 +10,8 @@ from torch import Tensor
 from rst.config import CopyStorage
 from rst.delta.parameter_delta import check_like
 from rst.errors import ConfigError
+from rst.numerics.dtypes import NAME_OF_DTYPE
+from rst.numerics.exactness import is_plain
 
 _ALIGNMENT = 64
 
@@ -27,7 +29,9 @@ class BaseWeights(Mapping[str, Tensor]):
         """
         self._storage = storage
         if storage == "mmap":
-            self._copies = _map_to_file(weights)
+            mapped = {name: one for name, one in weights.items() if is_plain(one) and one.dtype in NAME_OF_DTYPE}
+            others = {name: _to_cpu(weight.detach()) for name, weight in weights.items() if name not in mapped}
+            self._copies = {**_map_to_file(mapped), **others}
         elif storage == "cpu":
             self._copies = {name: _to_cpu(weight.detach()) for name, weight in weights.items()}
         else:
@@ -85,7 +89,7 @@ class _OnDeviceOf(Mapping[str, Tensor]):
 
 
 def _to_cpu(weight: Tensor) -> Tensor:
-    if weight.device.type == "cpu":
+    if weight.device.type == "cpu" or weight.is_meta:
         return weight.clone()
     copy = torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)  # pragma: no cover  (CUDA)
     return copy.copy_(weight)  # pragma: no cover  (CUDA)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import Patterns, RSTConfig
-from rst.delta.parameter_delta import check_real
+from rst.delta.parameter_delta import check_carried, check_real
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.naming import check_patterns, matches, plain_name
 from rst.numerics.exactness import RESIDUAL_DTYPES
@@ -70,6 +70,8 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     }
     if not sparse:
         raise ConfigError("no trainable parameter is left to train sparsely; look at target_modules and requires_grad")
+    for name in saved:
+        check_carried(name, live[name])
     for name, parameter in sparse.items():
         check_real(name, parameter)
         if parameter.dtype not in RESIDUAL_DTYPES or parameter.is_meta:
@@ -77,7 +79,7 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     return TrackedTensors(
         sparse=sparse,
         saved=saved,
-        buffers=[name for name in live if name not in saved and name not in parameters],
+        buffers=[name for name in live if name not in saved and name not in parameters and name not in excluded],
         frozen=[name for name in parameters if name not in saved and name not in sparse],
         tied=_find_tied(model, live),
     )
