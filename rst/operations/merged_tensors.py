@@ -12,7 +12,7 @@ from rst.delta.validation import validate
 from rst.errors import WrongBaseError
 from rst.files.safetensors_writer import TensorSpec
 from rst.files.weight_index import bytes_of
-from rst.numerics.exactness import bits
+from rst.numerics.exactness import bits, bytes_of_tensor
 from rst.numerics.fingerprint import digest
 from rst.operations.base_checks import names_in_base
 from rst.operations.extraction import Progress
@@ -91,11 +91,11 @@ class MergedTensors:
             yield tensor
             self.base.release(written)  # a writer may still be busy with the last, not with the one before
             written = name
-            done += tensor.nbytes
+            done += bytes_of_tensor(tensor)
             if on_progress:
                 on_progress(done, total)
         self.base.check_unchanged()
 
 
 def _spec(tensor: Tensor) -> TensorSpec:
-    return tensor.dtype, tuple(tensor.shape)
+    return tensor.dtype, (tensor.numel(),) if tensor.is_nested else tuple(tensor.shape)
