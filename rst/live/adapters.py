@@ -214,7 +214,7 @@ class TrainingAdapter:
         groups = []
         for name, origin in self._base().items():
             there = places[name].tensor
-            if there is not None and passes_through(origin, there):
+            if there is not None and self._is_left_alone(name, origin, there):
                 continue
             live = LiveTensor.find(name, places[name])
             base = origin.to(live.tensor.device)
@@ -225,6 +225,11 @@ class TrainingAdapter:
                 patch = Patch.at(live, elements(positions), elements(new), elements(old))
             groups.append(PatchGroup([patch], patch.new, patch.old))
         return PreparedDelta(groups, applied=True)
+
+    def _is_left_alone(self, name: str, origin: Tensor, live: Tensor) -> bool:
+        """Whether a tensor is as it was, and need not be one that could be changed."""
+        base = origin if origin.is_meta or live.is_meta else origin.to(live.device)
+        return bit_equal(base, live) if name in self.trainer.tracked.buffers else passes_through(base, live)
 
     def _trained(self) -> Mapping[str, Tensor]:
         live = live_tensors(self.trainer.model)
