@@ -170,17 +170,17 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
             delta has two different ones.
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
+    validate(delta.parameters, "delta")
     module = unwrap(module)
     return prepare_at(places_of(module), said_in_module(module, delta))
 
 
 def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
-    """Check that a delta is well formed, and say it in a plain module's own coordinates.
+    """Say a delta that is well formed in a plain module's own coordinates.
 
     Raises:
-        RSTError: as `prepare`.
+        ParameterMismatchError: as `prepare`.
     """
-    validate(delta.parameters, "delta")
     coordinates = coordinates_of(module)
     if not coordinates.files:
         return delta

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import _pop_mode
 
 from rst.delta.sparse_delta import SparseDelta
+from rst.delta.validation import validate
 from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from rst.live.adapter_bank import BASE
 from rst.live.apply import prepare, said_in_module
@@ -130,6 +131,7 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
     known = _known.setdefault(module, {})
     found = known.get(id(delta))
     if found is None or not found.fits():
+        validate(delta.parameters, "delta")
         own = said_in_module(unwrap(module), delta)
         _refuse_scripted(module, own)
         patches = [patch for patch in prepare(module, own).patches if patch.live.tensor.numel()]
