@@ -65,7 +65,7 @@ def bytes_of_tensor(tensor: Tensor) -> int:
 
 def same_form(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors of any layout agree in dtype, layout and shape."""
-    kinds = [(one.dtype, one.layout, one.is_nested, one.is_quantized, one.is_meta) for one in (left, right)]
+    kinds = [(one.dtype, one.layout, one.is_nested, one.is_quantized) for one in (left, right)]
     if kinds[0] != kinds[1]:
         return False
     if left.is_nested:  # has no shape of its own
@@ -78,7 +78,7 @@ def bit_equal(left: Tensor, right: Tensor) -> bool:
 
     Tensors of any dtype and layout; two on the meta device are equal in what they have, dtype and shape.
     """
-    if not same_form(left, right):
+    if not same_form(left, right) or left.is_meta != right.is_meta:
         return False
     if is_plain(left) and not left.is_complex():
         return torch.equal(bits(left), bits(right))
