@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint, Weights, open_checkpoint
 from rst.checkpoints.unpickling import check_tensors, unpickle
-from rst.delta.parameter_delta import BaseDigests, ParameterDelta, check_like, check_no_nan, check_real, gather
+from rst.delta.parameter_delta import BaseDigests, ParameterDelta, check_no_nan, check_real, gather
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.errors import CheckpointError, ParameterMismatchError
 from rst.numerics.exactness import bits
@@ -96,7 +96,9 @@ def _base_tensor(where: str, name: str, residual: Tensor, weights: Checkpoint) -
     if name not in weights:
         raise ParameterMismatchError(f"{where}: {weights.source} has no {name}; is there a prefix to add?")
     origin = weights[name].detach()
-    check_like(where, residual, origin)
+    if (residual.dtype, residual.shape) != (origin.dtype, origin.shape):  # a sparse one belongs to a dense one
+        found, wanted = (f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (residual, origin))
+        raise ParameterMismatchError(f"{where}: {found} does not fit the base's {wanted}")
     check_real(where, origin)
     return origin
 

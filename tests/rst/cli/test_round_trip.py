@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rst import ResidualSparseTrainer, RSTConfig, delta
+from rst import ResidualSparseTrainer, RSTConfig
 from rst.cli.export import Encoding
+from rst.delta import sparse_delta
 from tests.conftest import SHARED_DATA
 from tests.rst.cli.conftest import DTYPES, read, same_bytes, save_sharded, tune, weights
 
@@ -107,7 +108,7 @@ def test_every_encoding_of_the_library(rst, tmp_path, pair, encoding):
     assert rst("verify", "tuned.delta.safetensors", "--base", "base.pt").code == 0
     assert rst("merge", "base.pt", "tuned.delta.safetensors").code == 0
     assert same_bytes(read(tmp_path / "base.merged.pt"), pair[1])
-    assert {choice.value for choice in Encoding} == set(get_args(delta.Encoding))
+    assert {choice.value for choice in Encoding} == set(get_args(sparse_delta.Encoding))
 
 
 def test_a_threshold_drops_what_barely_moved(rst, tmp_path):
