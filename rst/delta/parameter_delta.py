@@ -314,10 +314,14 @@ def _form(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape) if not tensor.is_nested else tensor.numel()}{kind}"
 
 
+def is_judged(tensor: Tensor) -> bool:
+    """Whether a delta could hold a tensor. Others may be anything, as long as they are as they were."""
+    return is_plain(tensor) and tensor.dtype in NAME_OF_DTYPE
+
+
 def passes_through(base: Tensor, tuned: Tensor) -> bool:
     """Whether a tensor that no delta could hold is as it was: nobody computes with it, so it may be anything."""
-    judged = is_plain(tuned) and tuned.dtype in NAME_OF_DTYPE
-    return not judged and bit_equal(base, tuned)
+    return not is_judged(tuned) and bit_equal(base, tuned)
 
 
 def check_carried(name: str, tensor: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
-from rst.delta.parameter_delta import Op, ParameterDelta, check_carried, check_like, check_no_nan, passes_through
+from rst.delta.parameter_delta import Op, ParameterDelta, check_carried, check_like, check_no_nan, is_judged
 from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, SparseDelta
 from rst.errors import RSTError
 from rst.numerics.exactness import bit_equal, bytes_of_tensor
@@ -100,8 +100,10 @@ class Extraction:
         """Whether a tensor is not stored for being as it was. What is, may be anything: nobody computes with it."""
         if name in self.whole:
             return False
-        base = self.base[name]
-        return bit_equal(base, tuned) if name in self.buffers else passes_through(base, tuned)
+        if name in self.buffers:
+            return bit_equal(self.base[name], tuned)
+        # What is compared weight by weight is read there; a file's tensor costs a read each time.
+        return not is_judged(tuned) and bit_equal(self.base[name], tuned)
 
     def _check_whole(self, name: str, tuned: Tensor) -> None:
         """Check a tensor that is to be stored whole."""

@@ -154,7 +154,7 @@ def test_a_pickled_module_is_not_executed(rst, tmp_path, delta):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "base.pt")
     ran = rst("merge", "base.pt", delta.name)
     assert is_one_sentence(ran)
-    assert "base.pt: not a readable checkpoint" in ran.err
+    assert "base.pt: not read" in ran.err
 
 
 def test_a_truncated_zip_and_a_truncated_safetensors_base(rst, tmp_path, delta, pair):

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from rst import ResidualSparseTrainer, RSTConfig, RSTError, SparseDelta, export
+from rst import Constant, ResidualSparseTrainer, RSTConfig, RSTError, SparseDelta, export
 from rst.distributed import apply_sharded, export_sharded
 
 Weights = dict[str, Tensor]
@@ -433,4 +433,4 @@ def everything_of_one(folder: Path) -> dict[str, Any]:
 STEPS = 3
 SWAPPED_BY_TWO = ("fsdp", "fsdp_columns", "tensor_parallel")
 SWAPPED_BY_FOUR = ("fsdp", "hybrid", "fsdp_and_tensor_parallel")
-RESUMED = RSTConfig(select="top", ratio=0.3, modules_to_save=["head"])
+RESUMED = RSTConfig(ratio=Constant(0.3), total_steps=4, modules_to_save=["head"])

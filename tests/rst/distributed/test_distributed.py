@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rst import RSTConfig, SparseDelta, export
+from rst import Constant, RSTConfig, SparseDelta, export
 from rst.numerics.exactness import bit_equal
 from tests.rst.distributed import sharded_models
 from tests.rst.distributed.process_group import run
@@ -26,8 +26,11 @@ CONFIGS = {
         RSTConfig(threshold=0.05, base_storage="cpu"),
         torch.bfloat16,
     ),
-    "top with ties": (RSTConfig(select="top", ratio=0.2), torch.float32),
-    "top with ties in bfloat16, w0 mapped": (RSTConfig(select="top", ratio=0.5, base_storage="mmap"), torch.bfloat16),
+    "top with ties": (RSTConfig(ratio=Constant(0.2), total_steps=9), torch.float32),
+    "top with ties in bfloat16, w0 mapped": (
+        RSTConfig(ratio=Constant(0.5), total_steps=9, base_storage="mmap"),
+        torch.bfloat16,
+    ),
     "top in float64 of some": (RSTConfig(select="top", ratio=0.01, exclude_modules=["scale"]), torch.float64),
     "bias": (RSTConfig(select="bias"), torch.float32),
 }
