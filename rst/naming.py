@@ -93,13 +93,18 @@ def matches(name: str, patterns: Patterns) -> bool:
     return any(path == pattern or path.endswith(f".{pattern}") for path in paths for pattern in patterns)
 
 
-def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> None:
-    """Raise `ConfigError`, with names that come near, if one of `patterns` matches none of `names`."""
+def check_regular(setting: str, patterns: Patterns) -> None:
+    """Raise `ConfigError` if `patterns` is a string and no regular expression."""
     if isinstance(patterns, str):
         try:
             re.compile(patterns)
         except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"{setting}: {patterns[:99]!r} is no regular expression ({error})") from error
+
+
+def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> None:
+    """Raise `ConfigError`, with names that come near, if one of `patterns` matches none of `names`."""
+    check_regular(setting, patterns)
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         single: Patterns = pattern if isinstance(patterns, str) else [pattern]
         if not any(matches(name, single) for name in names):

@@ -8,7 +8,7 @@ from cmkd.segmentation import DenseStudent
 from examples.segmentation.building import published
 from examples.segmentation.tuning import count_trained
 from examples.uda.artefact import Artefact
-from rst import ResidualSparseTrainer
+from rst import ResidualSparseTrainer, open_checkpoint
 
 
 def store(student: DenseStudent, trainer: ResidualSparseTrainer | None, path: Path) -> Artefact:
@@ -33,5 +33,5 @@ def store(student: DenseStudent, trainer: ResidualSparseTrainer | None, path: Pa
 def store_base(student: DenseStudent, path: Path) -> None:
     """Save the network as a cell starts, under the names that a delta has: what `rst merge` merges into."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = published(student).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    weights = open_checkpoint(published(student))  # transformers 5 names a live network's tensors otherwise
+    save_file({name: weights[name].detach().contiguous() for name in weights}, path)

@@ -41,6 +41,8 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, mo
         total: weights that are trained sparsely.
         moved: weights that differed from w0 before the export selected.
     """
+    if not total:  # empty tensors alone
+        return
     share = changed / total
     if not moved and not steps:
         _say(

@@ -126,9 +126,9 @@ class SparseBaseWeights(BaseWeights):
         self.settle()
 
     def thicken(self) -> None:
-        """From now on keep copies, of all whose w0 is known."""
+        """From now on keep copies, of all whose w0 is known; the others wait for a `load`."""
         self.take(name for name in self._places.copy() if self.is_known(name, local(self._live[name])))
-        self._thin.clear()
+        self._thin = {name: None for name in self._thin if name in self._places}
 
     def take(self, names: Iterable[str] | None = None) -> None:
         """Copy w0 of these, before their weights move; None means all."""

@@ -10,7 +10,7 @@ from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import Patterns, RSTConfig
 from rst.delta.parameter_delta import check_carried, check_real
 from rst.errors import ConfigError, ParameterMismatchError
-from rst.naming import check_patterns, matches, plain_name
+from rst.naming import check_patterns, check_regular, matches, plain_name
 from rst.numerics.exactness import RESIDUAL_DTYPES
 
 ALL_LINEAR = "all-linear"
@@ -91,6 +91,7 @@ def _meant(setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]])
     Raises:
         ConfigError: a pattern matches neither, or in the files only parts of one of the module's tensors.
     """
+    check_regular(setting, patterns)
     found = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         single: Patterns = pattern if isinstance(patterns, str) else [pattern]

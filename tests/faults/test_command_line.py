@@ -72,7 +72,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path, command: str) -> None:
     assert not [path for path in tmp_path.glob("out*") if path.is_file()]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"publish"}))  # whose lock tries again
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_refuses(tmp_path: Path, capfd: Any, command: str, code: int) -> None:
     error = OSError(code, os.strerror(code))

@@ -76,7 +76,7 @@ def test_a_full_disk_at_every_operation(tmp_path: Path, job: Job) -> None:
     _stop_at_every_operation(tmp_path, job, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
-@pytest.mark.parametrize("name", ["save packed", "merge pickles", "export", "adapter", "version"])
+@pytest.mark.parametrize("name", ["save packed", "merge pickles", "export", "adapter"])
 def test_ctrl_c_at_every_operation(tmp_path: Path, name: str) -> None:
     _stop_at_every_operation(tmp_path, JOBS[name], KeyboardInterrupt())
 
