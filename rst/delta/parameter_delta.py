@@ -302,6 +302,12 @@ def index_dtype(numel: int) -> torch.dtype:
 
 def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
     """Raise `ParameterMismatchError` unless shape and dtype agree."""
+    if not (found.is_nested or wanted.is_nested) and (found.dtype, found.layout, found.shape) == (
+        wanted.dtype,
+        wanted.layout,
+        wanted.shape,
+    ):
+        return
     if not same_form(found, wanted):
         raise ParameterMismatchError(
             f"{_form(found)} does not fit the base's {_form(wanted)}",

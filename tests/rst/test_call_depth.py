@@ -108,8 +108,8 @@ def update(folder: Path) -> Call:
         pytest.param(lambda folder: merge_of_files(folder, "coo"), 8, id="merge"),
         pytest.param(lambda folder: merge_of_files(folder, "packed"), 8, id="merge, packed"),
         pytest.param(prepared_delta, 6, id="delta.prepare"),
-        pytest.param(added_adapter, 9, id="add_adapter"),
-        pytest.param(update, 12, id="Follower.update"),
+        pytest.param(added_adapter, 8, id="add_adapter"),
+        pytest.param(update, 9, id="Follower.update"),
     ],
 )
 def test_a_main_path_is_a_few_functions_deep(prepare: Callable[[Path], Call], limit: int, tmp_path: Path) -> None:
