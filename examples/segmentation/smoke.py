@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from safetensors.torch import load_file
 
 from examples.segmentation.artefact import store_base
 from examples.segmentation.building import build_objective, build_student, published
@@ -26,6 +25,7 @@ from examples.segmentation.running import build_batches, run_cell
 from examples.segmentation.settings import Settings
 from examples.segmentation.tables import Table
 from examples.segmentation.training import train
+from rst import export
 from rst.cli import main as rst_command
 
 LONG = {"RST-config1": 120, "RST-config2": 120, "CMKD+RST": 32}
@@ -150,7 +150,7 @@ def ship(cell: Cell, root: Path) -> str:
     store_base(student, base)
     if rst_command(["merge", str(base), str(delta), "--output", str(merged), "--force"]) != 0:
         raise RuntimeError(f"rst merge {base} {delta} failed")
-    published(student).load_state_dict(load_file(merged))
+    export(published(student), merged).apply(published(student))  # whatever the live tensors are called
     student.eval()
     target = get_domain(cell.settings.target)
     found = digest_views(student, choose_scenes(target, root), cell.settings.target_size, torch.device("cpu"))
