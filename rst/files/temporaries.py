@@ -65,7 +65,10 @@ def _machine() -> str:
 def _make(path: Path, kind: Kind) -> int:
     if kind == "folder":
         path.mkdir(mode=0o700)
-        return os.open(path, os.O_RDONLY)
+        try:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # taken for a leftover before it was opened
+            return _make(path, kind)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
 

@@ -58,3 +58,20 @@ def test_a_disk_that_fills_up_half_way_is_told_as_the_system_does_for_pickles_to
         assert caught.value.errno == errno.EFBIG
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_that_was_removed_before_it_was_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = Path.mkdir, []
+
+    def make_and_lose(path: Path, mode: int) -> None:
+        make(path, mode)
+        made.append(path)
+        if len(made) == 1:
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    with temporaries.temporary_beside(tmp_path / "x", "folder") as temporary:
+        assert temporary.is_dir()
+    assert len(made) == 2
