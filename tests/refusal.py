@@ -11,17 +11,17 @@ from rst import RSTError
 
 @contextmanager
 def refused(
-    kind: type[RSTError], *shown: object, file: object = None, parameter: str | None = None
+    kind: type[RSTError], *shown: object, file: object = None, parameter: object = None
 ) -> Iterator[pytest.ExceptionInfo[RSTError]]:
-    """Expect an error of this very class that shows all of `shown`.
+    """Expect an error of this very class about `parameter` (None: about none) that shows all of `shown`.
 
-    `file`, by its whole path or the name alone, and `parameter` are compared where they are given.
+    `file`, by its whole path or the name alone, is compared where it is given.
     """
     with pytest.raises(kind) as caught:
         yield caught
     error = caught.value
     assert type(error) is kind
     assert file is None or (error.file and str(file) in (error.file, Path(error.file).name)), error.file
-    assert parameter is None or error.parameter == parameter, error.parameter
+    assert error.parameter == parameter, str(error)
     for text in shown:
-        assert str(text) in error.reason
+        assert str(text) in error.reason, str(error)

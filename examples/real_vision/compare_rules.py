@@ -21,7 +21,7 @@ RATES = {"adamw": (1e-4, 3e-4, 1e-3, 3e-3), "sgd": (1e-4, 3e-4, 1e-3, 3e-3)}
 HEAD_RATE = {"adamw": 1e-3, "sgd": 1e-3}
 THRESHOLDS = {"adamw": (0.5, 2.0, 5.0), "sgd": (1e-3, 1e-2, 1e-1)}
 """Tau in learning rates: AdamW moves a weight by about one of them a step, SGD by much less."""
-RATE_OF = {"threshold": "once", "every": "constant", "linear": "geometric"}
+RATE_OF = {"threshold": "once", "every": "constant"}
 """Rules that take another's learning rate."""
 
 

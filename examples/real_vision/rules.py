@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.real_vision.network import HEAD
-from rst import Constant, ResidualSparseTrainer, RSTConfig
+from rst import Constant, Geometric, ResidualSparseTrainer, RSTConfig
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,14 @@ def config(rule: Rule, steps: int) -> RSTConfig:
     """The settings of RST for a rule over a run of so many steps."""
     if rule.name == "threshold":
         assert rule.threshold is not None
-        return RSTConfig(select="threshold", threshold=rule.threshold, modules_to_save=[HEAD])
+        return RSTConfig(threshold=rule.threshold, modules_to_save=[HEAD])
     assert rule.share is not None
-    curve = {"linear": _linear, "geometric": _geometric}.get(rule.name)
     return RSTConfig(
-        select="top",
-        ratio=curve(rule.share) if curve else Constant(rule.share),
+        ratio=Geometric(1.0, rule.share, by=0.5) if rule.name == "geometric" else Constant(rule.share),
         total_steps=steps,
         every={"once": 0, "every": 10}.get(rule.name, 1),
         modules_to_save=[HEAD],
     )
-
-
-def _linear(share: float) -> Callable[[float], float]:
-    """From every weight to the share over the first half of a run."""
-    return lambda progress: max(1.0 + (share - 1.0) * 2.0 * progress, share)
-
-
-def _geometric(share: float) -> Callable[[float], float]:
-    """The same by equal factors."""
-    return lambda progress: max(share ** (2.0 * progress), share)
 
 
 def _follow_random(rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Callable[[], int]:

@@ -1,5 +1,6 @@
 """`rst export`: what fine-tuning changed, as one small exact file."""
 
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,10 +78,9 @@ def export(
             output=None if dry_run else target,
             encoding=encoding.value,
         )
-    with TemporaryDirectory() as folder:
-        file = target
+    with TemporaryDirectory() if dry_run else nullcontext() as folder:
+        file = Path(folder) / target.name if folder else target
         if dry_run:
-            file = Path(folder) / target.name
             delta.save(file, encoding.value)
         size, whole = file.stat().st_size, _bytes_of(tuned)
         if size > max(whole, _HEADERS) and encoding is Encoding.COO:
@@ -105,9 +105,10 @@ def export(
 def _bytes_of(weights: Path) -> int:
     """What the weights of a checkpoint take, without what else lies in its files."""
     from rst.checkpoints.checkpoint import open_checkpoint
+    from rst.numerics.exactness import bytes_of_tensor
 
     checkpoint = open_checkpoint(weights)
-    return sum(checkpoint.outline(name).nbytes for name in checkpoint)
+    return sum(bytes_of_tensor(checkpoint.outline(name)) for name in checkpoint)
 
 
 def _say_larger(size: int, whole: int, density: float) -> None:

@@ -302,6 +302,7 @@ def index_dtype(numel: int) -> torch.dtype:
 
 def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
     """Raise `ParameterMismatchError` unless shape and dtype agree."""
+    # The common case, without a call: every step, swap and export comes through here, for each parameter.
     if not (found.is_nested or wanted.is_nested) and (found.dtype, found.layout, found.shape) == (
         wanted.dtype,
         wanted.layout,
@@ -321,13 +322,8 @@ def _form(tensor: Tensor) -> str:
 
 
 def is_judged(tensor: Tensor) -> bool:
-    """Whether a delta could hold a tensor. Others may be anything, as long as they are as they were."""
+    """Whether a delta could hold a tensor; others may be anything while they stay as they were."""
     return is_plain(tensor) and tensor.dtype in NAME_OF_DTYPE
-
-
-def passes_through(base: Tensor, tuned: Tensor) -> bool:
-    """Whether a tensor that no delta could hold is as it was: nobody computes with it, so it may be anything."""
-    return not is_judged(tuned) and bit_equal(base, tuned)
 
 
 def check_carried(name: str, tensor: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rst.config import RSTConfig
-from rst.delta.parameter_delta import changed_weights, passes_through
+from rst.delta.parameter_delta import changed_weights, is_judged
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError, RSTError
 from rst.live.apply import PreparedDelta, places_of, prepare
@@ -228,8 +228,9 @@ class TrainingAdapter:
 
     def _is_left_alone(self, name: str, origin: Tensor, live: Tensor) -> bool:
         """Whether a tensor is as it was, and need not be one that could be changed."""
-        base = origin if origin.is_meta or live.is_meta else origin.to(live.device)
-        return bit_equal(base, live) if name in self.trainer.tracked.buffers else passes_through(base, live)
+        if name not in self.trainer.tracked.buffers and is_judged(live):
+            return False
+        return bit_equal(origin if origin.is_meta or live.is_meta else origin.to(live.device), live)
 
     def _trained(self) -> Mapping[str, Tensor]:
         live = live_tensors(self.trainer.model)

@@ -98,12 +98,10 @@ class Extraction:
 
     def _passes_through(self, name: str, tuned: Tensor) -> bool:
         """Whether a tensor is not stored for being as it was. What is, may be anything: nobody computes with it."""
-        if name in self.whole:
-            return False
-        if name in self.buffers:
-            return bit_equal(self.base[name], tuned)
         # What is compared weight by weight is read there; a file's tensor costs a read each time.
-        return not is_judged(tuned) and bit_equal(self.base[name], tuned)
+        if name in self.whole or (name not in self.buffers and is_judged(tuned)):
+            return False
+        return bit_equal(self.base[name], tuned)
 
     def _check_whole(self, name: str, tuned: Tensor) -> None:
         """Check a tensor that is to be stored whole."""

@@ -5,7 +5,7 @@ at the end store `w_sp = wt - w0`.
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -173,9 +173,9 @@ class ResidualSparseTrainer:
             raise ConfigError("already attached; with several optimisers attach the one that steps last")
         while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             optimizer = inner  # accelerate wraps the optimiser and steps the inner one
-        self._check_optimizer(optimizer)
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._check_stepped(stepped)
         if not self._kept and isinstance(self._base, SparseBaseWeights):
-            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             self._base.thin(name for name, weight in self._tracked.sparse.items() if id(weight) in stepped)
         # Bound methods would be copied with the optimiser, and their trainer with it.
         self._hooks = [
@@ -378,7 +378,7 @@ class ResidualSparseTrainer:
         if select and self._kept:
             self.select()
         elif select:
-            moved = self.count_changed()
+            moved = None if self._steps else self.count_changed()
             self._select(self._tracked.sparse, self._steps, final=True)
             self._base.settle()
             total = sum(weight.numel() for weight in self._tracked.sparse.values())
@@ -466,8 +466,7 @@ class ResidualSparseTrainer:
         leave_out_of_ddp(model, self.model, self._tracked.sparse)
         return SupportTraining(self.model, self._tracked.sparse, support)
 
-    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    def _check_stepped(self, stepped: Set[int]) -> None:
         if self._kept and not any(id(values) in stepped for values in self._kept.parameters().values()):
             raise ConfigError("the optimiser has none of the support's weights; build it from trainer.parameters()")
         if not self._kept and not any(id(parameter) in stepped for parameter in self._tracked.sparse.values()):

@@ -72,11 +72,12 @@ def test_a_file_that_cannot_grow(tmp_path: Path, command: str) -> None:
     assert not [path for path in tmp_path.glob("out*") if path.is_file()]
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"publish"}))  # whose lock tries again
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_refuses(tmp_path: Path, capfd: Any, command: str, code: int) -> None:
     error = OSError(code, os.strerror(code))
-    assert failing_at(0, tmp_path, error, lambda: os._exit(main(COMMANDS[command]))) == 2
+    first = 2 if command == "publish" else 0  # whoever needs the chain's folder makes it, so it is tried again
+    assert failing_at(first, tmp_path, error, lambda: os._exit(main(COMMANDS[command]))) == 2
     ran = Ran(2, *capfd.readouterr())
     assert is_one_sentence(ran), ran
     assert "out" in ran.err

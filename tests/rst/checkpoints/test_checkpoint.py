@@ -5,6 +5,7 @@ import pickle
 import tarfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ class Hostile:
 )
 def test_unreadable_checkpoints_are_named(tmp_path: Path, make: Any, file: Any, shown: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    with refused(CheckpointError, shown, file=file):
+    with refused(CheckpointError, shown, file=file, parameter=ANY):
         open_checkpoint(make(tmp_path))
     assert not (tmp_path / "owned").exists()
 

@@ -21,7 +21,7 @@ from rst import (
     export,
     get_rst_model,
 )
-from tests.refusals import refused
+from tests.refusal import refused
 
 
 def network() -> nn.Sequential:

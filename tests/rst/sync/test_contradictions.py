@@ -32,7 +32,7 @@ from rst.sync import (
 )
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import HEADER_KEY, POINTER, anchor_name, delta_name, write_pointer
-from tests.refusals import refused
+from tests.refusal import refused
 
 State = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from rst import ConfigError
 from rst.numerics.exactness import bit_equal
 from rst.sync import ChainDamageError, ChainGapError, FolderStore, Follower, Publisher, prune, verify
 from rst.sync.chain import anchor_name, delta_name
-from tests.refusals import refused
+from tests.refusal import refused
 
 STEPS, ANCHOR_EVERY = 10, 3
 

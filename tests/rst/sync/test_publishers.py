@@ -29,7 +29,7 @@ from rst.sync import (
 )
 from rst.sync.chain import POINTER, delta_name
 from rst.sync.store import LOCK
-from tests.refusals import refused
+from tests.refusal import refused
 
 State = dict[str, Tensor]
 STEPS, RACES = 3, 15

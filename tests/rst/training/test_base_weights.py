@@ -8,7 +8,7 @@ import torch
 
 from rst.errors import ConfigError
 from rst.training.base_weights import BaseWeights
-from tests.refusals import refused
+from tests.refusal import refused
 
 
 def test_a_mapped_copy_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
