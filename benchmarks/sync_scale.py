@@ -198,7 +198,7 @@ def _read_from_disk(path: Path) -> None:
 def _follow(size: float, folder: Path) -> dict[str, float]:
     follower = Follower(_weights(size), folder / "chain")
     start = time.perf_counter()
-    assert follower.update() == _PUBLISHED
+    assert follower.update().step == _PUBLISHED
     seconds = (time.perf_counter() - start) / _PUBLISHED
     return {"follow": seconds}
 

@@ -24,7 +24,7 @@ def serve(store: str, stories: Path | None, connection: Connection) -> None:
     model.eval()
     follower = Follower(model, store)
     while connection.recv():
-        step = follower.update()
+        step = follower.update().step
         connection.send((step, sha256(follower.weights), greedy(model, GENERATED)))
 
 

@@ -14,7 +14,7 @@ from rst.checkpoints.checkpoint import Weights, open_checkpoint
 from rst.delta.parameter_delta import ParameterDelta, check_no_nan, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
-from rst.errors import NotCarriedError
+from rst.errors import ConfigError, NotCarriedError
 from rst.numerics.fingerprint import digest
 from rst.operations.base_checks import names_in_base
 
@@ -44,7 +44,8 @@ class EnginePatches:
 
     Attributes:
         patches: what makes the tuned weights of the base's.
-        reverting: what makes the base's of the tuned again: its values at the same positions, in the same order.
+        reverting: what makes the base's of the tuned again: its values at the same positions, in the same order. Empty
+            where no base was given.
     """
 
     patches: Sequence[SparsePatch]
@@ -52,15 +53,16 @@ class EnginePatches:
 
 
 @torch.no_grad()
-def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
+def to_engine_patches(delta: SparseDelta, base: Weights | None = None) -> EnginePatches:
     """Express a delta as patches of absolute values, with those that revert it.
 
     Args:
         delta: with any operation, of floating-point parameters.
-        base: the weights it was made from (see `rst.open_checkpoint`); read at the changed positions.
-            Patches lie on its device.
+        base: the weights it was made from (see `rst.open_checkpoint`); read at the changed positions. Patches lie on
+            its device. A delta of absolute values (op "replace") needs none.
 
     Raises:
+        ConfigError: the delta's op needs a base.
         NotCarriedError: the delta stores tensors whole, changes integers or tensors of 2^31 elements and more; a patch
             has no place for them.
         ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
@@ -71,21 +73,31 @@ def to_engine_patches(delta: SparseDelta, base: Weights) -> EnginePatches:
     if delta.dense:
         raise NotCarriedError("stored whole; send such tensors as dense weights", parameter=min(delta.dense))
     validate(delta.parameters, "delta")
-    weights = open_checkpoint(base).named_as(delta)
-    patches, reverting = [], []
     for name, change in delta.items():
         if not change.dtype.is_floating_point:
             raise NotCarriedError(f"patches have floating-point values, the delta has {change.dtype}", parameter=name)
+        if change.numel > MOST_INDEXED:
+            raise NotCarriedError(
+                f"patches have int32 positions, too few for {change.numel} elements; send it as a dense weight",
+                parameter=name,
+            )
+    if base is None:
+        return EnginePatches([_absolute(name, change) for name, change in delta.items()], [])
+    weights = open_checkpoint(base).named_as(delta)
+    patches, reverting = [], []
+    for name, change in delta.items():
         for present in names_in_base(name, delta, weights):
-            if change.numel > MOST_INDEXED:
-                raise NotCarriedError(
-                    f"patches have int32 positions, too few for {change.numel} elements; send it as a dense weight",
-                    parameter=name,
-                )
             there, back = _pair(present, weights.original_names[present], change, weights[present].detach())
             patches.append(there)
             reverting.append(back)
     return EnginePatches(patches, reverting)
+
+
+def _absolute(name: str, change: ParameterDelta) -> SparsePatch:
+    if change.op != "replace":
+        raise ConfigError(f'op "{change.op}" says the change of a base, which is needed', parameter=name)
+    check_no_nan(name, change.values)
+    return SparsePatch(name, change.indices.to(torch.int32).contiguous(), change.values.contiguous(), change.shape)
 
 
 def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[SparsePatch, SparsePatch]:
@@ -101,3 +113,17 @@ def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[
         SparsePatch(name, indices, target.contiguous(), change.shape),
         SparsePatch(name, indices, origin, change.shape),
     )
+
+
+def register() -> None:
+    """Make the weight-transfer backend `rst` known to vLLM, whose `vllm.general_plugins` call this in every process.
+
+    `LLM(..., weight_transfer_config=WeightTransferConfig(backend="rst"))` follows a chain of `rst.sync` from then on.
+
+    Raises:
+        ImportError: vLLM is older than 0.29, which has no patches in checkpoint coordinates.
+    """
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if "rst" not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine("rst", "rst.interop.vllm_engine", "ChainEngine")

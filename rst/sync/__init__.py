@@ -16,7 +16,7 @@ from rst.sync.errors import (
     ChainOrderError,
     ChainStateError,
 )
-from rst.sync.follower import Follower
+from rst.sync.follower import Follower, Update
 from rst.sync.pruning import Pruned, prune
 from rst.sync.publisher import Published, Publisher
 from rst.sync.state import fingerprint_state
@@ -40,6 +40,7 @@ __all__ = [
     "Published",
     "Publisher",
     "Store",
+    "Update",
     "fingerprint_state",
     "link_of",
     "open_store",

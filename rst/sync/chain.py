@@ -188,8 +188,8 @@ def read_link(record: Any, source: str) -> Link:
     return link
 
 
-def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link]:
-    """Read and check the file of one step.
+def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link, int]:
+    """Read and check the file of one step; the third of what it returns is the file's bytes.
 
     Raises:
         ChainGapError: it is not there.
@@ -199,9 +199,9 @@ def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link]:
     where = f"{store.location}/{name}"
     with store.fetch(name) as path:
         try:
-            delta = load_delta(path)
-        except CheckpointError as error:  # pruned since it was found
-            raise ChainGapError(error.reason, file=where) from error
+            delta, size = load_delta(path), path.stat().st_size
+        except (CheckpointError, FileNotFoundError) as error:  # pruned since it was found
+            raise ChainGapError("no such file", file=where) from error
         except DeltaFormatError as error:
             raise ChainDamageError(f"step {step}: {error.reason}", file=where, parameter=error.parameter) from error
-    return delta, link_of(delta, where)
+    return delta, link_of(delta, where), size

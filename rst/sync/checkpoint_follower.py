@@ -34,14 +34,14 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
     pointer = read_pointer(store)
     if not target.exists():
         follower = Follower.from_last_anchor(store, pointer)
-        came_from, step = None, follower.update()
+        came_from, step = None, follower.update().step
         _write(target, follower.weights, {})
         return came_from, step, follower.state
     checkpoint = open_checkpoint(target)
     weights = {name: checkpoint[name].clone() for name in checkpoint}
     follower = Follower(weights, store)
     came_from = pointer.step_of(follower.state)
-    step = follower.update()
+    step = follower.update().step
     if came_from != step:
         _write(target, weights, checkpoint.original_names)
     return came_from, step, follower.state

@@ -1,7 +1,11 @@
 """The receiving side: a model that is brought, in place and bit for bit, to the last published step."""
 
 import os
+import time
 import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,11 +23,32 @@ from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
 
 
+@dataclass(frozen=True)
+class Update:
+    """What `Follower.update` has done.
+
+    Attributes:
+        step: the step that the model is at now: the last published one.
+        from_step: the step it was at before; None if that was not known.
+        changed: weights written, by the name of their tensor; one that several steps changed counts once for each.
+        anchor: the last anchor that was loaded, None if deltas alone were.
+        delta_bytes: bytes of the deltas read.
+        seconds: how long it took.
+    """
+
+    step: int
+    from_step: int | None
+    changed: Mapping[str, int]
+    anchor: int | None
+    delta_bytes: int
+    seconds: float
+
+
 class Follower:
     """Follow a chain with a live model.
 
     >>> follower = Follower(model, "/shared/chain")
-    >>> follower.update()
+    >>> follower.update().step
     17
 
     A step is checked in full before its first weight is written: the file's digest, its place in the chain, and that
@@ -82,14 +107,11 @@ class Follower:
         """`fingerprint_state` of the model, as this follower left it."""
         return self._state
 
-    def update(self) -> int:
+    def update(self) -> Update:
         """Apply what has been published since, step by step, each all or nothing.
 
         Where a step is missing, damaged or contradicts the chain, and for a model at no known step, it goes on from the
         last intact anchor. Damage it reports with a warning.
-
-        Returns:
-            The step that the model is at now: the last published one.
 
         Raises:
             ChainGapError: there is no chain, or a file is missing and no later anchor is there.
@@ -99,28 +121,34 @@ class Follower:
                 anchor is there.
             ParameterMismatchError: the model's names, shapes or dtypes are not those of the chain.
         """
-        pointer = read_pointer(self.store)
+        began, pointer = time.perf_counter(), read_pointer(self.store)
         if pointer.chain != self._chain:
             self._chain, self._step = pointer.chain, pointer.step_of(self._state)
         elif self._step is not None and pointer.step < self._step:
             raise ChainOrderError(
                 f"ends at step {pointer.step}, the model is at {self._step}", file=self.store.location
             )
-        step = self._load_anchor(pointer) if self._step is None else self._step
+        before, anchor, read, changed = self._step, None, 0, Counter[str]()
+        if before is None:
+            step = anchor = self._load_anchor(pointer, changed)
+        else:
+            step = before
         while step != pointer.step:
             try:
-                delta, link = read_delta(self.store, step + 1)
+                delta, link, size = read_delta(self.store, step + 1)
                 self._check_place(link, pointer, step)
                 step = self._apply(delta, link)
+                read += size
+                changed.update({name: change.nnz for name, change in delta.items()})
             except ChainError as error:
                 if isinstance(error, ChainStateError) and not self._is_untouched():
                     raise  # not the chain's fault
-                step = self._go_round(error, pointer)
+                step = anchor = self._go_round(error, pointer, changed)
         if self._state != pointer.state:
             raise ChainStateError(
                 f"{self._where()} is {self._state}, the chain's is {pointer.state}", file=self.store.location
             )
-        return step
+        return Update(step, before, changed, anchor, read, time.perf_counter() - began)
 
     def apply(self, delta: SparseDelta) -> int:
         """Apply one delta of the chain, the step that comes next, all or nothing; returns the step reached.
@@ -206,17 +234,17 @@ class Follower:
         """Whether the model is still as this follower left it, in O(weights)."""
         return fingerprint_state(self.weights) == self._state
 
-    def _go_round(self, error: ChainError, pointer: Pointer) -> int:
+    def _go_round(self, error: ChainError, pointer: Pointer, changed: Counter[str]) -> int:
         """Load an anchor beyond a step that cannot be applied. Raises `error` if there is none."""
         try:
-            reached = self._load_anchor(pointer)
+            reached = self._load_anchor(pointer, changed)
         except ChainError:
             raise error from None
         if not isinstance(error, ChainGapError):  # pruned steps are no damage
             warnings.warn(f"{error}; went on from the anchor of step {reached}", stacklevel=3)
         return reached
 
-    def _load_anchor(self, pointer: Pointer) -> int:
+    def _load_anchor(self, pointer: Pointer, changed: Counter[str]) -> int:
         """Load the last intact anchor beyond the step that the model is at; returns its step."""
         above = -1 if self._step is None else self._step
         found = last_anchor(self.store, pointer, above)
@@ -231,6 +259,7 @@ class Follower:
         check_same_specs(specs_of(own), specs_of(weights), "the model")
         whole = SparseDelta({}, dense=weights, tied=tied, coordinates=coordinates_of_weights(self._module))
         whole.apply(self._module)
+        changed.update({name: weight.numel() for name, weight in weights.items()})
         self._state, self._step = link.state_after, link.to_step
         return link.to_step
 

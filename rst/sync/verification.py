@@ -55,7 +55,7 @@ def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
     deltas = changed = 0
     for step in range(anchors[0], pointer.step + 1):
         if step > anchors[0] and delta_name(step) in names:
-            delta, _ = read_delta(store, step)
+            delta, _, _ = read_delta(store, step)
             replay.apply(delta)
             deltas, changed = deltas + 1, changed + delta.nnz
         elif step not in anchors:

@@ -47,16 +47,17 @@ PUBLIC = {
         RSTError RSTModel ResidualSparseTrainer SparseDelta WrongBaseError __version__ combine compare convert export
         from_official from_peft get_rst_model merge mixed_forward open_checkpoint to_shira to_task_vector""",
     "rst.sync": """ChainConflictError ChainDamageError ChainError ChainGapError ChainOrderError ChainReport
-        ChainStateError FolderStore Follower FsspecStore Link Pointer Pruned Published Publisher Store
+        ChainStateError FolderStore Follower FsspecStore Link Pointer Pruned Published Publisher Store Update
         fingerprint_state link_of open_store prune read_pointer verify""",
     "rst.distributed": "PreparedShards apply_sharded export_sharded",
     "rst.interop.lightning": "RSTCallback",
     "rst.interop.official": "from_official",
     "rst.interop.peft_adapters": "from_peft",
+    "rst.interop.publish_callback": "PublishCallback",
     "rst.interop.shira": "to_shira",
     "rst.interop.task_vector": "to_task_vector",
     "rst.interop.transformers": "RSTCallback",
-    "rst.interop.vllm": "EnginePatches SparsePatch to_engine_patches",
+    "rst.interop.vllm": "EnginePatches SparsePatch register to_engine_patches",
     "rst.cli": "main",
 }
 
@@ -121,7 +122,7 @@ SLOW = {"rst.interop.lightning": pytest.mark.slow}  # to import
 
 @pytest.mark.parametrize("module", [pytest.param(name, marks=SLOW.get(name, ())) for name in PUBLIC])
 def test_public_names_keep_their_import_paths(module: str) -> None:
-    if module in ("rst.interop.lightning", "rst.interop.transformers"):
+    if module in ("rst.interop.lightning", "rst.interop.publish_callback", "rst.interop.transformers"):
         pytest.importorskip(module.rpartition(".")[2])
     missing = [name for name in PUBLIC[module].split() if not hasattr(import_module(module), name)]
     assert not missing

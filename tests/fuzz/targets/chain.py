@@ -73,7 +73,7 @@ def follow(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damage that an anchor makes good
         try:
-            reached = Follower(followed, path.parent).update()
+            reached = Follower(followed, path.parent).update().step
         except BaseException:
             steps = [step for step in range(4) if _same(followed, _state(step))]
             if not steps:

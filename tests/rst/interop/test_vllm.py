@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rst import NotCarriedError, WrongBaseError, export
+from rst import ConfigError, NotCarriedError, WrongBaseError, export
 from rst.interop import vllm
 from rst.interop.vllm import to_engine_patches
 from rst.numerics.exactness import bit_equal, bits
+from tests.refusals import refused
 
 State = dict[str, Tensor]
 
@@ -67,3 +68,14 @@ def test_what_a_patch_has_no_place_for_is_refused(monkeypatch) -> None:
     with pytest.raises(NotCarriedError) as caught:
         to_engine_patches(export(base, tuned), base)
     assert (caught.value.parameter, "5 elements" in caught.value.reason) == ("a", True)
+
+
+def test_absolute_values_need_no_base() -> None:
+    base, _, tuned = three_states()
+    delta = export(base, tuned, op="replace")
+    found = to_engine_patches(delta)
+    there = _scatter(base, found.patches)
+    assert all(bit_equal(there[name], tuned[name]) for name in base)
+    assert found.reverting == []
+    with refused(ConfigError, "step", parameter="a"):
+        to_engine_patches(export(base, tuned, op="step"))

@@ -95,13 +95,13 @@ def test_a_publisher_killed_at_any_point_loses_nothing_published(tmp_path, ancho
         assert step == 2 or killed
         assert verify(store).step == step
         followed = state_at(0)
-        assert Follower(followed, store).update() == step
+        assert Follower(followed, store).update().step == step
         assert same(followed, state_at(step))
 
         resumed = Publisher(state_at(3), store, anchor_every=anchor_every)
         assert resumed.step == step
         assert resumed.publish().delta_bytes > 0
-        assert Follower(followed, store).update() == step + 1
+        assert Follower(followed, store).update().step == step + 1
         assert same(followed, state_at(3))
         assert verify(store).step == step + 1
         assert not [path for path in store.iterdir() if path.name.startswith(".")]
@@ -117,7 +117,7 @@ def test_a_publisher_killed_at_its_start_leaves_a_chain_or_none(tmp_path) -> Non
         killed = killed_at(point, lambda store=store: Publisher(state_at(0), store))
         assert Publisher(state_at(1), store).publish().step == 1
         followed = state_at(0)
-        assert Follower(followed, store).update() == 1
+        assert Follower(followed, store).update().step == 1
         assert same(followed, state_at(1))
         if not killed:
             break
@@ -145,7 +145,7 @@ def test_a_publisher_killed_at_any_moment(tmp_path) -> None:
 
     for _ in range(6):
         assert in_a_child(publish_and_be_killed) == signal.SIGKILL
-        step = follower.update()
+        step = follower.update().step
         assert step >= reached
         reached = step
         assert verify(tmp_path).step == step
@@ -197,5 +197,5 @@ def test_a_failure_between_two_writes_puts_back_what_was_written(tmp_path, monke
         follower.update()
     assert same(followed, before)
     follower.verify()
-    assert follower.update() == 1
+    assert follower.update().step == 1
     assert same(followed, state_at(1))

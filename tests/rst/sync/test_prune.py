@@ -53,7 +53,7 @@ def test_who_is_behind_goes_on_from_an_anchor(
         [anchor_name(step) for step in (0, 3, 6, 9) if step >= first]
         + [delta_name(step) for step in range(first + 1, STEPS + 1)]
     )
-    assert follower.update() == STEPS
+    assert follower.update().step == STEPS
     assert all(bit_equal(follower.weights[name], weight) for name, weight in states[-1].items())
     report = verify(store)
     assert (report.first, report.step) == (first, STEPS)
@@ -80,7 +80,7 @@ def test_a_prune_that_is_killed_leaves_a_whole_chain(tmp_path: Path, deletions: 
         prune(FailingStore(tmp_path, deletions), 2)
     assert verify(tmp_path).step == STEPS
     stranger = Follower({name: torch.zeros_like(weight) for name, weight in states[0].items()}, tmp_path)
-    assert stranger.update() == STEPS
+    assert stranger.update().step == STEPS
     pruned = prune(tmp_path, 2)
     assert (pruned.first, pruned.anchors + pruned.deltas) == (6, 8 - deletions)
 

@@ -59,7 +59,7 @@ def assert_one_chain(location: str, outcomes: list[tuple[int, int]]) -> None:
     assert sum(acknowledged for acknowledged, _ in outcomes) == read_pointer(open_store(location)).step
     assert sum(refusals for _, refusals in outcomes) == 1
     assert verify(location).step == STEPS
-    assert Follower(weights(9), location).update() == STEPS
+    assert Follower(weights(9), location).update().step == STEPS
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])

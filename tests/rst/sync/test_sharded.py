@@ -54,7 +54,7 @@ def test_two_processes_publish_what_one_does(
         assert all(bit_equal(anchors[0][name], anchors[1][name]) for name in anchors[0])
     assert verify(folder / str(case)).step == STEPS + 1
     served = Net().to(CASES[case][1] or torch.float32)
-    assert Follower(served, folder / str(case)).update() == STEPS + 1
+    assert Follower(served, folder / str(case)).update().step == STEPS + 1
     dtype = CASES[case][1] or torch.float32
     assert all(bit_equal(a, b.to(dtype)) for a, b in zip(served.parameters(), model.parameters(), strict=True))
 

@@ -1,0 +1,81 @@
+"""A chain of `rst.sync` out of `transformers.Trainer` and the trainers of TRL: the weights after each so many steps."""
+
+import os
+from typing import Any
+
+from rst.errors import ConfigError
+from rst.extras import install_command
+from rst.shards.blocks import is_sharded
+from rst.sync.publisher import Publisher
+from rst.sync.store import Store
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError(f"rst.interop.publish_callback needs transformers; {install_command('peft')}") from error
+
+
+class PublishCallback(TrainerCallback):
+    """Publish the model's weights while it is trained.
+
+    >>> publish = PublishCallback("/shared/chain", every=1, dtype=torch.bfloat16)
+    >>> Trainer(model, args, train_dataset=dataset, callbacks=[publish]).train()
+
+    The chain begins, or goes on, when training does. With DDP the first process publishes; with FSDP2 all do, each its
+    own part. The first FSDP flattens parameters and DeepSpeed hides them: both are refused.
+    """
+
+    def __init__(self, store: str | os.PathLike[str] | Store, *, every: int = 1, **settings: Any) -> None:
+        """Keep the settings.
+
+        Args:
+            store: as `Publisher` takes it.
+            every: publish after each so many optimiser steps, and once more at the end.
+            settings: those of `Publisher`: `dtype`, `anchor_every`, `op` and so on.
+
+        Raises:
+            ConfigError: `every` is below 1.
+        """
+        if every < 1:
+            raise ConfigError(f"every={every}: must be at least 1")
+        self._store, self._every, self._settings = store, every, settings
+        self._publisher: Publisher | None = None
+        self._published = -1
+
+    @property
+    def publisher(self) -> Publisher | None:
+        """The publisher; None before training, and in processes that publish nothing."""
+        return self._publisher
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the chain, or go on with it.
+
+        Raises:
+            ConfigError: DeepSpeed, or the first FSDP.
+            ChainError: as `Publisher`.
+        """
+        if args.deepspeed:
+            raise ConfigError("DeepSpeed hides the parameters, which PublishCallback cannot read; use FSDP2")
+        model = kwargs["model"]
+        if state.is_world_process_zero or any(is_sharded(weight) for weight in model.parameters()):
+            self._publisher = Publisher(model, self._store, **self._settings)
+            self._published = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Publish, if it is time."""
+        if state.global_step % self._every == 0:
+            self._publish(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Publish what the last steps have changed."""
+        if self._published != state.global_step:
+            self._publish(state)
+
+    def _publish(self, state: TrainerState) -> None:
+        if self._publisher is not None:
+            self._publisher.publish()
+            self._published = state.global_step
