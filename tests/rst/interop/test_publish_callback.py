@@ -11,7 +11,7 @@ from torch import Tensor
 from rst import ConfigError
 from rst.numerics.exactness import bit_equal
 from rst.sync import Follower, verify
-from tests.refusals import refused
+from tests.refusal import refused
 
 transformers = pytest.importorskip("transformers")
 

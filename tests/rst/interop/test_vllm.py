@@ -8,7 +8,7 @@ from rst import ConfigError, NotCarriedError, WrongBaseError, export
 from rst.interop import vllm
 from rst.interop.vllm import to_engine_patches
 from rst.numerics.exactness import bit_equal, bits
-from tests.refusals import refused
+from tests.refusal import refused
 
 State = dict[str, Tensor]
 
