@@ -19,7 +19,7 @@ demo: $(STAMP)  ## the main job in a few minutes: adapt a small CLIP, ship a del
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-fast: $(STAMP)  ## before every commit: all that is not marked slow
+test-fast: $(STAMP)  ## before every commit, under two minutes: all that is not marked slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 coverage: $(STAMP)  ## lines of each package that the tests run, in any process; fails below 95 %

@@ -10,7 +10,7 @@ from benchmarks.record import Row
 from benchmarks.results_page import section
 from benchmarks.timing import race
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 
 
 @pytest.mark.parametrize("family", ["projection", "swap", "checkpoints", "mixed_batch", "sync_scale"])

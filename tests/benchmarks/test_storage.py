@@ -18,6 +18,8 @@ from rst import export
 from rst.numerics.exactness import bit_equal, bits
 from tests.messages import names
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:

@@ -20,6 +20,8 @@ from rst.cli import main
 from tests.faults.interruption import failing_at
 from tests.rst.cli.conftest import Ran, is_one_sentence
 
+pytestmark = pytest.mark.slow
+
 SIZE = 3000  # little enough that BLAKE3 starts no threads, which a fork would lose
 COMMANDS = {
     "export": ("export", "tuned.safetensors", "--base", "base.safetensors", "-o", "out.safetensors"),

@@ -14,6 +14,7 @@ from tests.faults.jobs import JOBS, NEEDS, Job
 _REFUSED, _INTERRUPTED = 2, 3
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore"),  # of forking, and PEFT's
 ]

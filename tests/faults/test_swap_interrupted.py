@@ -18,6 +18,8 @@ from rst import RSTConfig, RSTModel, SparseDelta, export, get_rst_model
 from rst.live.patch import Patch
 from rst.numerics.exactness import bit_equal
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 # where weights and bookkeeping are changed; to prepare a delta changes neither
 LIVE = Path(rst.live.__file__).parent

@@ -15,6 +15,7 @@ _NEEDS_TRANSFORMERS = ("resumed_record",)
 _EXECUTIONS = 40
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # a damaged file may be warned of
     pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc"),
 ]

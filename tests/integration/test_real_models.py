@@ -12,6 +12,8 @@ from rst import ResidualSparseTrainer, RSTConfig, SparseDelta, export, merge, op
 from rst.numerics.exactness import bit_equal
 from tests.conftest import SHARED_DATA
 
+pytestmark = pytest.mark.slow
+
 
 def tune(model: nn.Module, config: RSTConfig, loss: Callable[[nn.Module], torch.Tensor], lr: float) -> SparseDelta:
     trainer = ResidualSparseTrainer(model, config)

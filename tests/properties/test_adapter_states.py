@@ -13,6 +13,8 @@ from rst import ConfigError, RSTConfig, RSTError, RSTModel, combine, export, mer
 from rst.numerics.exactness import bit_equal
 from tests.strategies import FLOAT_DTYPES, vectors
 
+pytestmark = pytest.mark.slow
+
 Dense = dict[str, Tensor]
 
 SHAPES = {"weight": (3, 4), "bias": (3,), "table": (2, 2)}

@@ -22,6 +22,8 @@ from examples.optical_flow.tables import cells, load_variant
 from tests.examples.killed_runs import assert_same_end, run_killed
 from tests.messages import names
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

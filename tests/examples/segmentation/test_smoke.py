@@ -7,6 +7,8 @@ from examples.segmentation.report import write_report
 from examples.segmentation.smoke import smoke_table
 from examples.segmentation.tables import load_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):

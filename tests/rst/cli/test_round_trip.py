@@ -13,6 +13,8 @@ from rst.delta import sparse_delta
 from tests.conftest import SHARED_DATA
 from tests.rst.cli.conftest import DTYPES, read, same_bytes, save_sharded, tune, weights
 
+pytestmark = pytest.mark.slow
+
 RESNETS = ("resnet20-12fca82f.th", "resnet56-4bfd9763.th")
 
 

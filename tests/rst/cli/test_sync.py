@@ -4,8 +4,11 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.slow
 
 STEPS = 3
 

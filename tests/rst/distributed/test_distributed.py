@@ -14,9 +14,12 @@ from tests.rst.distributed import sharded_models
 from tests.rst.distributed.process_group import run
 from tests.rst.distributed.sharded_models import RESUMED, STEPS, Net
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard of this torch (2.6) runs on GPUs alone"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard of this torch (2.6) runs on GPUs alone"
+    ),
+]
 
 Outcome = dict[str, Any]
 TRAINING = RSTConfig(threshold=1e-3, modules_to_save=["head"])

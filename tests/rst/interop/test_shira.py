@@ -29,7 +29,7 @@ from rst.numerics.exactness import bit_equal
 from tests.rst.interop.conftest import RENAMED, save, tiny_bert, tiny_llama
 
 DTYPES = (torch.float32, torch.bfloat16)
-pytestmark = pytest.mark.filterwarnings(RENAMED)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(RENAMED)]
 
 LOAD_WITH_PEFT_ALONE = """
 import sys

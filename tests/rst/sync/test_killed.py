@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 TOUCHES = ((tempfile, "mkstemp"), (Path, "open"), (os, "fsync"), (os, "chmod"), (os, "replace"), (os, "unlink"))
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]

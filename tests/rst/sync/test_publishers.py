@@ -31,6 +31,8 @@ from rst.sync.chain import POINTER, delta_name
 from rst.sync.store import LOCK
 from tests.refusal import refused
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 STEPS, RACES = 3, 15
 
