@@ -13,7 +13,7 @@ from rst.checkpoints.checkpoint import Checkpoint, Weights, open_checkpoint
 from rst.checkpoints.unpickling import check_tensors, unpickle
 from rst.delta.parameter_delta import BaseDigests, ParameterDelta, check_no_nan, check_real, gather
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
-from rst.errors import CheckpointError, ParameterMismatchError
+from rst.errors import CheckpointError, ParameterMismatchError, RSTError
 from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest
 from rst.operations.export import BATCHNORM_BUFFERS
@@ -50,9 +50,13 @@ def from_official(
     buffers: dict[str, Tensor] = {}
     compared = 0
     for stored_name, stored in backbone.items():
-        name, where = backbone_prefix + stored_name, f"{source}: {stored_name}"
-        origin = _base_tensor(where, name, stored, weights)
-        change = _added(where, origin, _sparse(where, stored))
+        name = backbone_prefix + stored_name
+        try:
+            origin = _base_tensor(stored_name, name, stored, weights)
+            change = _added(stored_name, origin, _sparse(stored_name, stored))
+        except RSTError as error:
+            error.file = source
+            raise
         if name.rpartition(".")[2] not in BATCHNORM_BUFFERS:
             compared += origin.numel()
             parameters |= {name: change} if change.nnz else {}
@@ -61,9 +65,15 @@ def from_official(
     heads = {head_prefix + stored_name: tensor.clone() for stored_name, tensor in head.items()}
     for name, tensor in heads.items():
         if name.removeprefix(backbone_prefix) in backbone and name.startswith(backbone_prefix):
-            raise ParameterMismatchError(f"{name} is in the backbone and the head; choose other prefixes", file=source)
-        check_real(f"{source}: {name}", tensor)
-        check_no_nan(f"{source}: {name}", tensor)
+            raise ParameterMismatchError(
+                "in the backbone and in the head; choose other prefixes", file=source, parameter=name
+            )
+        try:
+            check_real(name, tensor)
+            check_no_nan(name, tensor)
+        except RSTError as error:
+            error.file = source
+            raise
     return SparseDelta(
         parameters,
         {**buffers, **heads},
@@ -92,38 +102,40 @@ def _is_state_dict(part: Any) -> bool:
     return named and all(isinstance(tensor, Tensor) for tensor in part.values())
 
 
-def _base_tensor(where: str, name: str, residual: Tensor, weights: Checkpoint) -> Tensor:
+def _base_tensor(stored_name: str, name: str, residual: Tensor, weights: Checkpoint) -> Tensor:
     if name not in weights:
-        raise ParameterMismatchError(f"{where}: {weights.source} has no {name}; is there a prefix to add?")
+        raise ParameterMismatchError(
+            f"{weights.source} has no {name}; is there a prefix to add?", parameter=stored_name
+        )
     origin = weights[name].detach()
     if (residual.dtype, residual.shape) != (origin.dtype, origin.shape):  # a sparse one belongs to a dense one
         found, wanted = (f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (residual, origin))
-        raise ParameterMismatchError(f"{where}: {found} does not fit the base's {wanted}")
-    check_real(where, origin)
+        raise ParameterMismatchError(f"{found} does not fit the base's {wanted}", parameter=stored_name)
+    check_real(stored_name, origin)
     return origin
 
 
-def _sparse(where: str, residual: Tensor) -> Tensor:
+def _sparse(name: str, residual: Tensor) -> Tensor:
     """The residual as a coalesced COO tensor, whose positions a stranger's file may have put outside its shape."""
     if residual.layout == torch.strided:
         return residual.to_sparse()
     if residual.layout != torch.sparse_coo:
-        raise CheckpointError(f"{where}: layout {residual.layout}; residuals are sparse COO or dense")
+        raise CheckpointError(f"layout {residual.layout}; residuals are sparse COO or dense", parameter=name)
     parts = residual._indices(), residual._values(), residual.shape
     try:
         return torch.sparse_coo_tensor(*parts, check_invariants=True).coalesce()
     except RuntimeError as error:
-        raise CheckpointError(f"{where}: malformed sparse tensor ({error})") from error
+        raise CheckpointError(f"malformed sparse tensor ({error})", parameter=name) from error
 
 
-def _added(where: str, origin: Tensor, residual: Tensor) -> ParameterDelta:
+def _added(name: str, origin: Tensor, residual: Tensor) -> ParameterDelta:
     """The change from `origin` to `origin + residual`, at the positions of the residual."""
     positions = torch.zeros(residual.values().numel(), dtype=torch.int64)
     for axis, size in zip(residual.indices(), residual.shape, strict=True):
         positions = positions * size + axis
     before = gather(origin.reshape(-1), positions)
     after = before + residual.values()
-    check_no_nan(where, after)
+    check_no_nan(name, after)
     changed = bits(after) != bits(before)
     positions, before, after = positions[changed], before[changed], after[changed]
     digests = BaseDigests(digest(origin), digest(before)) if positions.numel() else None

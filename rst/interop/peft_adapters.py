@@ -60,7 +60,7 @@ def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float
     try:
         delta = export(base, tuned, threshold=threshold, modules_to_save=saved or None)
     except NonFiniteError as error:
-        raise NonFiniteError(f"merged, {error}", file=adapter) from error
+        raise NonFiniteError(f"{error.reason} once merged", file=adapter, parameter=error.parameter) from error
     config = {**delta.config, "converted_from": {"peft_type": kind}}
     return replace(delta, config=config, coordinates=origin.coordinates)
 

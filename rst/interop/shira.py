@@ -107,7 +107,7 @@ def _check_base(delta: SparseDelta, weights: Checkpoint) -> None:
             origin = weights[present].detach()
             if origin.device.type != "meta" and tuple(origin.shape) == change.shape and origin.dtype == change.dtype:
                 touched = gather(origin.reshape(-1), change.indices.long().to(origin.device))
-                change.check_touched(f"{weights.source}: {present}", digest(touched))
+                change.check_touched(present, digest(touched), weights.source)
 
 
 def _modules_saved_whole(delta: SparseDelta, model: nn.Module) -> tuple[dict[str, list[str]], list[str]]:

@@ -12,6 +12,7 @@ from rst import CheckpointError, ConfigError, DeltaFormatError, RSTConfig, RSTMo
 from rst.interop.peft_adapters import from_peft
 from rst.live.adapter_folder import adapter_subfolder, write_adapter
 from rst.sync.chain import step_of_name
+from tests.refusal import refused
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,12 @@ from rst.sync.chain import step_of_name
     ids=str,
 )
 def test_settings_of_the_wrong_kind(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings)) + "|schedule"):
+    with refused(ConfigError, "schedule" if "threshold" in settings else next(iter(settings))):
         RSTConfig.from_dict(settings)
 
 
 def test_a_pattern_that_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"target_modules.*'\("):
+    with refused(ConfigError, "target_modules", "'("):
         get_rst_model(nn.Linear(2, 2), RSTConfig(target_modules="("))
 
 
@@ -49,13 +50,13 @@ def test_a_pattern_that_is_none() -> None:
 def test_a_configuration_that_is_no_plain_json(tmp_path: Path, text: str) -> None:
     write_adapter(tmp_path, export({"w": torch.zeros(3)}, {"w": torch.ones(3)}))
     (tmp_path / "rst_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(DeltaFormatError, match=r"rst_config\.json: malformed"):
+    with refused(DeltaFormatError, file="rst_config.json"):
         SparseDelta.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/b", "a\\b", "a\0b"])
 def test_adapter_names_that_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="not the name of a folder"):
+    with refused(ConfigError, repr(name)):
         adapter_subfolder(tmp_path, name)
 
 
@@ -65,7 +66,7 @@ def test_an_adapter_is_not_written_through_a_link(tmp_path: Path) -> None:
     (folder / "x").symlink_to(outside)
     model = RSTModel(nn.Linear(2, 2))
     model.add_adapter("x", export({"weight": torch.zeros(2, 2)}, {"weight": torch.zeros(2, 2)}))
-    with pytest.raises(ConfigError, match="a link that leads out of"):
+    with refused(ConfigError, "'x'", folder / "x"):
         model.save_pretrained(folder)
     assert not list(outside.iterdir())
 
@@ -78,19 +79,19 @@ def test_names_that_the_chain_does_not_write_are_no_steps(digits: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        ({"peft_type": "LORA", "megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "has megatron_config"),
-        ({"peft_type": "XLORA", "adapters": {"a": "/elsewhere"}}, "has adapters"),
-        ({"peft_type": "LORA", "r": 1 << 40}, "r is larger than the"),
-        ({"peft_type": "LORA", "r": 2, "rank_pattern": {"x": 1 << 40}}, "rank_pattern is larger"),
-        ({"peft_type": "LORA", "target_modules": {"x": 1}, "r": []}, "PEFT cannot load it"),
-        ([], "no JSON object"),
+        ({"peft_type": "LORA", "megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "megatron_config"),
+        ({"peft_type": "XLORA", "adapters": {"a": "/elsewhere"}}, "adapters"),
+        ({"peft_type": "LORA", "r": 1 << 40}, "r "),
+        ({"peft_type": "LORA", "r": 2, "rank_pattern": {"x": 1 << 40}}, "rank_pattern"),
+        ({"peft_type": "LORA", "target_modules": {"x": 1}, "r": []}, "PEFT"),
+        ([], "JSON"),
     ],
     ids=str,
 )
-def test_what_an_adapter_may_not_make_peft_do(tmp_path: Path, content: Any, message: str) -> None:
+def test_what_an_adapter_may_not_make_peft_do(tmp_path: Path, content: Any, named: str) -> None:
     pytest.importorskip("peft")
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, named):
         from_peft(tmp_path, nn.Sequential(nn.Linear(2, 2)))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rst import CheckpointError, NonFiniteError, ParameterMismatchError, SparseDelta, from_official, merge
 from rst.numerics.exactness import bit_equal
+from tests.refusal import refused
 
 State = dict[str, Tensor]
 
@@ -75,9 +76,7 @@ def test_names_are_prefixed_as_told(tmp_path: Path) -> None:
     assert "classifier.weight" in delta.dense
     merged = merge(whole, delta)
     assert torch.equal(merged["encoder.2.weight"], added(base, residuals)["2.weight"])
-    with pytest.raises(
-        ParameterMismatchError, match=r"x\.pt: 0\.weight: state dict has no 0\.weight; is there a prefix"
-    ):
+    with refused(ParameterMismatchError, "prefix", file="x.pt", parameter="0.weight"):
         from_official(path, whole)
 
 
@@ -97,23 +96,21 @@ def test_what_is_no_released_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"backbone_state_dict": good}, tmp_path / "headless.pt")
     torch.save(base, tmp_path / "plain.pt")
     for name, missing in (("headless.pt", "head"), ("plain.pt", "backbone")):
-        with pytest.raises(
-            CheckpointError, match=rf"{name}: not a released checkpoint: {missing}_state_dict is no dict"
-        ):
+        with refused(CheckpointError, f"{missing}_state_dict", file=name):
             from_official(tmp_path / name, base)
-    with pytest.raises(CheckpointError, match="no such file"):
+    with refused(CheckpointError, file="gone.pt"):
         from_official(tmp_path / "gone.pt", base)
-    with pytest.raises(ParameterMismatchError, match=r"a: torch.float16 \(2, 3\) does not fit"):
+    with refused(ParameterMismatchError, "torch.float16 (2, 3)", "torch.float32 (2, 3)", file="half.pt", parameter="a"):
         from_official(save(tmp_path / "half.pt", {"a": torch.ones(2, 3).half().to_sparse()}), base)
-    with pytest.raises(ParameterMismatchError, match="a is in the backbone and the head"):
+    with refused(ParameterMismatchError, "prefix", file="both.pt", parameter="a"):
         from_official(save(tmp_path / "both.pt", good, {"a": torch.ones(1)}), base, head_prefix="")
     broken = torch.ones(2, 3)
     broken[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match="a: 1 of 6 weights are NaN"):
+    with refused(NonFiniteError, "1 of 6", file="nan.pt", parameter="a"):
         from_official(save(tmp_path / "nan.pt", {"a": broken.to_sparse()}), base)
-    with pytest.raises(NonFiniteError, match="head.b: 1 of 1 weights are NaN"):
+    with refused(NonFiniteError, "1 of 1", file="nan_head.pt", parameter="head.b"):
         from_official(save(tmp_path / "nan_head.pt", good, {"b": torch.tensor([torch.nan])}), base)
-    with pytest.raises(CheckpointError, match=r"a: layout torch.sparse_csr; residuals are sparse COO or dense"):
+    with refused(CheckpointError, "torch.sparse_csr", file="csr.pt", parameter="a"):
         from_official(save(tmp_path / "csr.pt", {"a": _csr()}), base)
 
 
@@ -124,13 +121,13 @@ def _csr() -> Tensor:
 def test_positions_outside_the_weight_are_refused(tmp_path: Path) -> None:
     hostile = torch.sparse_coo_tensor([[1], [900]], [1.0], (2, 3), check_invariants=False)
     path = save(tmp_path / "hostile.pt", {"a": hostile})
-    with pytest.raises(CheckpointError, match=r"hostile\.pt"):
+    with refused(CheckpointError, file="hostile.pt"):
         from_official(path, {"a": torch.ones(2, 3)})
 
 
 def test_code_in_the_file_is_not_run(tmp_path: Path) -> None:
     save(tmp_path / "evil.pt", {}, run=_Touch(tmp_path / "ran"))
-    with pytest.raises(CheckpointError, match=r"evil\.pt: not read"):
+    with refused(CheckpointError, file="evil.pt"):
         from_official(tmp_path / "evil.pt", {"a": torch.ones(1)})
     assert not (tmp_path / "ran").exists()
 
