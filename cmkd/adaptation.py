@@ -58,17 +58,19 @@ class CMKD(Objective):
         self.needs_strong_images = fixmatch is not None
         self.needs_target_pass = partial_set is not None
 
-    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+    def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
         """Every `PartialSet.refresh_every` iterations, or once an epoch of the target if that is None."""
         every = None if self.partial_set is None else self.partial_set.refresh_every
-        return super().refresh_due(iteration, epoch=every or epoch, max_iterations=max_iterations)
+        return super().refresh_due(
+            iteration, iterations_per_epoch=every or iterations_per_epoch, max_iterations=max_iterations
+        )
 
     @torch.no_grad()
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Estimate which classes the target has, from the head's predictions; at the first call it has them all."""
         if self.partial_set is None:
             return
-        if self.partial_set.first_epoch:
+        if self.partial_set.never_updated:
             self.partial_set.update(None)
             return
         with eval_mode(student):

@@ -91,9 +91,9 @@ class Objective(nn.Module):
         """A head of the method's own, features (B, feature_dim) to logits (B, classes); None if any will do."""
         return None
 
-    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
-        """Whether the loop calls `refresh` before this iteration; an epoch is so many iterations."""
-        return self.needs_target_pass and iteration % epoch == 0
+    def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
+        """Whether the loop calls `refresh` before this iteration; an epoch is one pass over the target."""
+        return self.needs_target_pass and iteration % iterations_per_epoch == 0
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Look at the whole target training set: pseudo-labels, class estimates. Called without gradients."""

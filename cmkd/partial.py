@@ -38,13 +38,13 @@ class PartialSet(nn.Module):
     Both tensors are buffers, so that a resumed run goes on with them.
 
     Attributes:
-        kept: (C,), bool: the classes to adapt to; all of them during the first epoch.
-        epochs: 0-d, int64: how often `update` was called.
-        refresh_every: iterations of an epoch, or None: one pass over the target.
+        kept: (C,), bool: the classes to adapt to; all of them before the first estimate.
+        updates: 0-d, int64: how often `update` was called.
+        refresh_every: iterations between two estimates, or None: one pass over the target.
     """
 
     kept: Tensor
-    epochs: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -79,15 +79,15 @@ class PartialSet(nn.Module):
         self.classification_weight = classification_weight
         self.transfer_weight = transfer_weight
         self.register_buffer("kept", torch.ones(classes, dtype=torch.bool))
-        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
-    def first_epoch(self) -> bool:
-        """Whether no epoch is over: an untrained head's predictions say nothing."""
-        return int(self.epochs) == 0
+    def never_updated(self) -> bool:
+        """Whether training has yet to begin: an untrained head's predictions say nothing."""
+        return int(self.updates) == 0
 
     def update(self, predictions: Tensor | None) -> None:
-        """Begin an epoch with what is predicted, (N,) int64, for the target training set; None in the first one."""
+        """Estimate from the predictions for the target training set, (N,) int64; None the first time: all classes."""
         if predictions is not None:
             self.kept.copy_(estimate_classes(predictions, len(self.kept), min_count=self.min_count))
-        self.epochs += 1
+        self.updates += 1

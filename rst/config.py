@@ -212,7 +212,7 @@ def _is_patterns(value: Any) -> bool:
     return isinstance(value, str) or _is_names(value)
 
 
-# JSON says nothing of kinds; a stranger's settings are read before they are used.
+# JSON says nothing of kinds; untrusted settings are checked before they are used.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "select": lambda value: isinstance(value, str),
     "target_modules": _is_patterns,

@@ -27,14 +27,14 @@ class SourceFirst(Objective):
         self.label_smoothing = label_smoothing
         self.pseudo_labels = TargetMemory()
 
-    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+    def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
         """When the source's share ends, and once an epoch after that.
 
         An earlier pass would label the target by a head that has learnt nothing, and in a run that is shorter than two
         of the target's epochs those labels would stay.
         """
         on_target = iteration - math.ceil(self.source_fraction * max_iterations)
-        return on_target >= 0 and on_target % epoch == 0
+        return on_target >= 0 and on_target % iterations_per_epoch == 0
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """Take pseudo-labels from class centroids over the whole target training set."""

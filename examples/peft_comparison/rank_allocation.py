@@ -24,9 +24,11 @@ class RankAllocation(Objective):
         self.needs_strong_images = objective.needs_strong_images
         self.needs_target_pass = objective.needs_target_pass
 
-    def refresh_due(self, iteration: int, *, epoch: int, max_iterations: int) -> bool:
+    def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
         """As the objective does."""
-        return self.objective.refresh_due(iteration, epoch=epoch, max_iterations=max_iterations)
+        return self.objective.refresh_due(
+            iteration, iterations_per_epoch=iterations_per_epoch, max_iterations=max_iterations
+        )
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
         """As the objective does."""

@@ -101,7 +101,7 @@ def train(
     batches = domains.batches.iterate(progress.iteration, settings.iterations, workers=workers)
 
     for iteration in range(progress.iteration, settings.iterations):
-        if objective.refresh_due(iteration, epoch=epoch, max_iterations=settings.iterations):
+        if objective.refresh_due(iteration, iterations_per_epoch=epoch, max_iterations=settings.iterations):
             refresh(student, objective, domains.target, accelerator)
         set_learning_rates(optimizer, settings, iteration)
         student.train()

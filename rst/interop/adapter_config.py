@@ -1,4 +1,4 @@
-"""What a stranger's `adapter_config.json` may not make PEFT do: import, read elsewhere, or take memory without end."""
+"""What an untrusted `adapter_config.json` may not make PEFT do: import, read elsewhere, or take memory without end."""
 
 from collections.abc import Iterator
 from pathlib import Path

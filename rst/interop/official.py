@@ -116,7 +116,7 @@ def _base_tensor(stored_name: str, name: str, residual: Tensor, weights: Checkpo
 
 
 def _sparse(name: str, residual: Tensor) -> Tensor:
-    """The residual as a coalesced COO tensor, whose positions a stranger's file may have put outside its shape."""
+    """The residual as a coalesced COO tensor, whose positions an untrusted file may have put outside its shape."""
     if residual.layout == torch.strided:
         return residual.to_sparse()
     if residual.layout != torch.sparse_coo:

@@ -87,7 +87,7 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
 
 def _merge(adapter: PathLike, adapted: "PeftModel") -> nn.Module:
     try:
-        # SHiRA's positions may come from a stranger; torch writes outside the tensor unless told to look
+        # SHiRA's positions may come from an untrusted file; torch writes outside the tensor unless told to look
         with torch.sparse.check_sparse_tensor_invariants(True):  # type: ignore[no-untyped-call]
             merged: nn.Module = adapted.merge_and_unload()
     except Exception as error:  # as above

@@ -58,7 +58,9 @@ def multi_head_attention(
         )
     packed = not use_separate_proj_weight
     weights = [in_proj_weight] * 3 if packed else [q_proj_weight, k_proj_weight, v_proj_weight]
+    # The rules want the samples first, torch's attention has them second.
     by_sample = [tensor.transpose(0, 1) for tensor in (query, key, value)]
+    # Self-attention: one product for all three, as torch does, so that the sums are its sums.
     if packed and query is key and key is value:
         projected = list(context.linear(by_sample[0], in_proj_weight).chunk(3, dim=-1))
     else:
@@ -82,6 +84,7 @@ def _attend(
     """Attend, all of shape (samples, heads, length, width); also return the weights if needed."""
     if not need_weights:
         return functional.scaled_dot_product_attention(query, key, value, mask), None
+    # The fused kernels give no weights, so torch takes this way as well.
     scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
     attention = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     return attention @ value, attention

@@ -64,6 +64,7 @@ class SparseChange:
 
     def __init__(self, positions: Tensor, origin: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
         """Take flat positions (nnz,), sorted, with w0 (`origin`) and wt (`values`) there."""
+        # Residuals are added to a product, so they are rounded once, with it, and not before.
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
         width = prod(shape[1:])
         self.rows, self.columns = positions // width, positions % width
@@ -85,6 +86,7 @@ class SparseChange:
     @cached_property
     def by_column(self) -> Bags:
         """For `x W`: columns are the outputs."""
+        # Stable, so that the entries of a column stay in the order of their rows, as its sum is defined.
         columns, order = self.columns.sort(stable=True)
         return Bags.of(columns, self.rows[order], self.residual[order])
 
@@ -111,9 +113,9 @@ class Varying:
     base: Tensor
     changes: dict[str, Change]
 
-    def under(self, adapter: str) -> Tensor:
-        """The tensor as this adapter has it."""
-        change = self.changes.get(adapter)
+    def under(self, adapter: str | None) -> Tensor:
+        """The tensor as this adapter has it, or as the base has it (None)."""
+        change = None if adapter is None else self.changes.get(adapter)
         return self.base if change is None else change.tuned(self.base)
 
     @property

@@ -64,6 +64,7 @@ class Derived(Tensor):
     """A tensor computed from one that varies, without the samples: a reshaped token, a cast embedding."""
 
     varying: Varying
+    # The mode above sees every operation already; the subclass's own hook would see it a second time.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
@@ -85,6 +86,7 @@ class MixedContext(TorchFunctionMode):
         """Take the tensors as the model has them, with what the adapters make of each."""
         super().__init__()
         self.groups = groups
+        # By identity, with the tensor kept alive: equality compares elements, and an id alone could be used again.
         self._varying = {id(tensor): (tensor, meaning) for tensor, meaning in varying}
 
     def __torch_function__(
@@ -134,6 +136,7 @@ class MixedContext(TorchFunctionMode):
         names = self.name(*tensors)
         others = [tensor for tensor in tensors if self.varying(tensor) is None]
         with_samples = any(self.has_samples(tensor) for tensor in others)
+        # With another first dimension, nobody can tell which elements belong to which sample.
         strays = [tensor for tensor in others if tensor.is_floating_point() and not self._fits(tensor)]
         if strays:
             raise ParameterMismatchError(
@@ -159,15 +162,16 @@ class MixedContext(TorchFunctionMode):
     ) -> Any:
         adapters = {name for tensor in tensors_in((args, kwargs)) for name in self._changing(tensor)}
 
-        def under(adapter: str) -> Any:
+        def under(adapter: str | None) -> Any:
             return func(*self._replace(args, adapter), **self._replace(kwargs, adapter))
 
-        base = under("")
+        base = under(None)
         if not isinstance(base, Tensor):
             if getattr(func, "__name__", "") in _QUESTIONS:
                 return base
             raise ParameterMismatchError(f"{names}: {operation} gives no tensor, so it cannot differ between samples")
         variants = {adapter: under(adapter) for adapter in adapters}
+        # A class token that is repeated for each sample is where the samples part: from here on each has its own.
         if repeats and base.ndim and len(base) == self.groups.size:
             output = base.clone(memory_format=torch.contiguous_format)
             for adapter, samples in self.groups.on(base.device).items():
@@ -196,13 +200,13 @@ class MixedContext(TorchFunctionMode):
         varying = self.varying(tensor)
         yield from () if varying is None else varying.changes
 
-    def _replace(self, value: Any, adapter: str, own: bool = False) -> Any:
+    def _replace(self, value: Any, adapter: str | None, own: bool = False) -> Any:
         """Arguments with the adapter's tensors for those that vary, and if `own` its samples for all of them."""
         if isinstance(value, Tensor):
             varying = self.varying(value)
             if varying is not None:
                 return varying.under(adapter)
-            if own and self.has_samples(value):
+            if own and adapter is not None and self.has_samples(value):
                 return value.index_select(0, self.groups.on(value.device)[adapter])
             return value
         if type(value) in (list, tuple):

@@ -43,6 +43,7 @@ def matmul(context: "MixedContext", input: Tensor, other: Tensor) -> Tensor | No
 
 def addmm(context: "MixedContext", input: Tensor, mat1: Tensor, mat2: Tensor, **factors: float) -> Tensor | None:
     """As GPT-2's layers use it: bias (out,), activations (samples times tokens, in), a matrix (in, out)."""
+    # The layer has flattened samples and tokens into one dimension; each sample has equally many tokens.
     changes = sparse_changes(context, mat2, input)
     samples = context.groups.size
     if changes is None or factors or input.ndim != 1 or context.varying(mat1) is not None or len(mat1) % samples:
@@ -130,6 +131,7 @@ def layer_norm(
     """`input` (samples, ..., *normalized_shape)."""
     if not context.has_samples(input) or input.ndim <= len(normalized_shape):
         return None
+    # What normalises depends on no adapter; scale and shift, small tensors, are then taken sample by sample.
     normal = functional.layer_norm(input, normalized_shape, eps=eps)
     return _scale_and_shift(context, normal, weight, bias, after=input.ndim - len(normalized_shape))
 
@@ -171,15 +173,15 @@ def batch_norm(
 
 
 def per_sample(context: "MixedContext", tensor: Tensor) -> Tensor:
-    """Lay a small tensor out for each sample: (samples, *shape); (1, *shape) where no adapter changes it."""
+    """Repeat a small tensor for each sample: (samples, *shape); (1, *shape) where no adapter changes it."""
     varying = context.varying(tensor)
     if varying is None:
         return tensor.unsqueeze(0)
-    laid = varying.base.detach().unsqueeze(0).repeat(context.groups.size, *[1] * varying.base.ndim)
-    for adapter, samples in context.groups.on(laid.device).items():
+    spread = varying.base.detach().unsqueeze(0).repeat(context.groups.size, *[1] * varying.base.ndim)
+    for adapter, samples in context.groups.on(spread.device).items():
         if adapter in varying.changes:
-            laid[samples] = varying.under(adapter)
-    return laid
+            spread[samples] = varying.under(adapter)
+    return spread
 
 
 def sparse_changes(
@@ -190,6 +192,7 @@ def sparse_changes(
     for tensor in (weight, bias):
         varying = context.varying(tensor)
         changes: Changes | None = {} if varying is None else varying.sparse
+        # One that was computed from the parameter (cast, reshaped) has its changes elsewhere than the parameter.
         if changes is None or context.is_derived(tensor):
             return None
         found.append(dict(changes))
@@ -202,9 +205,9 @@ def _scale_and_shift(
     """`normal * weight + bias` in place, their dimensions aligned with the ones of `normal` from `after` on."""
 
     def aligned(tensor: Tensor) -> Tensor:
-        laid = per_sample(context, tensor)
+        spread = per_sample(context, tensor)
         behind = normal.ndim - after - tensor.ndim
-        return laid.view(len(laid), *[1] * (after - 1), *tensor.shape, *[1] * behind)
+        return spread.view(len(spread), *[1] * (after - 1), *tensor.shape, *[1] * behind)
 
     if weight is not None:
         normal *= aligned(weight)
@@ -222,6 +225,7 @@ def _both_sides(
     padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[int, int]]:
     if padding == "same":
+        # torch puts the odd zero of an even kernel behind.
         totals = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]
     if isinstance(padding, str):

@@ -37,6 +37,7 @@ class SampleGroups:
         samples = self.on(output.device)
         for adapter in dict.fromkeys(adapters):
             if adapter in samples:
+                # Out and back in, since an index of indices is a copy, which `add` would change in vain.
                 part = output.index_select(0, samples[adapter])
                 add(adapter, part)
                 output.index_copy_(0, samples[adapter], part)

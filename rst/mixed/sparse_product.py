@@ -35,7 +35,7 @@ def add_linear(
     samples = groups.on(inputs.device)
 
     def add(adapter: str, part: Tensor) -> None:
-        flat = part.view(-1, part.shape[-1])
+        flat = part.view(-1, part.shape[-1])  # samples and tokens alike: the adapter is the same for all of them
         if adapter in weight:
             bags = weight[adapter].by_column if transposed else weight[adapter].by_row
             own = inputs.index_select(0, samples[adapter]).flatten(0, -2)
@@ -88,6 +88,7 @@ def add_convolution(
         if adapter in weight:
             change = weight[adapter]
             own, taps = samples[adapter][:, None], change.taps(channel_groups)
+            # What the kernel sees is gathered for a part of the changes at a time, to bound the memory.
             step = max(1, _MOST_GATHERED // max(1, len(part) * places))
             for start in range(0, change.rows.numel(), step):
                 chunk = slice(start, start + step)
@@ -125,6 +126,7 @@ def put_embeddings(output: Tensor, ids: Tensor, weight: Changes, groups: SampleG
 
     def put(adapter: str, part: Tensor) -> None:
         change, tokens = weight[adapter], ids.index_select(0, samples[adapter]).flatten().long()
+        # Entries are sorted by row, so those of a token's row are the run from `first`: listed without a loop.
         first = torch.searchsorted(change.rows, tokens)
         counts = torch.searchsorted(change.rows, tokens, right=True) - first
         token = torch.arange(len(tokens), device=ids.device).repeat_interleave(counts)

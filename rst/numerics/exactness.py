@@ -99,7 +99,7 @@ def ordered_keys(tensor: Tensor) -> Tensor:
 
 def from_ordered_keys(keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Invert `ordered_keys`."""
-    if dtype == torch.bool:  # a stranger's steps may lead to neither 0 nor 1
+    if dtype == torch.bool:  # steps of an untrusted file may lead to neither 0 nor 1
         return keys != 0
     if not dtype.is_floating_point:
         return keys.view(dtype)

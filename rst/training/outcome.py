@@ -31,7 +31,7 @@ def claim(model: nn.Module, trainer: object) -> None:
     _WATCHED[model] = ref(trainer)
 
 
-def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, moved: int | None) -> None:
+def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, unprojected: int | None) -> None:
     """Warn where the result of a training is hardly what was meant.
 
     Args:
@@ -39,19 +39,19 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, mo
         steps: that the trainer has seen.
         changed: weights that the export keeps.
         total: weights that are trained sparsely.
-        moved: weights that differed from w0 before the export selected; None where steps were seen.
+        unprojected: weights that differed from w0 before the export selected; None where steps were seen.
     """
     if not total:  # empty tensors alone
         return
     share = changed / total
-    if moved == 0:
+    if unprojected == 0:
         _say(
             f"w0 equals the weights: none of {total:,} has changed, and the trainer saw no optimiser step. Make the "
             "trainer before the training, and call trainer.attach(optimizer)"
         )
-    elif moved is not None:
+    elif unprojected is not None:
         _say(
-            f"the trainer saw no optimiser step, and {moved:,} of {total:,} weights moved: the export keeps "
+            f"the trainer saw no optimiser step, and {unprojected:,} of {total:,} weights moved: the export keeps "
             f"{changed:,} and puts the others back only now, after any score was taken. Call trainer.attach(optimizer) "
             "before the training, or trainer.step() after every step of an optimiser without hooks"
         )

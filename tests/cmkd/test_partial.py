@@ -30,10 +30,10 @@ def test_scattered_predictions_rule_nothing_out():
 
 def test_the_first_epoch_has_all_classes():
     partial = PartialSet(3)
-    assert partial.first_epoch
+    assert partial.never_updated
     partial.update(None)
     assert partial.kept.tolist() == [True, True, True]
-    assert not partial.first_epoch
+    assert not partial.never_updated
     partial.update(predictions(20, 2, 20))
     assert partial.kept.tolist() == [True, False, True]
     partial.update(predictions(20, 20, 2))  # a class may come back
@@ -52,7 +52,7 @@ def test_a_resumed_run_goes_on_with_the_estimate():
     resumed = PartialSet(3, min_count=1)
     resumed.load_state_dict(partial.state_dict())
     assert resumed.kept.tolist() == [True, False, True]
-    assert not resumed.first_epoch
+    assert not resumed.never_updated
 
 
 def test_bad_input_is_named():
@@ -67,7 +67,7 @@ def test_bad_input_is_named():
 def test_the_target_is_looked_at_every_500_iterations_or_once_a_pass():
     def due(refresh_every: int | None) -> list[int]:
         objective = CMKD(torch.nn.Identity(), partial_set=PartialSet(3, refresh_every=refresh_every))
-        return [t for t in range(1200) if objective.refresh_due(t, epoch=400, max_iterations=1200)]
+        return [t for t in range(1200) if objective.refresh_due(t, iterations_per_epoch=400, max_iterations=1200)]
 
     assert due(500) == [0, 500, 1000]
     assert due(None) == [0, 400, 800]

@@ -82,7 +82,7 @@ def _partial_schedule(case: Case, found: Differences) -> None:
     due = [
         iteration
         for iteration in range(case["max_iterations"])
-        if objective.refresh_due(iteration, epoch=epoch, max_iterations=case["max_iterations"])
+        if objective.refresh_due(iteration, iterations_per_epoch=epoch, max_iterations=case["max_iterations"])
     ]
     found.equal("refresh_iterations", due, case["refresh_iterations"])
 

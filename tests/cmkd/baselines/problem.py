@@ -81,7 +81,7 @@ def train(
     optimizer = torch.optim.SGD([*student.parameters(), *objective.parameters()], rate)
     history = []
     for iteration in range(start, start + iterations):
-        if objective.refresh_due(iteration, epoch=epoch, max_iterations=max_iterations or iterations):
+        if objective.refresh_due(iteration, iterations_per_epoch=epoch, max_iterations=max_iterations or iterations):
             objective.refresh(student, problem.target_pass())
         taken = []
         settings = {"iteration": iteration, "max_iterations": max_iterations or iterations}

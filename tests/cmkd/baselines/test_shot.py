@@ -23,7 +23,11 @@ def test_pseudo_labels_are_taken_when_the_source_phase_ends_and_once_an_epoch_af
 
     def due(fraction, epoch, iterations=10):
         objective = method(source_fraction=fraction)
-        return [t for t in range(iterations) if objective.refresh_due(t, epoch=epoch, max_iterations=iterations)]
+        return [
+            t
+            for t in range(iterations)
+            if objective.refresh_due(t, iterations_per_epoch=epoch, max_iterations=iterations)
+        ]
 
     assert due(0.5, epoch=100) == [5]
     assert due(0.25, epoch=4) == [3, 7]
@@ -32,9 +36,9 @@ def test_pseudo_labels_are_taken_when_the_source_phase_ends_and_once_an_epoch_af
 
 
 def test_a_method_without_a_source_phase_looks_at_the_target_once_an_epoch():
-    due = [t for t in range(8) if CGDM(FEATURES, CLASSES).refresh_due(t, epoch=3, max_iterations=8)]
+    due = [t for t in range(8) if CGDM(FEATURES, CLASSES).refresh_due(t, iterations_per_epoch=3, max_iterations=8)]
     assert due == [0, 3, 6]
-    assert not MinEnt().refresh_due(0, epoch=3, max_iterations=8)
+    assert not MinEnt().refresh_due(0, iterations_per_epoch=3, max_iterations=8)
 
 
 def test_the_target_phase_leaves_the_head_and_improves_the_target():

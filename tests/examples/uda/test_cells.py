@@ -122,7 +122,7 @@ def test_a_partial_sets_baseline_has_half_the_weight():
 def test_the_presets_refresh_interval_reaches_the_partial_set():
     settings = replace(TINY, partial_set=True, preset_changes={"partial_refresh_every": 7})
     objective = build_objective(settings, nn.Identity(), feature_dim=4, classes=3)
-    assert [t for t in range(20) if objective.refresh_due(t, epoch=5, max_iterations=20)] == [0, 7, 14]
+    assert [t for t in range(20) if objective.refresh_due(t, iterations_per_epoch=5, max_iterations=20)] == [0, 7, 14]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
