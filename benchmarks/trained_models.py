@@ -20,12 +20,12 @@ CACHE = Path(".cache")  # the quickstart's
 
 @dataclass(frozen=True)
 class ClipRun:
-    """How to train the quickstart's CLIP, and RST's thresholds."""
+    """How to train the quickstart's CLIP, and the shares that RST keeps."""
 
     pretraining: RenderedPretraining = field(default_factory=RenderedPretraining)
     training: Training = field(default_factory=Training)
     source_images: int = 2_000
-    thresholds: tuple[float, ...] = (3e-5, 1e-4)
+    ratios: tuple[float, ...] = (0.02, 0.005)
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class LanguageRun:
 
 
 def adapted_clips(run: ClipRun, cache: Path = CACHE) -> Iterator[CheckpointPair]:
-    """The image encoder before and after adaptation to handwritten digits, once for each threshold; float32."""
+    """The image encoder before and after adaptation to handwritten digits, once for each share; float32."""
     encoder = (clip := pretrained_clip(run.pretraining, cache)).visual
     task = digit_task(clip, run.source_images)
-    for threshold in run.thresholds:
+    for ratio in run.ratios:
         generator = torch.Generator().manual_seed(0)
         student = digit_student(encoder, generator)
-        adapt(student, Method("RST", threshold=threshold), task, run.training, generator)
-        name = f"float32, small CLIP adapted with RST, tau = {threshold:g}"
+        adapt(student, Method("RST", ratio=ratio), task, run.training, generator)
+        name = f"float32, small CLIP adapted with RST, {100 * ratio:g} % kept"
         yield CheckpointPair(name, _weights(encoder, torch.float32), _weights(student.encoder, torch.float32))
 
 

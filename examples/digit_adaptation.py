@@ -18,12 +18,12 @@ from rst import ResidualSparseTrainer, RSTConfig, SparseDelta
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: which loss trains, whether the encoder moves, and RST's threshold if there is one."""
+    """One row of the table: which loss trains, whether the encoder moves, and RST's share of it, if any."""
 
     name: str
     cmkd: bool = True
     train_encoder: bool = True
-    threshold: float | None = None
+    ratio: float | None = None
 
     @property
     def file_name(self) -> str:
@@ -68,7 +68,7 @@ def digit_student(encoder: nn.Module, generator: torch.Generator) -> Student:
 def adapt(
     student: Student, method: Method, task: DigitTask, training: Training, generator: torch.Generator
 ) -> SparseDelta | None:
-    """Train the student in place; with a threshold, return the delta that turns the pretrained encoder into it."""
+    """Train the student in place; with a ratio, return the delta that turns the pretrained encoder into it."""
     student.encoder.requires_grad_(method.train_encoder)
     optimizer = torch.optim.SGD(
         [
@@ -78,8 +78,9 @@ def adapt(
         momentum=0.9,
     )
     trainer = None
-    if method.threshold is not None:
-        trainer = ResidualSparseTrainer(student, RSTConfig(threshold=method.threshold, modules_to_save=["head"]))
+    if method.ratio is not None:
+        config = RSTConfig(ratio=method.ratio, total_steps=training.iterations, modules_to_save=["head"])
+        trainer = ResidualSparseTrainer(student, config)
         trainer.attach(optimizer)
 
     objective: Objective = SourceOnly()

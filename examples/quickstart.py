@@ -6,9 +6,9 @@ Pretrains on rendered, captioned digits (cached), adapts to scikit-learn's handw
 prints what each method scores and what it stores. Two cores, a few minutes, no download.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +31,8 @@ METHODS = (
     Method("Source-only fine-tuning", cmkd=False),
     Method("Linear probe with CMKD", train_encoder=False),
     Method("CMKD, all weights"),
-    Method("CMKD + RST, tau = 3e-5", threshold=3e-5),
-    Method("CMKD + RST, tau = 1e-4", threshold=1e-4),
+    Method("CMKD + RST, 2 % kept", ratio=0.02),
+    Method("CMKD + RST, 0.5 % kept", ratio=0.005),
 )
 
 
@@ -46,46 +46,60 @@ class Settings:
     seeds: int = 3
 
 
+@dataclass(frozen=True)
+class Base:
+    """One pretrained encoder, in memory and as a file, with the task as its text tower sees it."""
+
+    seed: int
+    encoder: nn.Module
+    task: DigitTask
+    path: Path
+
+
 def quickstart(settings: Settings, output: Path, cache: Path, console: Console) -> list[Run]:
     """Pretrain, adapt with every method, print the table, ship one delta, draw. Returns the runs of the table."""
     output.mkdir(parents=True, exist_ok=True)
-    clip = pretrained_clip(settings.pretraining, cache)
-    encoder = clip.visual
-    base = output / "base.safetensors"
-    save_file({f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}, base)
-    task = digit_task(clip, settings.source_images)
-
-    zero_shot = accuracy(lambda images: task.teacher(encoder(images)), task.target)
-    adapted = _adapted(encoder, task, settings, output)
-    bar = track(adapted, "Adapting to handwritten digits", len(METHODS) * settings.seeds, console=console)
-    runs = [Run("Zero-shot", zero_shot, dsp=0), *bar]
+    bases = [_base(settings, seed, output, cache) for seed in range(settings.seeds)]
+    adapted = _adapted(bases, settings.training, output)
+    bar = track(adapted, "Adapting to handwritten digits", len(METHODS) * len(bases), console=console)
+    runs = [*map(_zero_shot, bases), *bar]
     console.print(table(runs))
 
     shipped = next(run for run in reversed(runs) if run.delta is not None)
-    _ship(shipped, base, output / "merged.safetensors", digit_student(encoder, torch.Generator()).eval(), task, console)
+    _ship(shipped, bases[-1], output / "merged.safetensors", console)
     draw(runs, output / "quickstart.png")
     console.print(f"Figure: {output / 'quickstart.png'}")
     return runs
 
 
-def _adapted(encoder: nn.Module, task: DigitTask, settings: Settings, output: Path) -> Iterator[Run]:
-    """Train every method with every seed, two runs at a time with a core each: faster than a run on two cores."""
-    jobs = [(method, seed) for method in METHODS for seed in range(settings.seeds)]
+def _base(settings: Settings, seed: int, output: Path, cache: Path) -> Base:
+    """Pretrain, or read from the cache; pretraining is part of what varies, so each seed has its own."""
+    clip = pretrained_clip(replace(settings.pretraining, seed=seed), cache)
+    path = output / f"base-seed{seed}.safetensors"
+    save_file({f"encoder.{name}": tensor for name, tensor in clip.visual.state_dict().items()}, path)
+    return Base(seed, clip.visual, digit_task(clip, settings.source_images), path)
+
+
+def _zero_shot(base: Base) -> Run:
+    return Run("Zero-shot", accuracy(lambda images: base.task.teacher(base.encoder(images)), base.task.target), dsp=0)
+
+
+def _adapted(bases: Sequence[Base], training: Training, output: Path) -> Iterator[Run]:
+    """Train every method from every base, two runs at a time with a core each: faster than a run on two cores."""
+    jobs = [(method, base) for method in METHODS for base in bases]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        yield from pool.map(lambda job: _adapt_once(encoder, task, settings.training, job[0], job[1], output), jobs)
+        yield from pool.map(lambda job: _adapt_once(job[0], job[1], training, output), jobs)
 
 
-def _adapt_once(
-    encoder: nn.Module, task: DigitTask, training: Training, method: Method, seed: int, output: Path
-) -> Run:
+def _adapt_once(method: Method, base: Base, training: Training, output: Path) -> Run:
     """Train from the pretrained encoder, and store what this task needs beside it."""
-    generator = torch.Generator().manual_seed(seed)  # the head's start and the batches
-    student = digit_student(encoder, generator)
-    delta = adapt(student, method, task, training, generator)
-    artefact = output / f"{method.file_name}-seed{seed}.safetensors"
+    generator = torch.Generator().manual_seed(base.seed)  # the head's start and the batches
+    student = digit_student(base.encoder, generator)
+    delta = adapt(student, method, base.task, training, generator)
+    artefact = output / f"{method.file_name}-seed{base.seed}.safetensors"
     _store(student, delta, method, artefact)
-    dsp = _downstream_parameters(student, encoder)
-    return Run(method.name, accuracy(student, task.target), dsp, student, artefact, delta)
+    dsp = _downstream_parameters(student, base.encoder)
+    return Run(method.name, accuracy(student, base.task.target), dsp, student, artefact, delta)
 
 
 def _store(student: Student, delta: SparseDelta | None, method: Method, path: Path) -> None:
@@ -104,19 +118,20 @@ def _downstream_parameters(student: Student, pretrained: nn.Module) -> int:
     return changed + sum(weight.numel() for weight in student.head.parameters())
 
 
-def _ship(run: Run, base: Path, merged_path: Path, receiver: Student, task: DigitTask, console: Console) -> None:
+def _ship(run: Run, base: Base, merged_path: Path, console: Console) -> None:
     """Merge the delta's file into the base's file, as `rst merge` does, and hold the result against the tuned model."""
     assert run.artefact is not None
     assert run.student is not None
-    merge(base, run.artefact, merged_path)
+    merge(base.path, run.artefact, merged_path)
     merged = load_file(merged_path)
     _check_bit_identical(merged, run.student.state_dict())
+    receiver = digit_student(base.encoder, torch.Generator()).eval()
     receiver.load_state_dict(merged)
-    score = accuracy(receiver, task.target)
+    score = accuracy(receiver, base.task.target)
     if score != run.accuracy:
         raise RuntimeError(f"the merged model scores {score} %, the tuned one {run.accuracy} %")
     console.print(
-        f"{base.name} ({base.stat().st_size:,} bytes) + {run.artefact.name} ({run.stored_bytes:,} bytes) "
+        f"{base.path.name} ({base.path.stat().st_size:,} bytes) + {run.artefact.name} ({run.stored_bytes:,} bytes) "
         f"= {merged_path.name}: all {len(merged)} tensors are bit-identical to the tuned model's, "
         f"and it scores the same {score:.2f} %."
     )
@@ -135,7 +150,7 @@ def _raw(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
 
 
 def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Adaptation runs of each method.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Pretrained models, and runs of each method.")] = 3,
     output: Annotated[Path, typer.Option(help="Folder for the artefacts and the figure.")] = Path("outputs/quickstart"),
 ) -> None:
     """Adapt a small CLIP to handwritten digits and ship the change as a sparse delta."""

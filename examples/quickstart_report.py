@@ -53,7 +53,7 @@ def table(runs: Iterable[Run]) -> Table:
 def draw(runs: Iterable[Run], path: Path) -> None:
     """Write the figure as PNG."""
     methods = _by_method(runs)
-    (zero_shot,) = (of_method[0] for of_method in methods.values() if of_method[0].student is None)
+    (zero_shot,) = (of_method for of_method in methods.values() if of_method[0].student is None)
     trained = {method: of_method for method, of_method in methods.items() if of_method[0].student is not None}
     colours = dict(zip(trained, COLOURS, strict=True))
     figure = Figure(figsize=(13, 5), layout="constrained")
@@ -71,14 +71,18 @@ def _by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return methods
 
 
-def _draw_scores(axes: Axes, zero_shot: Run, trained: dict[str, list[Run]], colours: dict[str, str]) -> None:
+def _draw_scores(axes: Axes, zero_shot: list[Run], trained: dict[str, list[Run]], colours: dict[str, str]) -> None:
     for method, runs in trained.items():
         stored, accuracies = [run.dsp for run in runs], [run.accuracy for run in runs]
         axes.plot(stored, accuracies, "o", color=colours[method], markersize=4, alpha=0.5)
         mean = statistics.mean(stored), statistics.mean(accuracies)
         axes.plot(*mean, "D", color=colours[method], markersize=9, label=method)
     axes.axhline(
-        zero_shot.accuracy, color="grey", linestyle="--", linewidth=1, label=f"{zero_shot.method}: stores none"
+        statistics.mean(run.accuracy for run in zero_shot),
+        color="grey",
+        linestyle="--",
+        linewidth=1,
+        label=f"{zero_shot[0].method}: stores none",
     )
     axes.set_xscale("log")
     axes.set_ylim(0, 100)
