@@ -13,6 +13,7 @@ from rst.errors import ConfigError
 from rst.extras import install_command
 from rst.live.adapter_folder import write_adapter
 from rst.naming import unwrap
+from rst.training.optimizer_steps import show_averaged_weights
 from rst.training.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING or find_spec("lightning"):
@@ -41,7 +42,9 @@ class RSTCallback(Callback):
     Checkpoints carry w0 and the steps (but those that `save_weights_only` leaves out): `fit(ckpt_path=...)` continues
     bit for bit, and for a callback made from a configuration `rst export model.ckpt` needs no base. Gradient
     accumulation, mixed precision, manual optimisation and DDP need nothing more. Of several optimisers, the last of
-    `configure_optimizers` is followed. FSDP and DeepSpeed cut parameters to pieces and are refused.
+    `configure_optimizers` is followed. FSDP and DeepSpeed cut parameters to pieces and are refused. A callback that
+    freezes a backbone for a while (`BackboneFinetuning`) needs the trainer made before it does:
+    `RSTCallback(ResidualSparseTrainer(module, config))`.
     """
 
     def __init__(self, rst: RSTConfig | ResidualSparseTrainer) -> None:
@@ -103,8 +106,10 @@ class RSTCallback(Callback):
         checkpoint[RECORD_KEY] = self.trainer.state_dict()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimiser."""
+        """Leave the optimiser; the model has the averaged weights of a schedule-free one then."""
         self.trainer.detach()
+        for optimizer in trainer.optimizers:
+            show_averaged_weights(optimizer)
 
     def _track(self, module: LightningModule) -> None:
         if self._config is None:

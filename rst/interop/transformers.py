@@ -19,6 +19,7 @@ from rst.live.adapter_folder import write_adapter
 from rst.live.model import RSTModel
 from rst.naming import unwrap
 from rst.numerics.fingerprint import digest, digest_text
+from rst.training.optimizer_steps import show_averaged_weights
 from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
 
@@ -131,6 +132,8 @@ class RSTCallback(TrainerCallback):
     ) -> None:
         """Select for the last time and write the adapter to `output_dir`."""
         self.trainer.detach()
+        if kwargs.get("optimizer") is not None:
+            show_averaged_weights(kwargs["optimizer"])
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         if best is not None and (Path(best) / RECORD_FILE).is_file():
             record = _read_record(Path(best))  # its steps tell a schedule which tau the best weights were selected with

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from rst.checkpoints.coordinates import Coordinates
 from rst.checkpoints.delta_in_module import in_module
@@ -28,7 +27,9 @@ from rst.numerics.difference import count_changed
 from rst.operations.extraction import Extraction
 from rst.shards.blocks import like, locals_of
 from rst.shards.layout import ShardLayout, find_layout
+from rst.training.frozen_weights import FrozenWeights
 from rst.training.in_backward import InBackward
+from rst.training.optimizer_steps import OptimizerSteps, may_write_between_steps, optimizers_in
 from rst.training.outcome import check_outcome, claim
 from rst.training.projection import choose_projection
 from rst.training.sampled_boundary import sampled_boundary
@@ -74,8 +75,8 @@ class ResidualSparseTrainer:
         self._tracked = track(self.model, self.config)
         live = live_tensors(self.model)
         self._layout = find_layout(self.model, live)
-        for name in self._tracked.frozen:
-            live[name].requires_grad_(False)
+        self._names = frozenset(live)
+        self._frozen = FrozenWeights({name: live[name] for name in self._tracked.frozen})
         self._kept = self._train_support(model, support)
         self._base = remember(self._tracked, live, self.config.base_storage, never_copied=self._kept is not None)
         if self._kept:
@@ -87,7 +88,7 @@ class ResidualSparseTrainer:
         self._steps = 0
         self.suspended = False
         claim(self.model, self)
-        self._hooks: list[RemovableHandle] = []
+        self._following: OptimizerSteps | None = None
         self._in_backward: InBackward | None = None
 
     @property
@@ -164,27 +165,27 @@ class ResidualSparseTrainer:
         """Call `step()` after every `optimizer.step()` that changes weights.
 
         A step that `GradScaler` skips for infinite gradients is not counted. With several optimisers attach the one
-        that steps last.
+        that steps last. One that wraps another (accelerate's, Lookahead, SAM, ZeRO) is followed to the end of its own
+        step. Before the export call `optimizer.eval()` of a schedule-free one.
 
         Raises:
-            ConfigError: attached already, or the optimiser has none of the tracked parameters.
+            ConfigError: attached already, the optimiser has none of the parameters that train, or the model has
+                changed since the trainer was made.
         """
-        if self._hooks:
+        if self._following:
             raise ConfigError("already attached; with several optimisers attach the one that steps last")
-        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = inner  # accelerate wraps the optimiser and steps the inner one
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._check_complete(live_tensors(self.model))
+        optimizers = list(optimizers_in(optimizer))
+        stepped = {id(weight) for inner in optimizers for group in inner.param_groups for weight in group["params"]}
         self._check_stepped(stepped)
-        if not self._kept and isinstance(self._base, SparseBaseWeights):
+        if not self._kept and isinstance(self._base, SparseBaseWeights) and not may_write_between_steps(optimizer):
             self._base.thin(name for name, weight in self._tracked.sparse.items() if id(weight) in stepped)
-        # Bound methods would be copied with the optimiser, and their trainer with it.
-        self._hooks = [
-            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before(args, kwargs)),
-            optimizer.register_step_post_hook(lambda stepped, *_: None if self._passes(stepped) else self.step()),
-            optimizer.register_step_post_hook(
-                lambda *_: None if self._kept or self._steps_alone() else self._base.settle()
-            ),
-        ]
+        self._following = OptimizerSteps(
+            optimizer,
+            self._before,
+            moved=lambda: None if self._steps_alone() else self.step(),
+            after=lambda: None if self._kept or self._steps_alone() else self._base.settle(),
+        )
 
     def attach_in_backward(
         self, build: Callable[[list[nn.Parameter]], torch.optim.Optimizer], *, accumulate: int = 1
@@ -231,11 +232,11 @@ class ResidualSparseTrainer:
 
     def detach(self) -> None:
         """Undo `attach`; without one, do nothing."""
-        for hook in self._hooks:
-            hook.remove()
+        if self._following:
+            self._following.detach()
         if self._in_backward:
             self._in_backward.remove()
-        self._hooks, self._in_backward = [], None
+        self._following = self._in_backward = None
         if self.config.base_storage is None and not self._kept and isinstance(self._base, SparseBaseWeights):
             self._base.thicken()
 
@@ -246,7 +247,7 @@ class ResidualSparseTrainer:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to no optimiser."""
-        return {**self.__dict__, "_hooks": [], "_in_backward": None}
+        return {**self.__dict__, "_following": None, "_in_backward": None}
 
     def _before(self, args: Any, kwargs: Any) -> Any:
         """Have w0 beside the weights that are about to move; what a closure computes needs the memory first."""
@@ -270,19 +271,16 @@ class ResidualSparseTrainer:
     def _steps_alone(self) -> bool:
         return self._in_backward is not None and self._in_backward.steps_alone
 
-    def _passes(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether a step is not to be counted: of one parameter, or of a fused optimiser that skipped inside."""
-        found_inf = getattr(optimizer, "found_inf", None)  # a gradient scaler's verdict
-        return self._steps_alone() or (found_inf is not None and bool(found_inf.item()))
-
     def step(self) -> None:
         """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you.
 
         Raises:
-            ConfigError: the training is suspended, so the weights that were stepped are not its own.
+            ConfigError: the training is suspended, so the weights that were stepped are not its own, or a frozen
+                parameter has been made trainable.
         """
         if self.suspended:
             raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
+        self._frozen.check_frozen()
         self._steps += 1
         if self._in_backward:
             self._select(self._in_backward.finish(), self._steps, final=False)
@@ -343,7 +341,8 @@ class ResidualSparseTrainer:
             select: False stores what differs from w0 now and leaves the model as it is, as in the midst of a run.
 
         Raises:
-            ConfigError: a frozen parameter has been made trainable, so its change is lost, or the model is sharded.
+            ConfigError: a change would be lost: a frozen parameter was made trainable or has other values, a tensor is
+                new, gone or another since the trainer was made. Or the model is sharded.
             NonFiniteError: a weight is NaN; the message names the parameter.
         """
         if self._layout:
@@ -375,6 +374,7 @@ class ResidualSparseTrainer:
         """
         live = live_tensors(self.model)
         self._check_unchanged(live)
+        self._frozen.check_unchanged(live)
         if select and self._kept:
             self.select()
         elif select:
@@ -391,7 +391,13 @@ class ResidualSparseTrainer:
 
         `rst export` finds it under any key of a checkpoint and needs no other base. Of a sharded model it has DTensors,
         to be saved, and loaded into in place on any number of processes, by `torch.distributed.checkpoint`.
+
+        Raises:
+            ConfigError: as `export`, for the same would be lost in an export from the checkpoint.
         """
+        live = live_tensors(self.model)
+        self._check_unchanged(live)
+        self._frozen.check_unchanged(live)
         tracked, coordinates = self._tracked, self.coordinates
         base, buffers = self._recorded(tracked.sparse), self._recorded(tracked.buffers)
         saved = coordinates.files_of_all(tracked.saved)
@@ -432,6 +438,7 @@ class ResidualSparseTrainer:
             self._kept.load(state.get("support"))
             self._kept.stand_in(self._base, restored_later=True)
         self._base.load(restored)
+        self._frozen.wait_for_restored()
         self._steps = record.steps
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -469,9 +476,13 @@ class ResidualSparseTrainer:
     def _check_stepped(self, stepped: Set[int]) -> None:
         if self._kept and not any(id(values) in stepped for values in self._kept.parameters().values()):
             raise ConfigError("the optimiser has none of the support's weights; build it from trainer.parameters()")
-        if not self._kept and not any(id(parameter) in stepped for parameter in self._tracked.sparse.values()):
-            count = len(self._tracked.sparse)
-            raise ConfigError(f"the optimiser has none of the {count} tracked parameters; build it from this model")
+        # Those that are trained sparsely may come later, once they are thawed.
+        live = live_tensors(self.model)
+        trained = [*self._tracked.sparse.values(), *(live[name] for name in self._tracked.saved)]
+        if not self._kept and not any(id(parameter) in stepped for parameter in trained):
+            raise ConfigError(
+                f"the optimiser has none of the {len(trained)} tracked parameters; build it from this model"
+            )
 
     def _check_unchanged(self, live: Mapping[str, Tensor]) -> None:
         for name, parameter in self._tracked.sparse.items():
@@ -479,9 +490,16 @@ class ResidualSparseTrainer:
                 raise ConfigError(
                     "replaced since the trainer was made; wrap the model after changing it", parameter=name
                 )
-        for name in self._tracked.frozen:
-            if live[name].requires_grad:
-                raise ConfigError("made trainable after the trainer froze it, its change would be lost", parameter=name)
+        self._check_complete(live)
+
+    def _check_complete(self, live: Mapping[str, Tensor]) -> None:
+        for name in sorted(self._names ^ live.keys()):
+            what = "new" if name in live else "gone"
+            raise ConfigError(
+                f"{what} since the trainer was made, so its change would be lost; make the trainer after changing the "
+                "model",
+                parameter=name,
+            )
 
 
 def _boundary_of(layout: ShardLayout | None) -> FindBoundary:

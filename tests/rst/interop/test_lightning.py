@@ -230,3 +230,24 @@ def test_strategies_that_cut_parameters_are_refused(tmp_path: Path) -> None:
 
     with refused(ConfigError, "FSDPStrategy"):
         fit(Classifier(), RSTCallback(CONFIG), tmp_path, strategy=FSDPStrategy(device=torch.device("cpu")))
+
+
+def test_a_backbone_that_thaws_later_is_in_the_export_or_refused(tmp_path: Path) -> None:
+    class Thawing(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = self.body
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([weight for weight in self.parameters() if weight.requires_grad], lr=LR)
+
+    def finetuning() -> Any:
+        return pl.callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=LR, train_bn=False)
+
+    with pytest.raises(ConfigError) as caught:
+        fit(Thawing(), [RSTCallback(RSTConfig(threshold=0.0)), finetuning()], tmp_path / "late")
+    assert caught.value.parameter == "body.0.weight"
+    module = Thawing()
+    callback = RSTCallback(ResidualSparseTrainer(module, RSTConfig(threshold=0.0)))
+    fit(module, [callback, finetuning()], tmp_path / "early")
+    assert {"body.0.weight", "head.weight"} <= set(callback.export())

@@ -506,6 +506,14 @@ class TestTraining:
         self.train(model, steps=3)
         assert_holds(base, snapshot(alone.base_model))
 
+    def test_what_the_user_froze_meanwhile_stays_frozen(self, base: Network) -> None:
+        model = get_rst_model(base, RSTConfig(threshold=1e-6))
+        base.head.requires_grad_(False)
+        with model.disable_adapter():
+            assert not any(parameter.requires_grad for parameter in base.parameters())
+        assert not base.head.weight.requires_grad
+        assert base.body.weight.requires_grad
+
     def test_optimiser_that_steps_while_training_is_off_is_refused(self, base: Network) -> None:
         model = get_rst_model(base, RSTConfig(threshold=1e-3))
         optimizer = torch.optim.SGD(base.parameters(), lr=0.1)
