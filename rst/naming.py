@@ -93,6 +93,11 @@ def matches(name: str, patterns: Patterns) -> bool:
     return any(path == pattern or path.endswith(f".{pattern}") for path in paths for pattern in patterns)
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias by its name: `bias`, and fused ones such as `in_proj_bias`."""
+    return name.endswith("bias")
+
+
 def check_regular(setting: str, patterns: Patterns) -> None:
     """Raise `ConfigError` if `patterns` is a string and no regular expression."""
     if isinstance(patterns, str):

@@ -57,6 +57,7 @@ class TrainerRecord:
         config: the settings, in JSON types.
         places: by name in the checkpoint files, where a module whose tensors are others has it.
         coordinates: "checkpoint" if the names are known to be those of the files.
+        ratio: the share that an export keeps; None if the selection has none.
     """
 
     steps: int
@@ -70,6 +71,7 @@ class TrainerRecord:
     config: dict[str, Any]
     places: Mapping[str, ModulePlace] = field(default_factory=dict)
     coordinates: CoordinatesName | None = None
+    ratio: float | None = None
 
 
 def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
@@ -100,6 +102,7 @@ def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
             check_depth(typed(state, "config", dict)),
             {name: _place(place) for name, place in typed(state, "places", dict).items()} if "places" in state else {},
             "checkpoint" if state.get("coordinates") == "checkpoint" else None,
+            None if state.get("ratio") is None else typed(state, "ratio", float, int),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"the trainer's state is malformed ({type(error).__name__}: {error})", file=file) from error

@@ -16,10 +16,18 @@ from rst.errors import ConfigError
 if TYPE_CHECKING:
     from rst.delta.sparse_delta import SparseDelta
 
-EXAMPLE = "Example: [bold]rst export --threshold 1e-6 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
+EXAMPLE = "Example: [bold]rst export --ratio 0.002 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
 
 _HEADERS = 1 << 16
 """Bytes of a file that its header may take; of smaller files there is nothing to say."""
+
+
+class Select(str, Enum):
+    """Selections that a finished checkpoint allows."""
+
+    THRESHOLD = "threshold"
+    TOP = "top"
+    BIAS = "bias"
 
 
 class Encoding(str, Enum):
@@ -36,9 +44,14 @@ def export(
     base: Annotated[
         Path | None, typer.Option("--base", "-b", help="Weights it started from; else those in TUNED's own record.")
     ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Keep changes above it (tau). Default: the record's, or every changed bit.")
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Keep this share, what changed most. Default: the record's rule, or all changes."),
     ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep changes above it (tau); rst tau shows what each would keep.")
+    ] = None,
+    select: Annotated[Select | None, typer.Option(help="top: --ratio, or 0.2 %; threshold; bias: only biases.")] = None,
     modules_to_save: Annotated[
         list[str] | None, typer.Option(help="A module to store whole, such as a task head; may be repeated.")
     ] = None,
@@ -72,6 +85,8 @@ def export(
             base,
             tuned,
             threshold=threshold,
+            ratio=ratio,
+            select=None if select is None else select.value,
             modules_to_save=modules_to_save,
             exclude_modules=exclude,
             on_progress=on_progress,
@@ -114,7 +129,8 @@ def _bytes_of(weights: Path) -> int:
 def _say_larger(size: int, whole: int, density: float) -> None:
     print_warning(
         f"{density:.1%} of the weights changed: plain arrays take {human_size(size)}, the tuned weights "
-        f"{human_size(whole)}. Written with --encoding packed instead; --threshold keeps fewer of them"
+        f"{human_size(whole)}. Written with --encoding packed instead; --ratio 0.002, or a higher "
+        "--threshold, keeps fewer of them"
     )
 
 

@@ -22,6 +22,7 @@ from rst.numerics.exactness import (
     same_form,
 )
 from rst.numerics.fingerprint import digest
+from rst.numerics.rounding import at_most
 
 Op = Literal["add", "replace", "step"]
 _INT32_LIMIT = 1 << 31
@@ -69,7 +70,14 @@ class ParameterDelta:
 
     @classmethod
     def between(
-        cls, name: str, base: Tensor, tuned: Tensor, threshold: float | None = None, op: Op = "add"
+        cls,
+        name: str,
+        base: Tensor,
+        tuned: Tensor,
+        threshold: float | None = None,
+        op: Op = "add",
+        *,
+        ties: int | None = None,
     ) -> "ParameterDelta":
         """Extract the change from `base` to `tuned`: the entries that Eq. 17 keeps, without full-size temporaries.
 
@@ -79,6 +87,7 @@ class ParameterDelta:
             tuned: wt, same shape and dtype.
             threshold: tau, for dtypes with residuals; None keeps every entry whose bits differ.
             op: what to store; "add" gives way to "replace" for dtypes without residuals.
+            ties: with it, `threshold` is not rounded to the dtype, and so many first changes equal to it are kept.
 
         Raises:
             ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
@@ -87,7 +96,7 @@ class ParameterDelta:
         check_carried(name, tuned)
         positions, origin, target = changed_weights(name, base, tuned)
         if threshold is not None and base.dtype in RESIDUAL_DTYPES:
-            keep = ~((target - origin).abs() <= threshold)  # w0 may be NaN
+            keep = _kept((target - origin).abs_(), threshold, ties)
             positions, origin, target = positions[keep], origin[keep], target[keep]
         digests = BaseDigests(digest(base), digest(origin)) if positions.numel() else None
         return cls.at(positions, origin, target, base.shape, digests, op)
@@ -288,6 +297,16 @@ def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Ten
     if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
         raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
     return positions, gather(flat_base, positions), target
+
+
+def _kept(change: Tensor, threshold: float, ties: int | None) -> Tensor:
+    """Which changes survive: a mask. Those that are NaN, for w0 was, do."""
+    if ties is None:
+        return ~(change <= threshold)
+    keep = ~(change <= at_most(threshold, change.dtype))
+    if ties:
+        keep[(change == threshold).nonzero().squeeze(1)[:ties]] = True
+    return keep
 
 
 def stored_op(op: Op, dtype: torch.dtype) -> Op:

@@ -26,3 +26,11 @@ def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
         rounded = torch.tensor(middle, dtype=torch.int32).view(torch.float32).to(dtype)
         low, high = (middle, high) if rounded <= limit else (low, middle)
     return float(torch.tensor(low, dtype=torch.int32).view(torch.float32))
+
+
+def at_most(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is at most `threshold`; a parameter's changes compare alike with both."""
+    rounded = torch.tensor(threshold, dtype=dtype)
+    if float(rounded) > threshold:
+        rounded = torch.nextafter(rounded, torch.tensor(0.0, dtype=dtype))
+    return float(rounded)

@@ -3,6 +3,7 @@
 import os
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import RECORD_FILE, Checkpoint, Weights, checkpoint_files, open_checkpoint
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
-from rst.config import Patterns, RSTConfig
+from rst.config import Patterns, RSTConfig, Selection
 from rst.delta.parameter_delta import Op
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
 from rst.files.partial_folder import job_digest
-from rst.naming import check_patterns, matches
+from rst.naming import check_patterns, is_bias, matches
 from rst.operations.extraction import Extraction, Progress
 from rst.operations.resumable_export import export_in_parts
+from rst.operations.top_share import keep_top_share
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
+_RULE = ("threshold", "ratio", "select")
 
 
 def export(
@@ -28,6 +31,8 @@ def export(
     tuned: Weights,
     *,
     threshold: float | None = None,
+    ratio: float | None = None,
+    select: Selection | None = None,
     modules_to_save: Sequence[str] | None = None,
     exclude_modules: Patterns = None,
     op: Op = "add",
@@ -37,15 +42,19 @@ def export(
 ) -> SparseDelta:
     """Extract what turns `base` into `tuned`, reading one pair of tensors at a time.
 
-    >>> export("base.safetensors", "tuned.safetensors", threshold=1e-6).save("delta.safetensors")
+    >>> export("base.safetensors", "tuned.safetensors", ratio=0.002).save("delta.safetensors")
     >>> export("base/", "tuned/", output="delta.safetensors")  # of huge ones; if it is killed, the same call goes on
 
     Args:
         base: file, folder, state dict or module (see `open_checkpoint`). None takes the base that a
             `ResidualSparseTrainer` left in the checkpoint `tuned`.
         tuned: the same kinds.
-        threshold: tau of Eq. 17, for parameters only, not for BatchNorm's statistics. None keeps every changed bit,
-            or with `base=None` what the trainer's own tau keeps.
+        threshold: tau of Eq. 17, for parameters only, not for BatchNorm's statistics. With neither `threshold` nor
+            `ratio` nor `select` every changed bit is kept, or with `base=None` what the trainer's own rule keeps.
+        ratio: the share of all parameters' weights that is kept, exactly: those that changed most (App. M). The
+            checkpoints are read three times for it.
+        select: which of the two, "threshold" or "top", as given, or "bias": what is no bias stays as the base has it.
+            "top" alone keeps `rst.config.DEFAULT_RATIO`.
         modules_to_save: modules stored whole, as in `RSTConfig`; what the base lacks always is. With `base=None`
             the trainer's own.
         exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
@@ -56,30 +65,45 @@ def export(
         encoding: of the saved delta, as in `SparseDelta.save`.
 
     Raises:
-        ConfigError: a threshold that is negative or not finite, a pattern that matches nothing or needs a base.
+        ConfigError: a threshold that is negative or not finite, a ratio outside (0, 1], a selection that does not go
+            with them, or has no meaning here ("support"), a pattern that matches nothing or needs a base.
         CheckpointError: unreadable weights, or `base=None` and no trainer's record.
         ParameterMismatchError: `tuned` lacks a tensor, or shapes or dtypes differ.
         NonFiniteError: `tuned` has a NaN.
     """
-    if threshold is not None:
-        RSTConfig(threshold=threshold)  # refuses what is no threshold
+    rule = _rule(threshold, ratio, select)
     if base is None:
         if modules_to_save or exclude_modules:
             raise ConfigError("modules_to_save and exclude_modules need a base; without one the trainer's own hold")
-        extraction = _from_record(open_checkpoint(tuned), threshold, op)
+        extraction, rule = _from_record(open_checkpoint(tuned), rule, op)
     else:
-        settings = {"threshold": threshold, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
+        settings = {**rule, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
         extraction = _from_two(open_checkpoint(base), open_checkpoint(tuned), settings, op)
+    if rule.get("select") == "bias":
+        extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
+    if (share := rule.get("ratio")) is not None:
+        extraction, on_progress = keep_top_share(extraction, share, on_progress)
     if output is None:
         return extraction.run(on_progress)
     inputs = [tuned] if base is None else [tuned, base]
     paths = [weights for weights in inputs if isinstance(weights, str | os.PathLike)]
     if len(paths) == len(inputs):
-        job = job_digest(["export", dict(extraction.config), extraction.threshold, op], _files(paths))
+        job = job_digest(["export", dict(extraction.config), extraction.threshold, extraction.ties, op], _files(paths))
         return export_in_parts(extraction, job, Path(output), encoding, on_progress)
     delta = extraction.run(on_progress)
     delta.save(output, encoding)
     return delta
+
+
+def _rule(threshold: float | None, ratio: float | None, select: Selection | None) -> dict[str, Any]:
+    """Those of the three settings that say what is kept, checked; none where every changed bit is."""
+    if threshold is None and ratio is None and select is None:
+        return {}
+    if select == "support" or callable(threshold) or callable(ratio):
+        raise ConfigError(f"select={select!r}, threshold={threshold}, ratio={ratio}: need a training, not its result")
+    settings = RSTConfig(threshold=threshold, ratio=ratio, select=select).to_dict()
+    kept: dict[str, Any] = {name: settings[name] for name in _RULE[:2] if name in settings}
+    return kept if settings["select"] == "threshold" else {"select": settings["select"], **kept}
 
 
 def _files(weights: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -101,7 +125,7 @@ def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], 
         whole={name for name in names if name not in base or matches(name, whole)},
         buffers={name for name in names if name.rpartition(".")[2] in BATCHNORM_BUFFERS},
         tied=tied,
-        threshold=settings["threshold"],
+        threshold=settings.get("threshold"),
         identity=BaseIdentity(name=Path(base.source).name),
         config={name: value for name, value in settings.items() if value is not None},
         op=op,
@@ -110,8 +134,11 @@ def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], 
     )
 
 
-def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extraction:
-    """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` beside the weights."""
+def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extraction, dict[str, Any]]:
+    """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` beside the weights.
+
+    Its own rule holds unless there is another.
+    """
     record = tuned.record
     if record is None:
         raise CheckpointError(
@@ -123,10 +150,17 @@ def _from_record(tuned: Checkpoint, threshold: float | None, op: Op) -> Extracti
         read = read_trainer_record(record, tuned.source)
     except ConfigError as error:
         raise CheckpointError(error.reason, file=error.file) from error
-    return _planned(tuned, read, threshold, op)
+    config = read.config
+    if rule:
+        config = {name: value for name, value in config.items() if name not in _RULE} | rule
+    else:
+        rule = _rule(read.threshold, read.ratio, "bias" if config.get("select") == "bias" else None)
+    return _planned(tuned, read, rule.get("threshold"), config, op), rule
 
 
-def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, op: Op) -> Extraction:
+def _planned(
+    tuned: Checkpoint, record: TrainerRecord, threshold: float | None, config: Mapping[str, Any], op: Op
+) -> Extraction:
     base: Mapping[str, Tensor] = ChainMap(record.base, record.buffers)  # type: ignore[arg-type]  # only read, when asked
     names = [*record.base, *record.buffers, *record.saved]
     tuned = tuned.named_as(names).in_files(record.places)
@@ -140,9 +174,9 @@ def _planned(tuned: Checkpoint, record: TrainerRecord, threshold: float | None, 
         whole=set(record.saved),
         buffers=set(record.buffers),
         tied=record.tied,
-        threshold=record.threshold if threshold is None else threshold,
+        threshold=threshold,
         identity=BaseIdentity(record.name, record.revision),
-        config=record.config,
+        config=config,
         op=op,
         source=tuned.source,
         coordinates=record.coordinates,

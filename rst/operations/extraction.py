@@ -32,6 +32,9 @@ class Extraction:
         buffers: those that are no parameters: stored whole if they changed, never selected by `threshold`.
         tied: other names of the same tensors.
         threshold: tau of Eq. 17; None keeps every changed bit.
+        ties: of the changes equal to `threshold`, how many first ones of each parameter are kept; None where no share
+            is asked for.
+        left: parameters that stay as the base has them.
         identity: the base's name and revision.
         config: settings to record, in JSON types.
         op: what to store of each parameter, as in `ParameterDelta`.
@@ -46,6 +49,8 @@ class Extraction:
     buffers: Collection[str] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     threshold: float | None = None
+    ties: Mapping[str, int] | None = None
+    left: Collection[str] = ()
     identity: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
     op: Op = "add"
@@ -68,13 +73,14 @@ class Extraction:
                     dense[name] = tuned.clone().contiguous()
                 else:
                     weights += tuned.numel()
-                    change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op)
+                    ties = None if self.ties is None else self.ties.get(name, 0)
+                    change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op, ties=ties)
                     if change.nnz:
                         parameters[name] = change
             except RSTError as error:
                 error.file = error.file or self.source
                 raise
-            self._release(name)
+            self.release(name)
             done += bytes_of_tensor(tuned)
             if on_progress:
                 on_progress(done, total)
@@ -93,11 +99,37 @@ class Extraction:
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tuned tensor."""
-        tuned = self.tuned
-        return bytes_of_tensor(tuned.outline(name) if isinstance(tuned, Checkpoint) else tuned[name])
+        return bytes_of_tensor(self.outline(name))
+
+    def outline(self, name: str) -> Tensor:
+        """A tensor of a tuned one's dtype and shape, whose values must not be read."""
+        return self.tuned.outline(name) if isinstance(self.tuned, Checkpoint) else self.tuned[name]
+
+    def parameters(self) -> list[str]:
+        """Names of what is compared weight by weight, if it changed at all."""
+        others = {*self.whole, *self.buffers}
+        return [name for name in self.names if name not in others]
+
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """W0 and wt of one name. Raises `ParameterMismatchError` if shapes or dtypes differ."""
+        base, tuned = self.base[name].detach(), self.tuned[name].detach()
+        try:
+            check_like(name, tuned, base)
+        except RSTError as error:
+            error.file = error.file or self.source
+            raise
+        return base, tuned
+
+    def release(self, name: str) -> None:
+        """Give back the memory of one name's tensors, where they are mapped from files."""
+        for weights in (self.base, self.tuned):
+            if isinstance(weights, Checkpoint):
+                weights.release(name)
 
     def _passes_through(self, name: str, tuned: Tensor) -> bool:
-        """Whether a tensor is not stored for being as it was. What is, may be anything: nobody computes with it."""
+        """Whether a tensor is not stored: what stayed as it was may be anything, for nobody computes with it."""
+        if name in self.left:
+            return True
         # What is compared weight by weight is read there; a file's tensor costs a read each time.
         if name in self.whole or (name not in self.buffers and is_judged(tuned)):
             return False
@@ -109,8 +141,3 @@ class Extraction:
             check_like(name, tuned, self.base[name])
         check_carried(name, tuned)
         check_no_nan(name, tuned)
-
-    def _release(self, name: str) -> None:
-        for weights in (self.base, self.tuned):
-            if isinstance(weights, Checkpoint):
-                weights.release(name)

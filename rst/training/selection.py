@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rst.errors import NonFiniteError
 from rst.numerics.kth_largest import Floats, Positions, kth_largest
-from rst.numerics.rounding import wide_dtype
+from rst.numerics.rounding import at_most, wide_dtype
 from rst.numerics.worker_pool import CHUNK
 from rst.training.projection import Project
 
@@ -37,11 +37,6 @@ def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: flo
     return kth.value, _first_ties(pieces, kth.ties, budget - kth.above) if kth.value > 0 else []
 
 
-def is_bias(name: str) -> bool:
-    """Whether a parameter is a bias by its name: `bias`, and fused ones such as `in_proj_bias`."""
-    return name.endswith("bias")
-
-
 def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, project: Project) -> None:
     """Keep, in place, what lies above a boundary: `round(ratio * N)` of N weights, fewer only where fewer changed.
 
@@ -53,7 +48,7 @@ def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Bo
         return
     for dtype in dict.fromkeys(weight.dtype for weight in tuned.values()):
         pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
-        project(pairs, _at_most(threshold, dtype))
+        project(pairs, at_most(threshold, dtype))
     for weight, positions, values in ties:
         weight[torch.unravel_index(positions, weight.shape)] = values
 
@@ -99,11 +94,3 @@ def _first_ties(pieces: Sequence[Piece], ties: Sequence[Positions], wanted: int)
         wanted -= places.numel()
         chosen.append((piece.parameter, places + piece.start, piece.weight[places]))
     return chosen
-
-
-def _at_most(threshold: float, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` that is at most `threshold`; a parameter's changes compare alike with both."""
-    rounded = torch.tensor(threshold, dtype=dtype)
-    if float(rounded) > threshold:
-        rounded = torch.nextafter(rounded, torch.tensor(0.0, dtype=dtype))
-    return float(rounded)

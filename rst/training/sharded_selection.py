@@ -4,20 +4,18 @@ The k-th largest change is found by its bits, 16 at a time: a histogram in each 
 changes at the boundary the first are kept, in the order of parameters and elements, found the same way by position.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rst.numerics.radix_select import keys_of, kth_smallest, number_of
 from rst.numerics.rounding import wide_dtype
 from rst.shards.collectives import add_up, together
 from rst.shards.layout import ShardLayout
 from rst.training.selection import Boundary, Piece, Tie, pieces_of
-
-_DIGIT = 16
-_DIGITS = 1 << _DIGIT
-_MASK = _DIGITS - 1
 
 
 def sharded_boundary(
@@ -37,14 +35,16 @@ def sharded_boundary(
     owned = [piece for piece in pieces if layout.owns(piece.name)]
     together(lambda: _check_no_nan(owned, wide), layout.device)
     width = wide.itemsize * 8
-    key, below, equal = _kth_smallest(
-        lambda: (_keys(piece, wide) for piece in owned), total - budget + 1, width, layout
+    key, below, equal = kth_smallest(
+        lambda: (keys_of(torch.from_numpy(piece.changes(1, wide))) for piece in owned),
+        total - budget + 1,
+        width,
+        partial(add_up, device=layout.device),
     )
-    value = np.array(key, dtype=f"i{wide.itemsize}").view(f"f{wide.itemsize}")
-    threshold = float(value)
+    threshold = number_of(key, wide)
     if not threshold > 0:
         return threshold, []
-    found = [(piece, np.flatnonzero(piece.changes(1, wide) == value)) for piece in pieces]
+    found = [(piece, np.flatnonzero(piece.changes(1, wide) == threshold)) for piece in pieces]
     ties = [(piece, torch.from_numpy(positions) + piece.start) for piece, positions in found]
     above = total - below - equal
     return threshold, _first_ties(layout, tuned, ties, budget - above)
@@ -53,35 +53,6 @@ def sharded_boundary(
 def _check_no_nan(pieces: Sequence[Piece], wide: torch.dtype) -> None:
     for piece in pieces:
         piece.changes(1, wide)
-
-
-def _keys(piece: Piece, wide: torch.dtype) -> Tensor:
-    """Integers in the order of the changes: the bits of numbers that are not negative. int64 of shape (n,)."""
-    return torch.from_numpy(piece.changes(1, wide).view(f"i{wide.itemsize}").astype(np.int64))
-
-
-def _kth_smallest(
-    keys: Callable[[], Iterable[Tensor]], k: int, width: int, layout: ShardLayout
-) -> tuple[int, int, int]:
-    """The k-th smallest, k >= 1, of the non-negative keys of all processes, each of at most `width` bits. Collective.
-
-    Returns:
-        The key, how many are smaller, and how many are equal.
-    """
-    prefix = below = equal = 0
-    top = -(-width // _DIGIT) - 1
-    for shift in range(top * _DIGIT, -1, -_DIGIT):
-        histogram = torch.zeros(_DIGITS, dtype=torch.int64)
-        for part in keys():
-            fitting = part if shift == top * _DIGIT else part[part >> (shift + _DIGIT) == prefix]
-            histogram += torch.bincount(fitting >> shift & _MASK, minlength=_DIGITS)
-        histogram = add_up(histogram, layout.device)
-        up_to = histogram.cumsum(0)
-        digit = int(torch.searchsorted(up_to, k - below))
-        equal = int(histogram[digit])
-        below += int(up_to[digit]) - equal
-        prefix = prefix << _DIGIT | digit
-    return prefix, below, equal
 
 
 def _first_ties(
@@ -110,4 +81,4 @@ def _last_kept(layout: ShardLayout, name: str, ties: Sequence[tuple[Piece, Tenso
         return -1
     block = layout.blocks[name]
     mine = [block.to_global(positions) for piece, positions in ties if piece.name == name and layout.owns(name)]
-    return _kth_smallest(lambda: mine, kept, layout.numel(name).bit_length(), layout)[0]
+    return kth_smallest(lambda: mine, kept, layout.numel(name).bit_length(), partial(add_up, device=layout.device))[0]

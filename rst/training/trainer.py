@@ -22,7 +22,7 @@ from rst.config import RSTConfig
 from rst.delta.parameter_delta import Op, changed_weights, check_like
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.errors import ConfigError
-from rst.naming import unwrap
+from rst.naming import is_bias, unwrap
 from rst.numerics.difference import count_changed
 from rst.operations.extraction import Extraction
 from rst.shards.blocks import like, locals_of
@@ -33,7 +33,7 @@ from rst.training.optimizer_steps import OptimizerSteps, may_write_between_steps
 from rst.training.outcome import check_outcome, claim
 from rst.training.projection import choose_projection
 from rst.training.sampled_boundary import sampled_boundary
-from rst.training.selection import FindBoundary, boundary, is_bias, keep_top_
+from rst.training.selection import FindBoundary, boundary, keep_top_
 from rst.training.sparse_base import SparseBaseWeights, remember
 from rst.training.support import Support
 from rst.training.support_processes import leave_out_of_ddp
@@ -409,6 +409,7 @@ class ResidualSparseTrainer:
             "steps": self._steps,
             "config": self.config.to_dict(),
             "threshold": tau,
+            "ratio": self.config.exported_ratio(progress) if self.config.select == "top" else None,
             "base": base,
             "support": self._kept.state_dict() if self._kept else {},
             "buffers": buffers,
