@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rst.operations.export import export
     from rst.operations.merge import merge
     from rst.schedule import Constant, Geometric, Linear
+    from rst.training.status import TrainingStatus
     from rst.training.support import Support
     from rst.training.trainer import ResidualSparseTrainer
 
@@ -69,6 +70,7 @@ _MODULE_OF = {
     "ResidualSparseTrainer": "rst.training.trainer",
     "SparseDelta": "rst.delta.sparse_delta",
     "Support": "rst.training.support",
+    "TrainingStatus": "rst.training.status",
     "WrongBaseError": "rst.errors",
     "combine": "rst.operations.combine",
     "compare": "rst.operations.compare",
@@ -107,6 +109,7 @@ __all__ = [
     "ResidualSparseTrainer",
     "SparseDelta",
     "Support",
+    "TrainingStatus",
     "WrongBaseError",
     "__version__",
     "combine",

@@ -39,6 +39,9 @@ class RSTCallback(Callback):
 
     >>> callback = RSTCallback(ResidualSparseTrainer(module.network, config))
 
+    `rst_share`, the share of weights that differ from w0, is logged beside the one asked for and the change at which
+    the selection ends (`rst_target`, `rst_boundary`), each `log_every_n_steps` optimiser steps.
+
     Checkpoints carry w0 and the steps (but those that `save_weights_only` leaves out): `fit(ckpt_path=...)` continues
     bit for bit, and for a callback made from a configuration `rst export model.ckpt` needs no base. Gradient
     accumulation, mixed precision, manual optimisation and DDP need nothing more. Of several optimisers, the last of
@@ -100,6 +103,14 @@ class RSTCallback(Callback):
             self.trainer.expect_steps(int(steps))
         self.trainer.detach()  # from a run that an exception ended
         self.trainer.attach(_last_optimizer(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the share and the boundary as often as the trainer logs."""
+        every, steps = trainer.log_every_n_steps, self.trainer.steps  # type: ignore[attr-defined]  # set when it is made
+        if every and steps and steps % every == 0:
+            pl_module.log_dict(self.trainer.status().logged())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put w0 and the steps beside the weights, where `rst export` finds them."""

@@ -50,6 +50,10 @@ class RSTCallback(TrainerCallback):
       `rst export checkpoint-N` needs no base. With `save_only_model`, which cannot be resumed, there is no such file.
       The folder is an adapter as well (`delta.safetensors` and so on) if its step was one of selection: with `every=1`
       always, with `every=0` never.
+    - Each entry of the training's logs has `rst_share`, the share of weights that differ from w0, beside what is asked for
+      at that step and the change at which the selection ends (`rst_target`, `rst_boundary`), in `state.log_history` and
+      on screen. Trackers named by `report_to` stand before callbacks; to have them report it, this one goes first:
+      `trainer.remove_callback(callback)`, then `trainer.callback_handler.callbacks.insert(0, callback)`.
     - At the end the adapter is written to `output_dir`; after `load_best_model_at_end` that of the best checkpoint.
       `save_pretrained` writes it anywhere. `Trainer.save_model` writes the whole model, selected already.
 
@@ -126,6 +130,14 @@ class RSTCallback(TrainerCallback):
         every = self._config.every
         if every and self.trainer.steps % every == 0:  # the weights are selected
             write_adapter(folder, self.trainer.export(select=False))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the share and the boundary into an entry of the training's logs."""
+        entries = [logs for logs in (kwargs.get("logs"), *state.log_history[-1:]) if logs is not None]
+        if self._trainer is not None and any("loss" in logs for logs in entries):
+            status = self._trainer.status().logged()
+            for logs in entries:
+                logs.update(status)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -35,6 +35,7 @@ from rst.training.projection import choose_projection
 from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, keep_top_
 from rst.training.sparse_base import SparseBaseWeights, remember
+from rst.training.status import TrainingStatus
 from rst.training.support import Support
 from rst.training.support_processes import leave_out_of_ddp
 from rst.training.support_training import SupportTraining
@@ -86,6 +87,8 @@ class ResidualSparseTrainer:
         self._find_boundary = _boundary_of(self._layout)
         self._identity = _identify(self.model)
         self._steps = 0
+        self._target: float | None = None
+        self._boundary: float | None = None
         self.suspended = False
         claim(self.model, self)
         self._following: OptimizerSteps | None = None
@@ -314,14 +317,30 @@ class ResidualSparseTrainer:
         base = self._base.on_device_of(tuned)
         if config.select == "threshold":
             pairs = ((weight, base[name]) for name, weight in tuned.items())
-            self._project(pairs, config.threshold_at(progress))
+            self._boundary = config.threshold_at(progress)
+            self._project(pairs, self._boundary)
         elif config.select == "top":
             share = config.exported_ratio(progress) if final else config.ratio_at(progress)
             estimate = None if final or self._layout else sampled_boundary(tuned, base, share, step=steps)
-            keep_top_(tuned, base, estimate or self._find_boundary(tuned, base, share), self._project)
+            found = estimate or self._find_boundary(tuned, base, share)
+            self._target, self._boundary = share, max(found[0], 0.0)
+            keep_top_(tuned, base, found, self._project)
         else:
             for name in (name for name in tuned if not is_bias(name)):
                 tuned[name].copy_(base[name])
+
+    def status(self) -> TrainingStatus:
+        """Steps, weights kept and where the selection ends, now; reads all tracked weights once more. Collective."""
+        return TrainingStatus(
+            steps=self._steps,
+            kept=self.count_changed(),
+            weights=sum(map(self._numel, self._tracked.sparse)),
+            target=self._target,
+            boundary=self._boundary,
+        )
+
+    def _numel(self, name: str) -> int:
+        return self._layout.numel(name) if self._layout else self._tracked.sparse[name].numel()
 
     def count_changed(self) -> int:
         """How many of the tracked weights differ from w0 now, in all processes; reads all of them once more."""

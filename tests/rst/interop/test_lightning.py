@@ -1,6 +1,7 @@
 """`RSTCallback` in real fits of Lightning on a small network, against the loop written by hand."""
 
 import copy
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,9 @@ def fit(
         devices=1,
         default_root_dir=folder,
         callbacks=[*callbacks, pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **settings,
+        **{"logger": False, **settings},
     )
     trainer.fit(module, loader(), ckpt_path=resume, weights_only=None if resume is None else True)
 
@@ -251,3 +251,16 @@ def test_a_backbone_that_thaws_later_is_in_the_export_or_refused(tmp_path: Path)
     callback = RSTCallback(ResidualSparseTrainer(module, RSTConfig(threshold=0.0)))
     fit(module, [callback, finetuning()], tmp_path / "early")
     assert {"body.0.weight", "head.weight"} <= set(callback.export())
+
+
+def test_share_and_boundary_are_logged_as_often_as_the_trainer_logs(tmp_path: Path) -> None:
+    module, callback = Classifier(), RSTCallback(RSTConfig(ratio=0.1))
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit(module, callback, tmp_path, logger=logger, log_every_n_steps=2)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["rst_share"]]
+    assert [int(row["step"]) for row in rows] == [1, 3, 5, 7, 9, 11]
+    for row in rows:
+        assert float(row["rst_share"]) == pytest.approx(float(row["rst_target"]), abs=1 / 244)
+        assert float(row["rst_boundary"]) > 0
+    assert float(rows[0]["rst_target"]) > float(rows[-1]["rst_target"]) == pytest.approx(0.1)

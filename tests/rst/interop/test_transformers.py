@@ -389,3 +389,23 @@ def test_a_record_of_something_else_is_named(tmp_path: Path) -> None:
     torch.save({"trainer": {"format": "another"}}, tmp_path / "checkpoint-2" / "rst_trainer.pt")
     with refused(CheckpointError, file="rst_trainer.pt"):
         trained(bert(), tmp_path, max_steps=4, resume=str(tmp_path / "checkpoint-2"))
+
+
+def test_share_and_boundary_are_in_the_logs(tmp_path: Path) -> None:
+    model = bert()
+    callback = RSTCallback(RSTConfig(ratio=0.05))
+    trainer = InOrder(
+        model,
+        arguments(tmp_path, logging_strategy="steps", logging_steps=2),
+        train_dataset=samples(model),
+        callbacks=[callback],
+    )
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    for entry in entries:
+        assert entry["rst_share"] == pytest.approx(entry["rst_target"], rel=0.02)
+        assert entry["rst_boundary"] > 0
+    assert entries[0]["rst_target"] > entries[-1]["rst_target"] == pytest.approx(0.05)
+    assert entries[-1]["rst_share"] == callback.trainer.status().share
+    assert "rst_share" not in trainer.state.log_history[-1], "the summary of a run is no entry of its training"
