@@ -50,8 +50,8 @@ class RSTCallback(TrainerCallback):
       `rst export checkpoint-N` needs no base. With `save_only_model`, which cannot be resumed, there is no such file.
       The folder is an adapter as well (`delta.safetensors` and so on) if its step was one of selection: with `every=1`
       always, with `every=0` never.
-    - Each entry of the training's logs has `rst_share`, the share of weights that differ from w0, beside what is asked for
-      at that step and the change at which the selection ends (`rst_target`, `rst_boundary`), in `state.log_history` and
+    - Each entry of the logs in training has `rst_share`, the share of weights that differ from w0, beside what is
+      asked for and the change at which the selection ends (`rst_target`, `rst_boundary`), in `state.log_history` and
       on screen. Trackers named by `report_to` stand before callbacks; to have them report it, this one goes first:
       `trainer.remove_callback(callback)`, then `trainer.callback_handler.callbacks.insert(0, callback)`.
     - At the end the adapter is written to `output_dir`; after `load_best_model_at_end` that of the best checkpoint.

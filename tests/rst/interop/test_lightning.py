@@ -255,8 +255,8 @@ def test_a_backbone_that_thaws_later_is_in_the_export_or_refused(tmp_path: Path)
 
 def test_share_and_boundary_are_logged_as_often_as_the_trainer_logs(tmp_path: Path) -> None:
     module, callback = Classifier(), RSTCallback(RSTConfig(ratio=0.1))
-    logger = pl.loggers.CSVLogger(tmp_path)
-    fit(module, callback, tmp_path, logger=logger, log_every_n_steps=2)
+    logger = pl.loggers.CSVLogger(tmp_path / "logs")
+    fit(module, callback, tmp_path / "run", logger=logger, log_every_n_steps=2)
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["rst_share"]]
     assert [int(row["step"]) for row in rows] == [1, 3, 5, 7, 9, 11]
