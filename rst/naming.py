@@ -1,42 +1,63 @@
-"""Names of weights, the same whether a module or checkpoint is plain, compiled or wrapped for data parallelism."""
+"""Names of weights, the same whether a module or checkpoint is plain or wrapped: compiled, averaged, parallel."""
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from rst.config import Patterns
 from rst.errors import ConfigError
 
-_COMPILED = "_orig_mod."
+# What torch.compile, checkpoint_wrapper, the first FSDP and Lightning's Fabric call the module inside.
+_INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
+_UNWRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module")  # FSDP cuts what it wraps to pieces
 _PARALLEL = "module."
+_AVERAGES = "n_averaged"  # AveragedModel's own buffer
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
-            module = compiled
-        else:
-            return module
+    """Return the module inside all of its `wrappers`."""
+    *_, inner = wrappers(module)
+    return inner
+
+
+def wrappers(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and what it wraps, outermost first.
+
+    Wrappers are those of torch.compile, data parallelism, `AveragedModel`, `checkpoint_wrapper` and Fabric, and
+    `RSTModel`.
+    """
+    inner: nn.Module | None = module
+    while inner is not None:
+        yield inner
+        inner = _wrapped_by(inner)
+
+
+def _wrapped_by(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        inner: nn.Module = module.module
+        return inner
+    attributes = (*_UNWRAPPED, getattr(type(module), "_wraps", ""))  # the last is RSTModel's
+    return next((found for name in attributes if (found := module._modules.get(name)) is not None), None)
 
 
 def plain_name(name: str) -> str:
-    """A module's name for a tensor without what torch.compile puts into it, wherever it stands."""
-    return name.replace(_COMPILED, "")
+    """A module's name for a tensor without what wrappers put into it, wherever it stands."""
+    return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Map each name to the plain module's name for it.
 
-    `_orig_mod.` is torch.compile's own and goes wherever it stands; `module.` goes only where every name starts with
-    it, because a model may have a submodule of that name.
+    `_orig_mod.` and its like are wrappers' own and go wherever they stand; `module.` goes only where every name starts
+    with it, because a model may have a submodule of that name. `AveragedModel`'s count of averages is left out.
     """
-    plain = {name: name.replace(_COMPILED, "") for name in names}
+    plain = {name: plain_name(name) for name in names}
+    if _AVERAGES in plain and all(name.startswith(_PARALLEL) for name in plain.values() if name != _AVERAGES):
+        del plain[_AVERAGES]
     while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
         plain = {original: name.removeprefix(_PARALLEL) for original, name in plain.items()}
     return plain

@@ -17,7 +17,7 @@ from rst.extras import install_command
 from rst.files.atomic import atomic_write
 from rst.live.adapter_folder import write_adapter
 from rst.live.model import RSTModel
-from rst.naming import unwrap
+from rst.naming import unwrap, wrappers
 from rst.numerics.fingerprint import digest, digest_text
 from rst.training.optimizer_steps import show_averaged_weights
 from rst.training.tracking import live_tensors
@@ -156,7 +156,7 @@ class RSTCallback(TrainerCallback):
             self.trainer.select()
 
     def _track(self, model: nn.Module) -> None:
-        if isinstance(unwrap(model), RSTModel):
+        if any(isinstance(layer, RSTModel) for layer in wrappers(model)):
             raise ConfigError(
                 "Trainer saves an RSTModel without its adapter and does not see the labels it takes; write "
                 "Trainer(model.base_model, ..., callbacks=[RSTCallback(model.trainer)])"

@@ -50,6 +50,7 @@ class RSTModel(nn.Module):
     """
 
     base_model: nn.Module
+    _wraps = "base_model"  # for rst.naming.unwrap
 
     def __init__(self, model: nn.Module, config: RSTConfig | None = None, adapter_name: str = "default") -> None:
         """Wrap a base model; with a configuration, start training an adapter (see `get_rst_model`)."""

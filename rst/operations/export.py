@@ -2,7 +2,7 @@
 
 import os
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rst.files.partial_folder import job_digest
 from rst.naming import check_patterns, is_bias, matches
 from rst.operations.extraction import Extraction, Progress
 from rst.operations.resumable_export import export_in_parts
+from rst.operations.stored_twice import stored_twice
 from rst.operations.top_share import keep_top_share
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -112,23 +113,28 @@ def _files(weights: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], op: Op) -> Extraction:
     """Plan the export of two sets of weights."""
+    tuned = tuned.named_as(base)
     whole, exclude = settings["modules_to_save"], settings["exclude_modules"]
     check_patterns("modules_to_save", whole, [*tuned, *base])
     check_patterns("exclude_modules", exclude, [*tuned, *base])
     tied = _common_ties(base, tuned)
-    _check_complete(base, tuned, tied, exclude)
-    names = [name for name in tuned if name not in tied and not matches(name, exclude)]
+    tied |= {alias: tied.get(owner, owner) for alias, owner in stored_twice(base, tuned).items() if alias not in tied}
+    excluded = _meant(exclude, [*tuned, *base], tied)
+    chosen = _meant(whole, [*tuned, *base], tied)
+    _check_complete(base, tuned, tied, excluded)
+    names = [name for name in tuned if name not in tied and name not in excluded]
     return Extraction(
         base=base,
         tuned=tuned,
         names=names,
-        whole={name for name in names if name not in base or matches(name, whole)},
+        whole={name for name in names if name not in base or name in chosen},
         buffers={name for name in names if name.rpartition(".")[2] in BATCHNORM_BUFFERS},
         tied=tied,
         threshold=settings.get("threshold"),
         identity=BaseIdentity(name=Path(base.source).name),
         config={name: value for name, value in settings.items() if value is not None},
         op=op,
+        kept={name for pair in base.tied.items() if pair[0] not in tied for name in pair},
         source=tuned.source,
         coordinates=base.coordinates if base.coordinates == tuned.coordinates else None,
     )
@@ -190,8 +196,14 @@ def _common_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
     return ties | left_out
 
 
-def _check_complete(base: Checkpoint, tuned: Checkpoint, tied: Mapping[str, str], exclude: Patterns) -> None:
-    missing = [name for name in base if name not in tuned and name not in tied and not matches(name, exclude)]
+def _meant(patterns: Patterns, names: Iterable[str], tied: Mapping[str, str]) -> set[str]:
+    """The names that patterns mean, each by any of the names it is tied to."""
+    matched = {name for name in names if matches(name, patterns)}
+    return matched | {tied[name] for name in matched if name in tied}
+
+
+def _check_complete(base: Checkpoint, tuned: Checkpoint, tied: Mapping[str, str], excluded: set[str]) -> None:
+    missing = [name for name in base if name not in tuned and name not in tied and name not in excluded]
     if missing:
         raise ParameterMismatchError(
             f"lacks {_shown(missing)} of {base.source}; exclude what is to stay as the base has it", file=tuned.source

@@ -38,6 +38,7 @@ class Extraction:
         identity: the base's name and revision.
         config: settings to record, in JSON types.
         op: what to store of each parameter, as in `ParameterDelta`.
+        kept: those recorded even if they did not change: the base has them tied, which they no longer are.
         source: where the tuned weights come from, for messages.
         coordinates: whose names and positions these are, as in `SparseDelta`.
     """
@@ -54,6 +55,7 @@ class Extraction:
     identity: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
     op: Op = "add"
+    kept: Collection[str] = ()
     source: str | None = None
     coordinates: CoordinatesName | None = None
 
@@ -75,7 +77,7 @@ class Extraction:
                     weights += tuned.numel()
                     ties = None if self.ties is None else self.ties.get(name, 0)
                     change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op, ties=ties)
-                    if change.nnz:
+                    if change.nnz or name in self.kept:
                         parameters[name] = change
             except RSTError as error:
                 error.file = error.file or self.source

@@ -37,9 +37,15 @@ class TrackedTensors:
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers of a module by plain name, tied ones once, as they are now."""
-    persistent = {plain_name(name) for name in model.state_dict(keep_vars=True)}
+    state = model.state_dict(keep_vars=True)
+    persistent = {id(tensor) for tensor in state.values()}  # hooks of a wrapper inside may have given other names
+    names = {plain_name(name) for name in state}  # or other tensors
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    buffers = {plain_name(name): buffer for name, buffer in model.named_buffers() if plain_name(name) in persistent}
+    buffers = {
+        plain_name(name): buffer
+        for name, buffer in model.named_buffers()
+        if id(buffer) in persistent or plain_name(name) in names
+    }
     return {**parameters, **buffers}
 
 
@@ -51,7 +57,11 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
         ParameterMismatchError: a parameter to train is complex, not floating point, or on the meta device.
     """
     live = live_tensors(model)
-    meant = partial(_meant, names={name: coordinates_of(model).files_of(name) for name in live})
+    coordinates, tied = coordinates_of(model), _find_tied(model, live)
+    aliases: dict[str, list[str]] = {name: [name] for name in live}
+    for alias, owner in tied.items():
+        aliases[owner].append(alias)
+    meant = partial(_meant, names={name: coordinates.files_of(name) for name in live}, aliases=aliases)
     if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
         targets = _linear_layers(model, live)
     else:
@@ -81,12 +91,16 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
         saved=saved,
         buffers=[name for name in live if name not in saved and name not in parameters and name not in excluded],
         frozen=[name for name in parameters if name not in saved and name not in sparse],
-        tied=_find_tied(model, live),
+        tied=tied,
     )
 
 
-def _meant(setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]]) -> set[str]:
-    """The names of the module that patterns mean. What matches none of them may match those of the files, `names`.
+def _meant(
+    setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]], aliases: Mapping[str, Sequence[str]]
+) -> set[str]:
+    """The names of the module that patterns mean, each by any of its `aliases`.
+
+    What matches none of them may match those of the files, `names`.
 
     Raises:
         ConfigError: a pattern matches neither, or in the files only parts of one of the module's tensors.
@@ -95,9 +109,16 @@ def _meant(setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]])
     found = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         single: Patterns = pattern if isinstance(patterns, str) else [pattern]
-        own = {name for name in names if matches(name, single)}
+        own = {name for name in names if any(matches(alias, single) for alias in aliases[name])}
         if not own:
-            check_patterns(setting, single, [*names, *(file for files in names.values() for file in files)])
+            check_patterns(
+                setting,
+                single,
+                [
+                    *(own for tied in aliases.values() for own in tied),
+                    *(file for files in names.values() for file in files),
+                ],
+            )
             own = {name for name, files in names.items() if any(matches(file, single) for file in files)}
             for name in own:
                 if parts := [file for file in names[name] if not matches(file, single)]:
