@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -20,28 +20,27 @@ _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BER
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside all of its `wrappers`."""
-    *_, inner = wrappers(module)
-    return inner
+    return wrappers(module)[-1]
 
 
-def wrappers(module: nn.Module) -> Iterator[nn.Module]:
+def wrappers(module: nn.Module) -> list[nn.Module]:
     """A module and what it wraps, outermost first.
 
     Wrappers are those of torch.compile, data parallelism, `AveragedModel`, `checkpoint_wrapper` and Fabric, and
     `RSTModel`.
     """
-    inner: nn.Module | None = module
-    while inner is not None:
-        yield inner
-        inner = _wrapped_by(inner)
-
-
-def _wrapped_by(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
-        inner: nn.Module = module.module
-        return inner
-    attributes = (*_UNWRAPPED, getattr(type(module), "_wraps", ""))  # the last is RSTModel's
-    return next((found for name in attributes if (found := module._modules.get(name)) is not None), None)
+    found = [module]
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+            module = module.module
+        else:
+            # A scripted module has the names, but lets none of its parts out; the last name is RSTModel's.
+            names = (*_UNWRAPPED, getattr(type(module), "_wraps", None))
+            inside = [one for name in names if name and isinstance(one := getattr(module, name, None), nn.Module)]
+            if not inside:
+                return found
+            module = inside[0]
+        found.append(module)
 
 
 def plain_name(name: str) -> str:

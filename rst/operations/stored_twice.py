@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
+from rst.delta.parameter_delta import is_judged
 from rst.numerics.exactness import RESIDUAL_DTYPES, as_bytes, bit_equal
 
 _GLANCE = 64  # elements that tell nearly all different tensors apart
@@ -32,9 +33,11 @@ def _twins(weights: Checkpoint) -> Iterator[tuple[str, str]]:
     first: dict[tuple[object, ...], str] = {}
     for name in weights:
         outline = weights.outline(name)
-        if outline.ndim < 2 or outline.dtype not in RESIDUAL_DTYPES or outline.numel() == 0 or outline.is_meta:
+        if not is_judged(outline) or outline.dtype not in RESIDUAL_DTYPES or outline.ndim < 2 or not outline.numel():
             continue
         tensor = weights[name].detach()
+        if tensor.is_meta or not is_judged(tensor):
+            continue
         key = (tensor.dtype, tensor.shape, _glance(tensor))
         owner = first.setdefault(key, name)
         if owner != name and bit_equal(weights[owner].detach(), tensor) and tensor.min() != tensor.max():
