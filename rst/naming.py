@@ -13,7 +13,8 @@ from rst.errors import ConfigError
 # What torch.compile, checkpoint_wrapper, the first FSDP and Lightning's Fabric call the module inside.
 _INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
 _UNWRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module")  # FSDP cuts what it wraps to pieces
-_PARALLEL = "module."
+# What data parallelism and RSTModel call it: names of submodules too, so they go only where every name has them.
+_ONLY_CHILD = ("module.", "base_model.")
 _AVERAGES = "n_averaged"  # AveragedModel's own buffer
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
 
@@ -51,15 +52,22 @@ def plain_name(name: str) -> str:
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Map each name to the plain module's name for it.
 
-    `_orig_mod.` and its like are wrappers' own and go wherever they stand; `module.` goes only where every name starts
-    with it, because a model may have a submodule of that name. `AveragedModel`'s count of averages is left out.
+    `_orig_mod.` and its like are wrappers' own and go wherever they stand; `module.` and `base_model.` go only where
+    every name starts with them, because a model may have a submodule of that name. `AveragedModel`'s count of averages
+    is left out.
     """
     plain = {name: plain_name(name) for name in names}
-    if _AVERAGES in plain and all(name.startswith(_PARALLEL) for name in plain.values() if name != _AVERAGES):
+    if _AVERAGES in plain and _common_child(name for name in plain.values() if name != _AVERAGES) == "module.":
         del plain[_AVERAGES]
-    while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
-        plain = {original: name.removeprefix(_PARALLEL) for original, name in plain.items()}
+    while prefix := _common_child(plain.values()):
+        plain = {original: name.removeprefix(prefix) for original, name in plain.items()}
     return plain
+
+
+def _common_child(names: Iterable[str]) -> str | None:
+    """The one of `_ONLY_CHILD` that all names start with."""
+    known = list(names)
+    return next((child for child in _ONLY_CHILD if known and all(name.startswith(child) for name in known)), None)
 
 
 def own_prefix(names: Iterable[str]) -> str:

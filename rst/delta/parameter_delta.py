@@ -359,6 +359,16 @@ def check_carried(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_own_memory(name: str, tensor: Tensor) -> None:
+    """Raise `ParameterMismatchError` for a tensor that was expanded, whose elements cannot be written one by one."""
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise ParameterMismatchError(
+            f"expanded to {tuple(tensor.shape)}: its elements share memory, so to change one would change others; "
+            "give the module a contiguous tensor",
+            parameter=name,
+        )
+
+
 def check_real(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a complex tensor."""
     if tensor.is_complex():

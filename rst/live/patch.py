@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rst.delta.parameter_delta import check_own_memory
 from rst.errors import ParameterMismatchError
 from rst.live.swap_version import SwapVersion, version
 from rst.numerics.exactness import bits
@@ -64,12 +65,7 @@ class LiveTensor:
         if found is None or found.is_meta:
             there = "None" if found is None else "a tensor without values, on the meta device,"
             raise ParameterMismatchError(f"in the delta, but the module has {there} there", parameter=name)
-        if any(size > 1 and stride == 0 for size, stride in zip(found.shape, found.stride(), strict=True)):
-            raise ParameterMismatchError(
-                f"expanded to {tuple(found.shape)}: its elements share memory, so to change one would change others; "
-                "give the module a contiguous tensor",
-                parameter=name,
-            )
+        check_own_memory(name, found)
         return cls(name, place, found.detach())
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -118,7 +118,11 @@ def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], 
     check_patterns("modules_to_save", whole, [*tuned, *base])
     check_patterns("exclude_modules", exclude, [*tuned, *base])
     tied = _common_ties(base, tuned)
-    tied |= {alias: tied.get(owner, owner) for alias, owner in stored_twice(base, tuned).items() if alias not in tied}
+    twins, apart = stored_twice(base, tuned)
+    for alias, owner in twins.items():
+        first, other = tied.get(owner, owner), tied.get(alias, alias)
+        if first != other:  # not known to be one yet
+            tied |= {name: first for name, known in tied.items() if known == other} | {other: first}
     excluded = _meant(exclude, [*tuned, *base], tied)
     chosen = _meant(whole, [*tuned, *base], tied)
     _check_complete(base, tuned, tied, excluded)
@@ -134,7 +138,7 @@ def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], 
         identity=BaseIdentity(name=Path(base.source).name),
         config={name: value for name, value in settings.items() if value is not None},
         op=op,
-        kept={name for pair in base.tied.items() if pair[0] not in tied for name in pair},
+        kept=apart | {name for pair in base.tied.items() if pair[0] not in tied for name in pair},
         source=tuned.source,
         coordinates=base.coordinates if base.coordinates == tuned.coordinates else None,
     )

@@ -16,6 +16,7 @@ from rst.numerics.exactness import bits, bytes_of_tensor
 from rst.numerics.fingerprint import digest
 from rst.operations.base_checks import names_in_base
 from rst.operations.extraction import Progress
+from rst.operations.stored_twice import warn_of_twins
 
 
 class MergedTensors:
@@ -34,6 +35,8 @@ class MergedTensors:
         for name, tensor in delta.dense.items():
             aliases = [alias for alias in delta.names_of(name) if alias in base]
             self.whole |= dict.fromkeys([name, *aliases], tensor)
+        changed = [name for name in (*self.changed, *self.whole) if name in base]
+        warn_of_twins(base, changed, {alias for name in (*delta, *delta.dense) for alias in delta.names_of(name)})
 
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of every merged tensor, by plain name."""

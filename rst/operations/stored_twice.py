@@ -1,22 +1,27 @@
 """Tied tensors that a file has twice, or once where the other side has them twice: found by their values."""
 
-from collections.abc import Iterator
-
-from torch import Tensor
+import warnings
+from collections.abc import Collection, Iterator
 
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import is_judged
+from rst.errors import RSTWarning
 from rst.numerics.exactness import RESIDUAL_DTYPES, as_bytes, bit_equal
 
 _GLANCE = 64  # elements that tell nearly all different tensors apart
 
 
-def stored_twice(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
-    """Names of which base and tuned weights have the same tensor as under another name, to that name.
+def stored_twice(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], set[str]]:
+    """Find ties by value, which files do not tell.
 
-    A side that lacks the first counts as one that has the two tied: a state dict or file may have a tied embedding
-    once or twice. Only matrices count, and not those of one value, which are alike by chance.
+    A side that lacks a name counts as one that has the two tied: a state dict or file may have a tied embedding once or
+    twice. Only matrices count, and not those of one value, which are alike by chance.
+
+    Returns:
+        Names of which base and tuned weights have the same tensor as under another name, to that name; and names of
+        which the base has the same tensor, and the tuned weights have two.
     """
+    apart = set()
     found: dict[str, str] = {}
     for side, other in ((base, tuned), (tuned, base)):
         for alias, owner in _twins(side):
@@ -26,23 +31,55 @@ def stored_twice(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
                 if name not in other or bit_equal(other[name].detach(), other[twin].detach()):
                     found[name] = twin
                     break
-    return found
+            else:
+                if side is base and alias in tuned and owner in tuned:
+                    apart |= {alias, owner}
+    return found, apart
+
+
+def warn_of_twins(base: Checkpoint, changed: Collection[str], said: Collection[str]) -> None:
+    """Warn where a tensor changes and another of the base with the same values, of which nothing is said, does not.
+
+    A delta that was made from a base that has a tied tensor once does not know the other name.
+    """
+    first = {_key(base, name): name for name in changed if _is_matrix(base, name)}
+    twins = {
+        name: owner
+        for name in base
+        if name not in said and _is_matrix(base, name) and (owner := first.get(_key(base, name))) is not None
+    }
+    found = [(name, owner) for name, owner in twins.items() if bit_equal(base[name].detach(), base[owner].detach())]
+    if found:
+        name, owner = found[0]
+        warnings.warn(
+            f"{base.source}: {owner} changes, and {name}, which has the same values, stays ({len(found)} such); if the "
+            f"two are tied, merge into a base that has the tensor once, or copy the merged {owner} to {name}",
+            RSTWarning,
+            stacklevel=4,
+        )
 
 
 def _twins(weights: Checkpoint) -> Iterator[tuple[str, str]]:
     first: dict[tuple[object, ...], str] = {}
     for name in weights:
-        outline = weights.outline(name)
-        if not is_judged(outline) or outline.dtype not in RESIDUAL_DTYPES or outline.ndim < 2 or not outline.numel():
+        if not _is_matrix(weights, name):
             continue
         tensor = weights[name].detach()
-        if tensor.is_meta or not is_judged(tensor):
-            continue
-        key = (tensor.dtype, tensor.shape, _glance(tensor))
-        owner = first.setdefault(key, name)
+        owner = first.setdefault(_key(weights, name), name)
         if owner != name and bit_equal(weights[owner].detach(), tensor) and tensor.min() != tensor.max():
             yield name, owner
 
 
-def _glance(tensor: Tensor) -> bytes:
-    return bytes(as_bytes(tensor[0].reshape(-1)[:_GLANCE].cpu()).numpy())
+def _is_matrix(weights: Checkpoint, name: str) -> bool:
+    outline = weights.outline(name)
+    if not is_judged(outline) or outline.dtype not in RESIDUAL_DTYPES or outline.ndim < 2 or not outline.numel():
+        return False
+    tensor = weights[name]
+    return is_judged(tensor) and not tensor.is_meta
+
+
+def _key(weights: Checkpoint, name: str) -> tuple[object, ...]:
+    """What equal tensors have in common, without reading all of them."""
+    tensor = weights[name].detach()
+    first = tensor[0].reshape(-1)[:_GLANCE].cpu()
+    return tensor.dtype, tensor.shape, bytes(as_bytes(first).numpy())

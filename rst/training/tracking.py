@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import Patterns, RSTConfig
-from rst.delta.parameter_delta import check_carried, check_real
+from rst.delta.parameter_delta import check_carried, check_own_memory, check_real
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.naming import check_patterns, check_regular, matches, plain_name
 from rst.numerics.exactness import RESIDUAL_DTYPES
@@ -54,9 +55,15 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train sparsely.
-        ParameterMismatchError: a parameter to train is complex, not floating point, or on the meta device.
+        ParameterMismatchError: a parameter to train is complex, not floating point, expanded, without a shape (lazy),
+            or on the meta device.
     """
     live = live_tensors(model)
+    for name, tensor in live.items():
+        if is_lazy(tensor):
+            raise ParameterMismatchError(
+                "has no shape yet; run the model once on a batch before the trainer is made", parameter=name
+            )
     coordinates, tied = coordinates_of(model), _find_tied(model, live)
     aliases: dict[str, list[str]] = {name: [name] for name in live}
     for alias, owner in tied.items():
@@ -82,8 +89,10 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
         raise ConfigError("no trainable parameter is left to train sparsely; look at target_modules and requires_grad")
     for name in saved:
         check_carried(name, live[name])
+        check_own_memory(name, live[name])
     for name, parameter in sparse.items():
         check_real(name, parameter)
+        check_own_memory(name, parameter)
         if parameter.dtype not in RESIDUAL_DTYPES or parameter.is_meta:
             raise ParameterMismatchError(f"{parameter.dtype} on {parameter.device} cannot be trained", parameter=name)
     return TrackedTensors(
