@@ -66,7 +66,11 @@ def relationship_prototypes(
     """
     _check_labelled("train_probabilities", train_probabilities, train_labels, classes)
     _check_labelled("validation_probabilities", validation_probabilities, validation_labels, classes)
-    train, validation = train_probabilities.double(), validation_probabilities.double()
+    train, validation = (
+        train_probabilities.cpu().double(),
+        validation_probabilities.cpu().double(),
+    )  # MPS has no float64
+    train_labels, validation_labels = train_labels.cpu(), validation_labels.cpu()
 
     best_accuracy, best = -1.0, train.new_zeros(classes, train.shape[1])
     weight = best
@@ -80,7 +84,8 @@ def relationship_prototypes(
     label_given_pretrained = (scale * best).log_softmax(dim=0)
     pretrained = torch.cat([train, validation]).mean(dim=0).log()
     prototypes = (label_given_pretrained + pretrained).softmax(dim=1)
-    return prototypes.to(torch.promote_types(train_probabilities.dtype, torch.float32))
+    dtype = torch.promote_types(train_probabilities.dtype, torch.float32)
+    return prototypes.to(dtype).to(train_probabilities.device)
 
 
 class PrototypeTeacher(nn.Module):

@@ -30,8 +30,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's contents, or a folder's entries where a folder can be opened, are on the disk."""
+    if path.is_dir():
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows, which writes entries by itself
+            return
+    else:
+        descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -48,7 +48,8 @@ def _identify(path: Path) -> tuple[int, int, int, int]:
 def release(tensor: Tensor) -> None:
     """Let the system drop the pages under a tensor that is mapped from a file; a later read fetches them again.
 
-    Other memory is left alone. Mapped memory must not have been written to: what was written would be lost.
+    Other memory is left alone, and all where the system does not tell what is mapped. Mapped memory must not have been
+    written to: what was written would be lost.
     """
     length = tensor.nbytes
     if not sys.platform.startswith("linux") or length < _WORTH_RELEASING:
@@ -61,7 +62,11 @@ def release(tensor: Tensor) -> None:
 
 
 def _is_mapped_from_file(start: int, end: int) -> bool:
-    return any(_maps_file(line, start, end) for line in Path("/proc/self/maps").read_text().splitlines())
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:  # a container without /proc
+        return False
+    return any(_maps_file(line, start, end) for line in maps.splitlines())
 
 
 def _maps_file(line: str, start: int, end: int) -> bool:

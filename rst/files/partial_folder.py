@@ -5,6 +5,7 @@ this library's version), then name and digest of each file that is finished. Onl
 """
 
 import json
+import os
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,13 +14,10 @@ from typing import Any
 
 from rst.errors import CheckpointError, RSTError
 from rst.files.atomic import sync_to_disk
+from rst.files.locks import HeldElsewhereError, Lock
+from rst.files.temporaries import target_of
 from rst.numerics.fingerprint import TEXT_DIGITS, digest_file, digest_text
 from rst.version import __version__
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: two processes are not kept apart
-    fcntl = None  # type: ignore[assignment]
 
 _JOURNAL = "rst-journal.jsonl"
 
@@ -59,18 +57,14 @@ class PartialFolder:
         """
         self._output = output.resolve()
         self.path = self._output.with_name(f"{self._output.name}.partial")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
-            raise CheckpointError(f"has files but no {_JOURNAL} to continue from; remove it", file=self.path)
-        self.path.mkdir(exist_ok=True)
-        self._journal = (self.path / _JOURNAL).open("a+b")
+        try:  # beside the folder, which gets another name while it is held
+            self._lock = Lock(self.path.with_name(f".{self.path.name}.lock"))
+        except HeldElsewhereError as error:
+            raise CheckpointError("another process is writing it", file=self.path) from error
         try:
-            self._lock()
-            self._files, self._digests = set(files), self._continue(job)
-            if not self._digests:
-                self._start(job)
-            self._check_unknown_files()
+            self._open(job, files)
         except BaseException:
-            self._journal.close()
+            self._lock.release()
             raise
 
     def __enter__(self) -> "PartialFolder":
@@ -82,6 +76,7 @@ class PartialFolder:
         if isinstance(error, RSTError):
             self.discard()
         self._journal.close()
+        self._lock.release()
 
     def has(self, name: str) -> bool:
         """Whether a file is finished and still has the bytes that it had then; reads it once."""
@@ -96,6 +91,7 @@ class PartialFolder:
 
     def publish(self) -> None:
         """Give the folder its final name, all files at once; there it must be missing or empty."""
+        self._journal.close()  # Windows removes no file that is open
         (self.path / _JOURNAL).unlink()
         if self._output.is_dir():
             self._output.rmdir()
@@ -104,18 +100,25 @@ class PartialFolder:
 
     def discard(self) -> None:
         """Remove the files and the folder."""
+        self._journal.close()
         for name in (*self._files, _JOURNAL):  # the journal last: it says whose the others are
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty
             self.path.rmdir()
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
+    def _open(self, job: str, files: Collection[str]) -> None:
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
+            raise CheckpointError(f"has files but no {_JOURNAL} to continue from; remove it", file=self.path)
+        self.path.mkdir(exist_ok=True)
+        self._journal = (self.path / _JOURNAL).open("a+b")
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError("another process is writing it", file=self.path) from error
+            self._files, self._digests = set(files), self._continue(job)
+            if not self._digests:
+                self._start(job)
+            self._check_unknown_files()
+        except BaseException:
+            self._journal.close()
+            raise
 
     def _continue(self, job: str) -> dict[str, str]:
         """The digests of the finished files; none if the journal is of another job, whose files are removed."""
@@ -128,8 +131,9 @@ class PartialFolder:
             found, files = first["job"], [Path(name).name for name in first["files"]]
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"its {_JOURNAL} is damaged; remove the folder", file=self.path) from error
-        for unfinished in self.path.glob(".*.tmp"):
-            unfinished.unlink()
+        for unfinished in self.path.iterdir():
+            if target_of(unfinished.name) is not None:
+                unfinished.unlink()
         if found == job:
             return digests
         for name in files:
@@ -145,7 +149,7 @@ class PartialFolder:
     def _write(self, record: dict[str, Any]) -> None:
         self._journal.write(json.dumps(record).encode() + b"\n")
         self._journal.flush()
-        sync_to_disk(self.path / _JOURNAL)
+        os.fsync(self._journal.fileno())
 
     def _check_unknown_files(self) -> None:
         if unknown := {path.name for path in self.path.iterdir()} - self._files - {_JOURNAL}:

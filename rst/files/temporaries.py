@@ -1,6 +1,6 @@
 """Temporary files and folders beside what they will become, and the removal of those that killed processes left.
 
-The one who writes holds a lock on its temporary. One of this machine that nobody holds is a leftover.
+The one who writes holds a lock beside its temporary. One of this machine that nobody holds is a leftover.
 """
 
 import os
@@ -13,12 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-try:
-    import fcntl
-except ImportError:  # not a Unix: nothing is locked, and leftovers stay
-    fcntl = None  # type: ignore[assignment]
+from rst.files.locks import HeldElsewhereError, Lock
 
 Kind = Literal["file", "folder"]
+_TEMPORARY, _LOCK = ".tmp", ".lock"
 
 
 @contextmanager
@@ -30,28 +28,38 @@ def temporary_beside(target: Path, kind: Kind = "file") -> Iterator[Path]:
     Raises:
         OSError: the folder is missing, read-only or full; the error names `target`.
     """
-    descriptor = None
-    temporary = _new_name(target)
+    temporary, lock = _new_name(target), None
     try:
-        try:
-            _remove_leftovers(target)
-            descriptor = _make(temporary, kind)
-            while not _lock(descriptor, temporary):  # taken for a leftover before it was locked
-                os.close(descriptor)
-                descriptor = _make(temporary, kind)
-            yield temporary
-        except OSError as error:
-            if error.filename is None or Path(str(error.filename)).name == temporary.name:
-                error.filename = str(target)
-            raise
+        _remove_leftovers(target)
+        while lock is None:
+            with suppress(HeldElsewhereError):  # taken for a leftover before it was locked
+                lock = Lock(_lock_of(temporary := _new_name(target)))
+        _make(temporary, kind)
+        yield temporary
+    except OSError as error:
+        if error.filename is None or Path(str(error.filename)).name in (temporary.name, _lock_of(temporary).name):
+            error.filename = str(target)
+        raise
     finally:
         _remove(temporary)
-        if descriptor is not None:
-            os.close(descriptor)
+        if lock is not None:
+            lock.release()
+
+
+def target_of(name: str) -> str | None:
+    """The name of what a temporary, or its lock, was to become; None if a file's name is of neither."""
+    plain = name.removesuffix(_LOCK)
+    if not (name.startswith(".") and plain.endswith(_TEMPORARY)):
+        return None
+    return plain.removeprefix(".").removesuffix(_TEMPORARY).rpartition(".")[0]
 
 
 def _new_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{_machine()}{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{target.name}.{_machine()}{secrets.token_hex(4)}{_TEMPORARY}")
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(temporary.name + _LOCK)
 
 
 @cache
@@ -62,46 +70,30 @@ def _machine() -> str:
     return digest_text(platform.node())[:6]
 
 
-def _make(path: Path, kind: Kind) -> int:
+def _make(path: Path, kind: Kind) -> None:
     if kind == "folder":
         path.mkdir(mode=0o700)
-        try:
-            return os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # taken for a leftover before it was opened
-            return _make(path, kind)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-
-
-def _lock(descriptor: int, path: Path) -> bool:
-    """Hold the lock; False if another process has removed what it was made for."""
-    if fcntl is None:
-        return True
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    else:
+        path.touch(mode=0o600, exist_ok=False)
 
 
 def _remove_leftovers(target: Path) -> None:
-    if fcntl is None:
-        return
     start = f".{target.name}.{_machine()}"
     with os.scandir(target.parent) as entries:
-        found = [entry.name for entry in entries if entry.name.startswith(start) and entry.name.endswith(".tmp")]
+        found = {entry.name.removesuffix(_LOCK) for entry in entries if entry.name.startswith(start)}
     for name in found:
-        with suppress(OSError):  # somebody holds it, or has removed it
-            _remove_unheld(target.with_name(name))
+        if name.endswith(_TEMPORARY):
+            with suppress(OSError, HeldElsewhereError):  # somebody holds it, or has removed it
+                _remove_unheld(target.with_name(name))
 
 
 def _remove_unheld(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    lock = Lock(_lock_of(path))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(path)
+        if lock.keeps_out:
+            _remove(path)
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _remove(path: Path) -> None:

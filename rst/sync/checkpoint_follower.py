@@ -39,11 +39,13 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
         return came_from, step, follower.state
     checkpoint = open_checkpoint(target)
     weights = {name: checkpoint[name].clone() for name in checkpoint}
+    original_names = checkpoint.original_names
+    del checkpoint  # Windows replaces no file that is mapped
     follower = Follower(weights, store)
     came_from = pointer.step_of(follower.state)
     step = follower.update().step
     if came_from != step:
-        _write(target, weights, checkpoint.original_names)
+        _write(target, weights, original_names)
     return came_from, step, follower.state
 
 

@@ -1,5 +1,6 @@
 """What a killed publisher leaves in the store, removed before another goes on."""
 
+from rst.files.temporaries import target_of
 from rst.sync.chain import POINTER, Pointer, read_pointer, step_of_name
 from rst.sync.errors import ChainDamageError
 from rst.sync.store import Store
@@ -28,5 +29,5 @@ def sweep(store: Store, last: int) -> None:
 
 
 def _is_temporary(name: str) -> bool:
-    inner = name.removeprefix(".").removesuffix(".tmp").rpartition(".")[0]
-    return name.startswith(".") and name.endswith(".tmp") and (inner == POINTER or step_of_name(inner) is not None)
+    target = target_of(name)
+    return target is not None and (target == POINTER or step_of_name(target) is not None)

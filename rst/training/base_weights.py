@@ -1,5 +1,6 @@
 """Where the pretrained weights `w0` are kept while `wt` is trained: beside it, in CPU memory, or in a mapped file."""
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,10 +99,10 @@ def _to_cpu(weight: Tensor) -> Tensor:
 def _map_to_file(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sizes = {name: weight.nbytes for name, weight in weights.items()}
     padded = {name: -(-size // _ALIGNMENT) * _ALIGNMENT for name, size in sizes.items()}
-    with tempfile.NamedTemporaryFile(prefix="rst-base-") as file:  # unlinked at once; the mapping keeps it alive
+    with tempfile.TemporaryFile(prefix="rst-base-") as file:  # without a name; the mapping keeps it alive
         total = max(sum(padded.values()), 1)
         _reserve(file.fileno(), total)
-        memory = torch.from_file(file.name, shared=True, size=total, dtype=torch.uint8)
+        memory = torch.frombuffer(mmap.mmap(file.fileno(), total), dtype=torch.uint8)
     mapped, offset = {}, 0
     for name, weight in weights.items():
         view = memory[offset : offset + sizes[name]].view(weight.dtype)

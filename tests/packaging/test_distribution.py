@@ -81,7 +81,7 @@ def test_the_metadata_is_what_an_index_accepts(dist: Path) -> None:
     assert "rst = rst.cli:main" in scripts
     needed = [line for line in fields.get_all("Requires-Dist") or [] if "extra ==" not in line]
     assert {Requirement(line).name for line in needed} == {
-        "torch", "safetensors", "numpy", "blake3", "pcodec", "typer", "rich", "jinja2"
+        "torch", "safetensors", "numpy", "blake3", "pcodec", "typer", "rich", "jinja2", "filelock"
     }  # fmt: skip
 
 
