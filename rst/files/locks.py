@@ -29,7 +29,7 @@ class Lock:
 
         file.parent.stat()  # filelock may make what is missing
         self._file = file
-        self._held: BaseFileLock | None = FileLock(file, timeout=0, thread_local=False)
+        self._held: BaseFileLock | None = FileLock(file, timeout=0, mode=0o600, thread_local=False)
         try:
             self._held.acquire()
         except Timeout as error:
