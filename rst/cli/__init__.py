@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sync, verify
+from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sync, tau, verify
 from rst.cli.console import print_error
 from rst.errors import RSTError
 from rst.version import __version__
@@ -23,6 +23,7 @@ _START = "Start with [bold]rst export --base base.pt tuned.pt[/bold]; [bold]rst 
 
 app = typer.Typer(epilog=_START, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command(epilog=export.EXAMPLE)(export.export)
+app.command(epilog=tau.EXAMPLE)(tau.tau)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=verify.EXAMPLE)(verify.verify)

@@ -79,7 +79,7 @@ def export(
         extraction, rule = _from_record(open_checkpoint(tuned), rule, op)
     else:
         settings = {**rule, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
-        extraction = _from_two(open_checkpoint(base), open_checkpoint(tuned), settings, op)
+        extraction = from_two(open_checkpoint(base), open_checkpoint(tuned), settings, op)
     if rule.get("select") == "bias":
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
     if (share := rule.get("ratio")) is not None:
@@ -111,8 +111,8 @@ def _files(weights: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return [file for path in weights for file in checkpoint_files(path)]
 
 
-def _from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], op: Op) -> Extraction:
-    """Plan the export of two sets of weights."""
+def from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], op: Op) -> Extraction:
+    """Plan the export of two sets of weights. Raises as `export`."""
     tuned = tuned.named_as(base)
     whole, exclude = settings["modules_to_save"], settings["exclude_modules"]
     check_patterns("modules_to_save", whole, [*tuned, *base])

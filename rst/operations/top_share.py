@@ -34,7 +34,7 @@ def keep_top_share(
     Raises:
         ParameterMismatchError: shapes or dtypes differ.
     """
-    names = [name for name in extraction.parameters() if _has_residuals(extraction.outline(name))]
+    names = [name for name in extraction.parameters() if has_residuals(extraction.outline(name))]
     wide = wide_dtype(*(extraction.outline(name).dtype for name in names))
     total = sum(extraction.outline(name).numel() for name in names)
     budget = round(ratio * total)
@@ -61,7 +61,8 @@ def keep_top_share(
     return replace(extraction, threshold=boundary, ties=ties), after
 
 
-def _has_residuals(outline: Tensor) -> bool:
+def has_residuals(outline: Tensor) -> bool:
+    """Whether changes of such a tensor have a size to be compared: it is strided, and of floats that are added to."""
     return outline.dtype in RESIDUAL_DTYPES and outline.layout == torch.strided and not outline.is_nested
 
 

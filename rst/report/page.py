@@ -3,21 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 from safetensors import safe_open
 
 from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rst.delta.sparse_delta import SparseDelta
-from rst.files.printable import printable
 from rst.operations.convert import convert
 from rst.operations.merge import rehearse
-from rst.report.chart import percent
 from rst.report.density_by_depth import depth_chart, stacks
-from rst.report.density_by_layer import bar_share, layer_chart, lowest_decade
+from rst.report.density_by_layer import layer_chart, lowest_decade
 from rst.report.provenance import provenance
 from rst.report.residual_histogram import histogram_chart, is_drawn, residual_histogram, rows
 from rst.report.sizes import sizes
+from rst.report.template import load_template
 from rst.report.tensors import tensor_records
 from rst.report.threshold import threshold_of
 
@@ -40,7 +37,7 @@ def render(path: Path, base: Path | None = None) -> str:
     weights = _checked(delta, base)
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata()
-    return _template().render(**_contents(path, metadata, delta, weights))
+    return load_template("page.html").render(**_contents(path, metadata, delta, weights))
 
 
 def _checked(delta: SparseDelta, base: Path | None) -> Checkpoint | None:
@@ -75,33 +72,3 @@ def _contents(path: Path, metadata: dict[str, str], delta: SparseDelta, base: Ch
         "sizes": sizes(delta, path.stat().st_size, metadata["encoding"], base),
         "provenance": provenance(path, metadata, delta),
     }
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("rst.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters.update(
-        percent=percent,
-        count=lambda number: f"{number:,}",
-        size=_human_size,
-        share=bar_share,
-        place=lambda x: f"{x:.2f}",
-    )
-    return environment.get_template("page.html")
-
-
-def _shown(value: Any) -> Any:
-    """Names come from an untrusted file: jinja escapes HTML, this what steers the reading of a line."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _human_size(nbytes: int) -> str:
-    from rich.filesize import decimal
-
-    return decimal(nbytes)

@@ -1,0 +1,41 @@
+"""The templates of the pages: HTML without scripts, in which names from untrusted files cannot do harm."""
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from rst.files.printable import printable
+from rst.report.chart import percent
+from rst.report.density_by_layer import bar_share
+
+
+def load_template(name: str) -> Template:
+    """A template with the filters that pages use; what is not given to it is an error."""
+    environment = Environment(
+        loader=PackageLoader("rst.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters.update(
+        percent=percent,
+        count=lambda number: f"{number:,}",
+        size=_human_size,
+        share=bar_share,
+        place=lambda x: f"{x:.2f}",
+    )
+    return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    """Names come from an untrusted file: jinja escapes HTML, this what steers the reading of a line."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _human_size(nbytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(nbytes)
