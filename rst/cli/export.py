@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.console import human_size, print_json, print_warning
+from rst.cli.export_warnings import warn_of_outcome
 from rst.cli.output_paths import check_output, delta_beside
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
@@ -72,7 +73,8 @@ def export(
 
     Of huge checkpoints, a killed export leaves OUTPUT.partial and is continued by the same command.
     """
-    from rst.checkpoints.checkpoint import checkpoint_files
+    from rst.checkpoints.checkpoint import checkpoint_files, open_checkpoint
+    from rst.numerics.exactness import bytes_of_tensor
     from rst.operations.export import export as extract
 
     if base is None and (modules_to_save or exclude):
@@ -97,11 +99,14 @@ def export(
         file = Path(folder) / target.name if folder else target
         if dry_run:
             delta.save(file, encoding.value)
-        size, whole = file.stat().st_size, _bytes_of(tuned)
+        size, checkpoint = file.stat().st_size, open_checkpoint(tuned)
+        whole = sum(bytes_of_tensor(checkpoint.outline(name)) for name in checkpoint)
         if size > max(whole, _HEADERS) and encoding is Encoding.COO:
             delta.save(file, "packed")
             _say_larger(size, whole, delta.density)
             size, encoding = file.stat().st_size, Encoding.PACKED
+        else:
+            warn_of_outcome(delta, tuned, None if base else checkpoint.record)
     record = _record(delta) | {
         "output": str(target),
         "written": not dry_run,
@@ -115,15 +120,6 @@ def export(
         print_json(record)
     else:
         _print(record)
-
-
-def _bytes_of(weights: Path) -> int:
-    """What the weights of a checkpoint take, without what else lies in its files."""
-    from rst.checkpoints.checkpoint import open_checkpoint
-    from rst.numerics.exactness import bytes_of_tensor
-
-    checkpoint = open_checkpoint(weights)
-    return sum(bytes_of_tensor(checkpoint.outline(name)) for name in checkpoint)
 
 
 def _say_larger(size: int, whole: int, density: float) -> None:

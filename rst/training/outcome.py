@@ -14,7 +14,7 @@ from rst.errors import RSTWarning
 LARGE_SHARE = 0.3
 """Above this a delta is hardly smaller than the model."""
 
-_FAR = 2.0
+FAR = 2.0
 """Times fewer changed weights than asked for that are worth a warning."""
 
 _WATCHED: "WeakKeyDictionary[nn.Module, ReferenceType[object]]" = WeakKeyDictionary()
@@ -59,7 +59,7 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, un
         _say(f"none of {total:,} weights is kept after {steps} steps; {_advice(config, more=True)}")
     elif share > LARGE_SHARE:
         _say(f"{share:.1%} of {total:,} weights are kept after {steps} steps; {_advice(config, more=False)}")
-    elif config.select == "top" and share * _FAR < config.exported_ratio(config.progress(steps)):
+    elif config.select == "top" and share * FAR < config.exported_ratio(config.progress(steps)):
         wanted = config.exported_ratio(config.progress(steps))
         _say(
             f"{share:.3%} of {total:,} weights changed in {steps} steps, and ratio={wanted:g} asks for {wanted:.3%}: "

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import rst as library
 from rst.cli import progress
@@ -14,7 +15,7 @@ from rst.cli.console import print_error
 from rst.cli.progress import byte_progress
 from tests.rst.cli.conftest import files, is_one_sentence, weights
 
-COMMANDS = ("export", "merge", "inspect", "verify", "convert", "combine")
+COMMANDS = ("export", "tau", "merge", "inspect", "verify", "convert", "combine")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -201,3 +202,35 @@ def test_commands_feed_the_bar(rst, tmp_path, delta, terminal, monkeypatch, word
 def test_an_error_of_several_lines_becomes_one_sentence(capsys):
     print_error("CheckpointError", "first\n\tsecond\x1b[0m\n", as_json=False)
     assert capsys.readouterr().err == "error: first second\\x1b[0m\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "moved", "said"),
+    [
+        ((), 0, ("1,000", "tuned.safetensors")),
+        (("--threshold", "9"), 500, ("1,000", "9.0", "--ratio", "rst tau")),
+        ((), 400, ("40.0%", "1,000", "--ratio 0.002", "rst tau")),
+        (("--ratio", "0.1"), 20, ("2.000%", "10.000%")),
+        (("--ratio", "0.1"), 100, ()),
+        ((), 200, ()),
+    ],
+)
+def test_an_odd_share_is_said_with_what_to_change(rst, tmp_path, options, moved, said):
+    tuned = {"w": torch.zeros(1000)}
+    save_file(tuned, tmp_path / "base.safetensors")
+    tuned["w"][:moved] = 1
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    ran = rst("export", "-b", "base.safetensors", "tuned.safetensors", *options)
+    assert ran.code == 0
+    assert ("warning" in ran.err) == bool(said)
+    assert all(fact in ran.err for fact in said), ran.err
+
+
+def test_a_record_of_no_step_is_said(rst, tmp_path):
+    model = torch.nn.Linear(10, 10)
+    trainer = library.ResidualSparseTrainer(model, library.RSTConfig(ratio=0.1))
+    with torch.no_grad():
+        model.weight += torch.randn(10, 10)
+    torch.save({"state_dict": model.state_dict(), "rst": trainer.state_dict()}, tmp_path / "model.ckpt")
+    ran = rst("export", "model.ckpt")
+    assert (ran.code, "attach" in ran.err, "model.ckpt" in ran.err) == (0, True, True)
