@@ -18,7 +18,7 @@ from typing import Any
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "pty", "tty", "syslog")
 FUNCTIONS = (
     "fork", "forkpty", "register_at_fork", "posix_fadvise", "posix_fallocate", "sched_getaffinity", "sched_setaffinity",
-    "fchmod", "fchown", "chown", "getuid", "getpgid", "killpg", "sysconf", "O_NOFOLLOW", "O_DIRECTORY",
+    "fchown", "chown", "getuid", "getpgid", "killpg", "sysconf", "O_NOFOLLOW", "O_DIRECTORY",
 )  # fmt: skip
 SIGNALS = ("SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGCHLD")
 _LOCKS = ".lock"  # filelock, which does its work in another way there
@@ -73,7 +73,7 @@ def _without_proc(file: Any, *rest: Any, **more: Any) -> Any:
 def _no_library(load: Any) -> Any:
     class Library(load):  # type: ignore[misc]
         def __init__(self, name: Any, *rest: Any, **more: Any) -> None:
-            if name is None:
+            if name is None and not more:  # more: filelock, as on Linux
                 raise TypeError("LoadLibrary() argument 1 must be str, not None")
             super().__init__(name, *rest, **more)
 
