@@ -55,6 +55,13 @@ def classifier() -> Names:
 
 
 @pytest.fixture
+def untuned(classifier: Names) -> Names:
+    """The classifier as it was before a block above trained it, and an optimiser of it."""
+    model = copy.deepcopy(classifier["base"])
+    return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+
+
+@pytest.fixture
 def adapter_folder(classifier: Names, tmp_path: Path) -> Names:
     """The folder pr2cl/ of another adapter of the classifier, with the same head."""
     base = classifier["base"]
