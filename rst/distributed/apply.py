@@ -12,7 +12,7 @@ from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import ConfigError, ParameterMismatchError
-from rst.live.apply import Places, PreparedDelta, find_place, places_of, prepare_at
+from rst.live.apply import Places, PreparedDelta, find_place, places_of, prepare_at, untied_like
 from rst.naming import unwrap
 from rst.numerics.fingerprint import digest
 from rst.shards.blocks import Block, local
@@ -95,7 +95,8 @@ def apply_sharded(model: nn.Module, delta: SparseDelta) -> PreparedShards:
     if layout is None:
         raise ConfigError("no parameter of the model is a DTensor; call delta.apply(model)")
     _check_same(delta, layout)
-    delta = in_module(delta, coordinates_of(model), live)
+    every = {name: place.tensor for name, place in places_of(model).items() if place.tensor is not None}
+    delta = untied_like(every, in_module(delta, coordinates_of(model), live))
     names = together(lambda: _names(model, live, delta, layout), layout.device)
     mine = _my_part(delta, names, layout)
     parts = {name: place._replace(owner=_Parts(place.owner)) for name, place in places_of(model).items()}

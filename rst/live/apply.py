@@ -5,6 +5,7 @@ then reads and writes only the changed weights.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -182,10 +183,29 @@ def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
         ParameterMismatchError: as `prepare`.
     """
     coordinates = coordinates_of(module)
-    if not coordinates.files:
+    if not coordinates.files and not delta.tied:
         return delta
     found = {name: place.tensor for name, place in places_of(module).items()}
-    return in_module(delta, coordinates, {name: tensor for name, tensor in found.items() if tensor is not None})
+    tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+    return untied_like(tensors, in_module(delta, coordinates, tensors) if coordinates.files else delta)
+
+
+def untied_like(tensors: Mapping[str, Tensor], delta: SparseDelta) -> SparseDelta:
+    """Have a delta change every name of a tensor that a module, whose tensors these are, has as several."""
+    apart = {
+        alias: owner
+        for alias, owner in delta.tied.items()
+        if alias in tensors and owner in tensors and tensors[alias] is not tensors[owner]
+    }
+    if not apart:
+        return delta
+    return replace(
+        delta,
+        parameters={**delta.parameters, **{alias: delta[name] for alias, name in apart.items() if name in delta}},
+        dense={**delta.dense, **{alias: delta.dense[name] for alias, name in apart.items() if name in delta.dense}},
+        buffers=delta.buffers | {alias for alias, name in apart.items() if name in delta.buffers},
+        tied={alias: owner for alias, owner in delta.tied.items() if alias not in apart},
+    )
 
 
 def prepare_at(places: Places, delta: SparseDelta) -> PreparedDelta:

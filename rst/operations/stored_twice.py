@@ -9,6 +9,7 @@ from rst.errors import RSTWarning
 from rst.numerics.exactness import RESIDUAL_DTYPES, as_bytes, bit_equal
 
 _GLANCE = 64  # elements that tell nearly all different tensors apart
+_NAMES_OF_ONE = 3  # as many as tied tensors usually have beside another
 
 
 def stored_twice(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], set[str]]:
@@ -19,7 +20,8 @@ def stored_twice(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], s
 
     Returns:
         Names of which base and tuned weights have the same tensor as under another name, to that name; and names of
-        which the base has the same tensor, and the tuned weights have two.
+        which the base has, or may have, the same tensor, and the tuned weights have two. A matrix that the base lacks
+        may be there under a name of the same form.
     """
     apart = set()
     found: dict[str, str] = {}
@@ -34,6 +36,9 @@ def stored_twice(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], s
             else:
                 if side is base and alias in tuned and owner in tuned:
                     apart |= {alias, owner}
+    for new in (name for name in tuned if name not in base and name not in found and tuned.outline(name).ndim >= 2):
+        alike = [name for name in base if name in tuned and _form(base, name) == _form(tuned, new)]
+        apart |= {*alike} if len(alike) <= _NAMES_OF_ONE else set()
     return found, apart
 
 
@@ -76,6 +81,11 @@ def _is_matrix(weights: Checkpoint, name: str) -> bool:
         return False
     tensor = weights[name]
     return is_judged(tensor) and not tensor.is_meta
+
+
+def _form(weights: Checkpoint, name: str) -> tuple[object, ...]:
+    outline = weights.outline(name)
+    return outline.dtype, outline.shape
 
 
 def _key(weights: Checkpoint, name: str) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ from rst import (
     export,
     merge,
 )
+from rst.mixed.batch import mixed_forward
 from tests.messages import names
 from tests.refusal import refused
 
@@ -31,6 +32,10 @@ class Tied(nn.Module):
         self.emb = nn.Embedding(9, 4)
         self.head = nn.Linear(4, 9, bias=False)
         self.head.weight = self.emb.weight if tied else nn.Parameter(self.emb.weight.detach().clone())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(self.emb(tokens)))
+        return scores
 
 
 def stored(model: nn.Module, how: str) -> dict[str, Tensor]:
@@ -77,7 +82,7 @@ def test_a_delta_that_knows_one_name_says_that_the_other_stays(once: str) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["coo", "packed"])
-@pytest.mark.parametrize("base", ["live", "copies"])
+@pytest.mark.parametrize("base", ["live", "copies", "first"])
 def test_untying_is_refused_where_both_share_memory_and_exact_where_not(
     tmp_path: Path, base: str, encoding: str
 ) -> None:
@@ -88,7 +93,13 @@ def test_untying_is_refused_where_both_share_memory_and_exact_where_not(
     export(Tied() if base == "live" else stored(Tied(), base), apart).save(path, encoding)
     delta = SparseDelta.load(path)
     model = Tied()
-    for put in (delta.apply, delta.prepare, lambda model: RSTModel(model).add_adapter("untied", delta)):
+    tokens = torch.zeros(1, 2, dtype=torch.long)
+    for put in (
+        delta.apply,
+        delta.prepare,
+        lambda model: RSTModel(model).add_adapter("untied", delta),
+        lambda model: mixed_forward(model.eval(), {"untied": delta}, ["untied"], (tokens,)),
+    ):
         with refused(ParameterMismatchError, "emb.weight", parameter="head.weight"):
             put(model)
     assert all(torch.equal(tensor, Tied().state_dict()[name]) for name, tensor in model.state_dict().items())
@@ -98,6 +109,16 @@ def test_untying_is_refused_where_both_share_memory_and_exact_where_not(
     for name, tensor in apart.state_dict().items():
         assert torch.equal(free.state_dict()[name], tensor)
         assert torch.equal(merged[name], tensor)
+
+
+def test_a_model_that_has_two_tensors_for_one_of_the_delta_gets_and_gives_back_both() -> None:
+    delta, model = export(Tied(), tuned()), Tied(tied=False)
+    tokens = torch.arange(9)[None]
+    with delta.apply(model):
+        assert all(torch.equal(one, tuned().state_dict()[name]) for name, one in model.state_dict().items())
+        wanted = model(tokens)
+    assert all(torch.equal(one, Tied().state_dict()[name]) for name, one in model.state_dict().items())
+    torch.testing.assert_close(mixed_forward(model.eval(), {"a": delta}, ["a"], (tokens,)), wanted)
 
 
 @pytest.mark.parametrize("how", ["shared", "file", "copies"])
