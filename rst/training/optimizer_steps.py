@@ -102,8 +102,15 @@ def optimizers_in(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def may_write_between_steps(optimizer: Optimizer) -> bool:
-    """Whether an optimiser may write weights outside of `step`, as SAM does; accelerate's wrapper never does."""
-    return any(type(outer).__module__.partition(".")[0] != "accelerate" for outer in _wrapping(optimizer))
+    """Whether an optimiser may write weights outside of `step`.
+
+    SAM does, and a schedule-free one that shows its averaged weights; accelerate's wrapper never does.
+    """
+    return any(
+        callable(getattr(found, "eval", None))
+        or (_wrapped_by(found) and type(found).__module__.partition(".")[0] != "accelerate")
+        for found in optimizers_in(optimizer)
+    )
 
 
 def show_averaged_weights(optimizer: Optimizer) -> None:
@@ -112,10 +119,6 @@ def show_averaged_weights(optimizer: Optimizer) -> None:
         if callable(show := getattr(found, "eval", None)):
             show()
             return
-
-
-def _wrapping(optimizer: Optimizer) -> list[Optimizer]:
-    return [found for found in optimizers_in(optimizer) if _wrapped_by(found)]
 
 
 def _wrapped_by(optimizer: Optimizer) -> list[Optimizer]:

@@ -47,7 +47,12 @@ class TwoCalls(Optimizer):
         super().__init__(parameters, {})
         self.inner = torch.optim.SGD(self.param_groups, lr=TAU / 100)
 
+    @torch.no_grad()
     def second_step(self) -> None:
+        for weight in self.param_groups[0]["params"]:
+            kept = weight.clone()
+            weight += 1  # the first of the two calls, which looks at the loss beside the weights
+            weight.copy_(kept)
         self.inner.step()
 
     def step(self, closure: Any = None) -> None:
@@ -145,3 +150,24 @@ def test_the_averaged_weights_of_a_schedule_free_optimizer_are_asked_for_inside_
     outer.inner = inner = ScheduleFree(tuned.parameters(), lr=0.1)
     show_averaged_weights(outer)
     assert inner.shown
+
+
+def test_averaged_weights_may_be_shown_between_steps() -> None:
+    class ScheduleFree(torch.optim.SGD):
+        @torch.no_grad()
+        def eval(self) -> None:
+            for weight in self.param_groups[0]["params"]:
+                weight.mul_(1)
+
+    torch.manual_seed(0)
+    tuned = nn.Linear(40, 20)
+    trainer = ResidualSparseTrainer(tuned, RSTConfig(ratio=0.01, total_steps=2))
+    base = {name: weight.detach().clone() for name, weight in tuned.named_parameters()}
+    optimizer = ScheduleFree(tuned.parameters(), lr=TAU)
+    trainer.attach(optimizer)
+    for _ in range(2):
+        tuned(torch.randn(2, 40)).square().sum().backward()
+        optimizer.step()
+        show_averaged_weights(optimizer)
+    assert 0 < trainer.export().nnz <= 9
+    assert all(torch.equal(trainer.base[name], weight) for name, weight in base.items())
