@@ -211,7 +211,8 @@ class ResidualSparseTrainer:
 
         Raises:
             ConfigError: attached already, or a selection that needs all parameters at once ("top", `every`), or has no
-                gradients to free ("support"), or several processes, whose gradients are added up later.
+                gradients to free ("support"), or several processes, whose gradients are added up later, or an
+                optimiser that wraps another.
         """
         if self.config.select not in ("threshold", "bias") or self.config.every != 1:
             chosen = f"select={self.config.select!r}, every={self.config.every}"
@@ -223,6 +224,8 @@ class ResidualSparseTrainer:
             if processes > 1 or self._layout:
                 raise ConfigError(f"{processes} processes: their gradients are added up after the hooks; use attach")
         optimizer = build(list(self.parameters()))
+        if may_write_between_steps(optimizer):
+            raise ConfigError(f"{type(optimizer).__name__} writes weights outside of its parameters' steps; use attach")
         self.attach(optimizer)
         self._in_backward = InBackward(
             optimizer,

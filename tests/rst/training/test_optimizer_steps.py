@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rst import ResidualSparseTrainer, RSTConfig
+from rst import ConfigError, ResidualSparseTrainer, RSTConfig
 from rst.training.optimizer_steps import show_averaged_weights
 
 TAU = 1e-2
@@ -171,3 +171,11 @@ def test_averaged_weights_may_be_shown_between_steps() -> None:
         show_averaged_weights(optimizer)
     assert 0 < trainer.export().nnz <= 9
     assert all(torch.equal(trainer.base[name], weight) for name, weight in base.items())
+
+
+def test_steps_in_backward_are_refused_for_an_optimizer_that_wraps_another() -> None:
+    trainer = ResidualSparseTrainer(nn.Linear(4, 2), RSTConfig(threshold=TAU))
+    with pytest.raises(ConfigError) as caught:
+        trainer.attach_in_backward(Lookahead)
+    assert "Lookahead" in str(caught.value)
+    trainer.attach(torch.optim.SGD(trainer.parameters(), lr=TAU))
