@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from rst.checkpoints.model_config import config_in_folder, config_of_module
 from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state
 from rst.checkpoints.trainer_record import ModulePlace
 from rst.checkpoints.transformers_files import coordinates_of
@@ -50,6 +51,7 @@ class Checkpoint(Mapping[str, Tensor]):
         outlines: by the name in the file, where it is known, a tensor of the same dtype and shape.
         coordinates: "checkpoint" if the names are known to be those of checkpoint files; a pickled state dict may have
             those of a live module.
+        model_config: the model's `config.json`, of a module of transformers or beside the weights in a folder.
     """
 
     source: str
@@ -62,6 +64,7 @@ class Checkpoint(Mapping[str, Tensor]):
     stamps: Mapping[str, FileStamp] = field(default_factory=dict)
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
     coordinates: CoordinatesName | None = None
+    model_config: Mapping[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
@@ -151,10 +154,13 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
         CheckpointError: nothing there, not readable, or without weights.
     """
     if isinstance(weights, nn.Module):
-        return _from_module(unwrap(weights))
+        module = unwrap(weights)
+        return replace(_from_module(module), model_config=config_of_module(module))
     if isinstance(weights, Mapping):
         return _from_state(weights)
     opened = _open_file(_resolve(Path(weights)))
+    if Path(weights).is_dir():
+        opened = replace(opened, model_config=config_in_folder(weights))
     beside = Path(weights) / RECORD_FILE
     return replace(opened, record=_read_record(beside)) if beside.is_file() else opened
 

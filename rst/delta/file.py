@@ -4,6 +4,7 @@ The arrays of the parameters are laid out by `rst.delta.coo` (readable by anyone
 `p.dense` is a tensor stored whole, in both.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,8 +126,10 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseI
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
     base = {"name": delta.base.name, "revision": delta.base.revision, "weights": delta.base.weights}
-    coordinates = {"coordinates": delta.coordinates} if delta.coordinates else {}
-    return coordinates | {
+    known: dict[str, str] = {"coordinates": delta.coordinates} if delta.coordinates else {}
+    if delta.model_config is not None:
+        known["model_config"] = json.dumps(dict(delta.model_config), sort_keys=True)
+    return known | {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "library_version": __version__,
@@ -181,6 +184,7 @@ def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]
         base=_read_base(metadata["base"]),
         config=check_depth(_mapping(metadata["config"])),
         coordinates=metadata.get("coordinates"),  # type: ignore[arg-type]  # checked with the version
+        model_config=_read_model_config(metadata.get("model_config")),
     )
     _check_names(source, delta)
     return delta
@@ -192,6 +196,19 @@ def _read_base(text: str) -> BaseIdentity:
     if not 0 <= weights < 1 << 64:
         raise ValueError(f"{weights} compared weights")
     return BaseIdentity(typed(base, "name", *name_or_none), typed(base, "revision", *name_or_none), weights)
+
+
+def _read_model_config(text: str | None) -> dict[str, Any] | None:
+    """As transformers reads it, which knows infinities."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise TypeError("model_config is no mapping")
+    return dict(check_depth(found))
 
 
 def _read_ties(text: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A sparse delta: what turns one base model into one tuned model, as a value."""
 
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,8 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         config: the settings it was made with, in JSON types.
         coordinates: whose names, shapes and positions these are: those of the base's checkpoint files, or of a live
             module that may have others (see `rst.checkpoints.coordinates`). None where that is not known.
+        model_config: the tuned model's `config.json` where it is known and the base's may be another: what a merged
+            folder gets (number of labels and their names, vocabulary, architecture).
     """
 
     parameters: Mapping[str, ParameterDelta]
@@ -52,6 +55,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     base: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
     coordinates: CoordinatesName | None = None
+    model_config: Mapping[str, Any] | None = None
 
     def __getitem__(self, name: str) -> ParameterDelta:
         """The change of one parameter."""
@@ -117,6 +121,8 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             lines.append(f"{name} {change.op} {change.dtype} {change.shape} {change.base} {digests}")
         for name, tensor in self.dense.items():
             lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest(tensor)}")
+        if self.model_config is not None:
+            lines.append(json.dumps(dict(self.model_config), sort_keys=True))
         return digest_text("\n".join(lines))
 
     def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> "SparseDelta":
@@ -167,7 +173,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     def sparse_only(self) -> "SparseDelta":
         """The residuals alone, without the tensors stored whole, for arithmetic."""
         tied = {alias: name for alias, name in self.tied.items() if name in self.parameters}
-        return replace(self, dense={}, buffers=frozenset(), tied=tied)
+        return replace(self, dense={}, buffers=frozenset(), tied=tied, model_config=None)
 
     def save(self, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
         """Write `delta.safetensors`, format 1, atomically. See `rst.delta.file.save`."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from rst.checkpoints.coordinates import Coordinates
+from rst.checkpoints.model_config import config_of_module
 from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, check_no_nan
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.distributed.entries import Entries, changed_entries, collect
@@ -88,6 +89,7 @@ def export_sharded(trainer: ResidualSparseTrainer, op: Op = "add") -> SparseDelt
         buffers=set(in_files(name for name in names if not isinstance(live[name], nn.Parameter))),
         config=trainer.config.to_dict(),
         coordinates="checkpoint",
+        model_config=config_of_module(trainer.model),
     ).run()
     stored = parameters.keys() | whole_tensors.dense.keys()
     return replace(

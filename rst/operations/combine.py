@@ -99,6 +99,7 @@ def combine(
         max((delta.base for delta in loaded), key=lambda base: base.weights),
         {"combined": {name: value for name, value in settings.items() if value is not None}},
         loaded[0].coordinates if len({delta.coordinates for delta in loaded}) == 1 else None,
+        loaded[0].model_config if all(delta.model_config == loaded[0].model_config for delta in loaded) else None,
     )
 
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import RECORD_FILE, Checkpoint, Weights, checkpoint_files, open_checkpoint
+from rst.checkpoints.model_config import tuned_config
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.config import Patterns, RSTConfig, Selection
 from rst.delta.parameter_delta import Op
@@ -141,7 +143,12 @@ def from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], o
         kept=apart | {name for pair in base.tied.items() if pair[0] not in tied for name in pair},
         source=tuned.source,
         coordinates=base.coordinates if base.coordinates == tuned.coordinates else None,
+        model_config=_other_config(base, tuned, exclude),
     )
+
+
+def _shape(weights: Checkpoint, name: str) -> torch.Size | None:
+    return weights.outline(name).shape if name in weights else None
 
 
 def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extraction, dict[str, Any]]:
@@ -190,7 +197,19 @@ def _planned(
         op=op,
         source=tuned.source,
         coordinates=record.coordinates,
+        model_config=tuned.model_config,
     )
+
+
+def _other_config(base: Checkpoint, tuned: Checkpoint, exclude: Patterns) -> Mapping[str, Any] | None:
+    """The tuned model's settings, unless they are known to be the base's, or those of tensors that are left out."""
+    left_out = [name for name in (*base, *tuned) if matches(name, exclude)] if exclude else []
+    if any(_shape(base, name) != _shape(tuned, name) for name in left_out):
+        return None
+    if base.model_config is None or tuned.model_config is None:
+        return tuned.model_config
+    followed = tuned_config(base.model_config, tuned.model_config)
+    return None if followed == base.model_config else tuned.model_config
 
 
 def _common_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:

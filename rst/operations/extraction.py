@@ -41,6 +41,7 @@ class Extraction:
         kept: those recorded even if they did not change: the base has them tied, which they no longer are.
         source: where the tuned weights come from, for messages.
         coordinates: whose names and positions these are, as in `SparseDelta`.
+        model_config: the tuned model's settings to record, as in `SparseDelta`.
     """
 
     base: Mapping[str, Tensor]
@@ -58,6 +59,7 @@ class Extraction:
     kept: Collection[str] = ()
     source: str | None = None
     coordinates: CoordinatesName | None = None
+    model_config: Mapping[str, Any] | None = None
 
     def run(self, on_progress: Progress | None = None) -> SparseDelta:
         """Compare tensor by tensor. Raises as `ParameterDelta.between` does, before anything is written."""
@@ -97,6 +99,7 @@ class Extraction:
             base=BaseIdentity(self.identity.name, self.identity.revision, weights),
             config=dict(self.config),
             coordinates=self.coordinates,
+            model_config=self.model_config,
         )
 
     def nbytes(self, name: str) -> int:

@@ -5,12 +5,13 @@ from pathlib import Path
 from shutil import copyfile
 
 from rst.checkpoints.checkpoint import checkpoint_files
+from rst.checkpoints.model_config import CONFIG
 from rst.files.partial_folder import PartialFolder, job_digest
 from rst.files.safetensors_writer import by_width, write_safetensors
 from rst.files.weight_index import INDEX, bytes_of, index_text, plan_shards
 from rst.operations.extraction import Progress, shifted
+from rst.operations.merged_config import merged_config
 from rst.operations.merged_tensors import MergedTensors
-from rst.operations.resized_config import CONFIG, resized_config
 
 _COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py"}  # settings, tokenizer and code, without which none loads
 
@@ -47,7 +48,7 @@ def merge_into_folder(
         for file, companion in companions.items():
             if not partial.has(file):
                 if file == CONFIG:
-                    (partial.path / file).write_text(resized_config(companion, merged), encoding="utf-8")
+                    (partial.path / file).write_text(merged_config(base, merged), encoding="utf-8")
                 else:
                     copyfile(companion, partial.path / file)
                 partial.finish(file)

@@ -73,4 +73,5 @@ def _joined(extraction: Extraction, parts: Sequence[SparseDelta]) -> SparseDelta
         base=replace(extraction.identity, weights=sum(part.base.weights for part in parts)),
         config=dict(extraction.config),
         coordinates=extraction.coordinates,
+        model_config=extraction.model_config,
     )

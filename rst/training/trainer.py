@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rst.checkpoints.coordinates import Coordinates
 from rst.checkpoints.delta_in_module import in_module
+from rst.checkpoints.model_config import config_of_module
 from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.checkpoints.transformers_files import coordinates_of
@@ -386,6 +387,7 @@ class ResidualSparseTrainer:
             config=self.config.to_dict(),
             op=op,
             coordinates="checkpoint",
+            model_config=config_of_module(self.model),
         ).run()
 
     def read_for_export(self, *, select: bool = True) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
