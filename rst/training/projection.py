@@ -11,7 +11,8 @@ from torch import Tensor
 from rst.training.projection_compiled import compiles, project_compiled
 from rst.training.projection_eager import Pair, project_eager
 
-Project = Callable[[Iterable[Pair], float], None]
+Project = Callable[[Iterable[Pair], float | Tensor], None]
+"""Puts weights back; tau as a tensor, of shape (), is not rounded, and stays on an accelerator."""
 
 # Compiling costs seconds once; with fewer weights than this it would not earn them back.
 _WORTH_COMPILING = 1 << 24

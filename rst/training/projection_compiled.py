@@ -38,7 +38,7 @@ def compiles(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
-def project_compiled(pairs: Iterable[Pair], threshold: float) -> None:
+def project_compiled(pairs: Iterable[Pair], threshold: float | Tensor) -> None:
     """What `project_eager` does, to the bit."""
     others = []
     bounds: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # a copy to the device each, not one a parameter
@@ -49,10 +49,16 @@ def project_compiled(pairs: Iterable[Pair], threshold: float) -> None:
             continue
         kind = (weight.dtype, weight.device)
         if kind not in bounds:
-            bound = comparison_bound(threshold, weight.dtype)
-            bounds[kind] = torch.tensor(bound, dtype=wide_dtype(weight.dtype), device=weight.device)
+            bounds[kind] = _bound(threshold, *kind)
         _kernel()(*flat, bounds[kind])
     project_eager(others, threshold)
+
+
+def _bound(threshold: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    wide = wide_dtype(dtype)
+    if isinstance(threshold, Tensor):
+        return threshold.to(device, wide)
+    return torch.tensor(comparison_bound(threshold, dtype), dtype=wide, device=device)
 
 
 @cache

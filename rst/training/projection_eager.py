@@ -24,7 +24,7 @@ _DEVICE_CHUNK = 1 << 24
 
 
 @torch.no_grad()
-def project_eager(pairs: Iterable[Pair], threshold: float) -> None:
+def project_eager(pairs: Iterable[Pair], threshold: float | Tensor) -> None:
     """Reset, in place, the weights with `|wt - w0| <= threshold` to w0.
 
     The difference is computed in the weights' own dtype and `threshold` rounded to it, so the result is that of
@@ -33,7 +33,7 @@ def project_eager(pairs: Iterable[Pair], threshold: float) -> None:
     Args:
         pairs: `(wt, w0)` of each parameter, asked for one after another: same shape, dtype and device, any real
             floating dtype. wt is changed in place.
-        threshold: tau, at least 0.
+        threshold: tau, at least 0; a tensor of shape () for weights on an accelerator.
     """
     pieces: defaultdict[torch.dtype, list[tuple[Array, Array]]] = defaultdict(list)
     for weight, origin in pairs:
@@ -45,7 +45,7 @@ def project_eager(pairs: Iterable[Pair], threshold: float) -> None:
             _project_with_torch(*(flat or (weight, origin)), threshold)
     for dtype, alike in pieces.items():
         wide = torch.empty(0, dtype=wide_dtype(dtype)).numpy().dtype
-        bound = wide.type(comparison_bound(threshold, dtype))
+        bound = wide.type(comparison_bound(float(threshold), dtype))
         on_all_cores(partial(_project_with_numpy, dtype, bound), divide(alike))
 
 
@@ -77,8 +77,10 @@ def _project_with_numpy(dtype: torch.dtype, bound: np.floating[Any], pairs: Sequ
         np.copyto(weight, origin, where=reset)  # the bits: a float's copy might quieten a NaN
 
 
-def _project_with_torch(weight: Tensor, origin: Tensor, threshold: float) -> None:
+def _project_with_torch(weight: Tensor, origin: Tensor, threshold: float | Tensor) -> None:
     """Chunks along the first axis on an accelerator, and what has gaps in its memory."""
+    if isinstance(threshold, Tensor):
+        threshold = threshold.to(weight.device)
     if not weight.ndim:
         weight, origin = weight[None], origin[None]
     for part, part_origin in zip(torch.split(weight, _DEVICE_CHUNK), torch.split(origin, _DEVICE_CHUNK), strict=True):

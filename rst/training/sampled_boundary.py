@@ -40,20 +40,26 @@ def sampled_boundary(
 
     Returns:
         The boundary, below 0 where every weight is kept; None where the exact one is to be found: in small models,
-        where it costs as little, and in half precision, whose few distinct changes have many equals.
+        where it costs as little, and in half precision, whose few distinct changes have many equals. What is on an
+        accelerator is for `rst.training.boundary_on_device`.
     """
     if ratio >= 1:
         return -1.0, []
     total = sum(weight.numel() for weight in tuned.values())
-    stride = _no_divisor_of_sizes(int(total * ratio / _ABOVE))
+    first, stride = choose_sample(total, ratio, step)
     alike = {(weight.dtype, weight.device) for weight in tuned.values()}
     if total < _FEW or stride < 2 or len(alike) > 1 or alike.isdisjoint(_FINE):
         return None
-    first = step * _SHIFT % stride
     pairs = [(weight.detach().reshape(-1), base[name].reshape(-1)) for name, weight in tuned.items()]
     parts = on_all_cores(partial(_changes, first, stride), pairs)
     above = round(ratio * sum(part.size for part in parts))
     return _with_above(parts, above), []
+
+
+def choose_sample(total: int, ratio: float, step: int) -> tuple[int, int]:
+    """Which of so many weights to look at: `(first, stride)`, other ones at every step."""
+    stride = max(_no_divisor_of_sizes(int(total * ratio / _ABOVE)), 1)
+    return step * _SHIFT % stride, stride
 
 
 def _no_divisor_of_sizes(stride: int) -> int:

@@ -28,6 +28,7 @@ from rst.numerics.difference import count_changed
 from rst.operations.extraction import Extraction
 from rst.shards.blocks import like, locals_of
 from rst.shards.layout import ShardLayout, find_layout
+from rst.training.boundary_on_device import keep_about_
 from rst.training.frozen_weights import FrozenWeights
 from rst.training.in_backward import InBackward
 from rst.training.optimizer_steps import OptimizerSteps, may_write_between_steps, optimizers_in
@@ -89,7 +90,7 @@ class ResidualSparseTrainer:
         self._identity = _identify(self.model)
         self._steps = 0
         self._target: float | None = None
-        self._boundary: float | None = None
+        self._boundary: float | Tensor | None = None
         self.suspended = False
         claim(self.model, self)
         self._following: OptimizerSteps | None = None
@@ -321,13 +322,17 @@ class ResidualSparseTrainer:
         base = self._base.on_device_of(tuned)
         if config.select == "threshold":
             pairs = ((weight, base[name]) for name, weight in tuned.items())
-            self._boundary = config.threshold_at(progress)
-            self._project(pairs, self._boundary)
+            self._boundary = tau = config.threshold_at(progress)
+            self._project(pairs, tau)
         elif config.select == "top":
-            share = config.exported_ratio(progress) if final else config.ratio_at(progress)
+            self._target = share = config.exported_ratio(progress) if final else config.ratio_at(progress)
+            devices = {weight.device.type for weight in tuned.values()}
+            if devices and "cpu" not in devices and not final and not self._layout:
+                self._boundary = keep_about_(tuned, base, share, self._project, step=steps)
+                return
             estimate = None if final or self._layout else sampled_boundary(tuned, base, share, step=steps)
             found = estimate or self._find_boundary(tuned, base, share)
-            self._target, self._boundary = share, max(found[0], 0.0)
+            self._boundary = found[0]
             keep_top_(tuned, base, found, self._project)
         else:
             for name in (name for name in tuned if not is_bias(name)):
@@ -340,7 +345,7 @@ class ResidualSparseTrainer:
             kept=self.count_changed(),
             weights=sum(map(self._numel, self._tracked.sparse)),
             target=self._target,
-            boundary=self._boundary,
+            boundary=None if self._boundary is None else max(float(self._boundary), 0.0),
         )
 
     def _numel(self, name: str) -> int:

@@ -1,0 +1,84 @@
+"""The top r % of all changes on an accelerator, about: estimated and kept without the host waiting for a number.
+
+A sample gives the boundary, as a tensor that stays where the weights are. In half precision many changes equal it; of
+those the sample gives a share, and a hash of the position chooses which, the same in every process.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rst.numerics.rounding import wide_dtype
+from rst.training.projection import Project
+from rst.training.projection_eager import flat_views
+from rst.training.sampled_boundary import choose_sample
+
+_HALF = (torch.float16, torch.bfloat16)
+_CHUNK = 1 << 24
+_HASH, _HASH_BITS = 2654435761, 16  # Knuth's multiplier
+
+
+@torch.no_grad()
+def keep_about_(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, project: Project, *, step: int
+) -> Tensor | None:
+    """Keep, in place, about the top `ratio` of all changes; everything else goes back to w0, bit for bit.
+
+    Args:
+        tuned: wt by name, on accelerators.
+        base: w0 by name, same shapes, dtypes and devices.
+        ratio: the share, in (0, 1].
+        project: Eq. 17 for what is not in half precision.
+        step: of the training; chooses which weights are looked at.
+
+    Returns:
+        The boundary, of shape (); None where every weight is kept.
+    """
+    if ratio >= 1:
+        return None
+    value, lucky = _estimate(tuned, base, ratio, step)
+    half = [name for name, weight in tuned.items() if weight.dtype in _HALF]
+    for dtype in dict.fromkeys(weight.dtype for weight in tuned.values() if weight.dtype not in _HALF):
+        project(((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype), value)
+    for name in half:
+        flat = flat_views(tuned[name], base[name])
+        if flat is None:
+            project([(tuned[name], base[name])], value)
+        else:
+            _keep_lucky_(*flat, value, lucky)
+    return value
+
+
+def _estimate(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, step: int
+) -> tuple[Tensor, Tensor]:
+    """The boundary, and the share of changes equal to it that is kept; both of shape ()."""
+    first, stride = choose_sample(sum(weight.numel() for weight in tuned.values()), ratio, step)
+    wide = wide_dtype(*(weight.dtype for weight in tuned.values()))
+    device = next(iter(tuned.values())).device
+    parts = []
+    for name, weight in tuned.items():
+        flat = flat_views(weight, base[name]) or (weight.reshape(-1), base[name].reshape(-1))
+        change = (flat[0][first::stride] - flat[1][first::stride]).abs_()
+        parts.append(change.nan_to_num_(nan=0.0, posinf=float("inf")).to(device, wide))
+    sample = torch.cat(parts)
+    above = round(ratio * sample.numel())
+    if not above:
+        return torch.full((), float("inf"), dtype=wide, device=device), torch.zeros((), device=device)
+    largest = sample.topk(above, sorted=False).values
+    value = largest.amin()
+    equal = (sample == value).sum()
+    return value, (above - (largest > value).sum()) / equal
+
+
+def _keep_lucky_(weight: Tensor, origin: Tensor, value: Tensor, share: Tensor) -> None:
+    value, share = value.to(weight.device), share.to(weight.device)
+    limit = torch.where(value > 0, share * (1 << _HASH_BITS), 0)  # what did not change is not kept
+    for start in range(0, weight.numel(), _CHUNK):
+        part, part_origin = weight[start : start + _CHUNK], origin[start : start + _CHUNK]
+        change = (part - part_origin).abs_()
+        positions = torch.arange(start, start + part.numel(), device=weight.device)
+        unlucky = (positions * _HASH >> _HASH_BITS & (1 << _HASH_BITS) - 1) >= limit
+        reset = (change < value) | ((change == value) & unlucky)
+        torch.where(reset, part_origin, part, out=part)
