@@ -16,7 +16,7 @@ STEPS = 40
 BATCH = 16
 SEEDS = 3
 DOMAINS = ("S", "A")
-SHARES = (0.001, 0.01)
+SHARES = (0.01, 0.001)
 RATES = {"adamw": (1e-4, 3e-4, 1e-3, 3e-3), "sgd": (1e-4, 3e-4, 1e-3, 3e-3)}
 HEAD_RATE = {"adamw": 1e-3, "sgd": 1e-3}
 THRESHOLDS = {"adamw": (0.5, 2.0, 5.0), "sgd": (1e-3, 1e-2, 1e-1)}
@@ -103,29 +103,30 @@ def runs(results: Path) -> Iterator[Run]:
         for rule in searched():
             for rate in rates:
                 yield Run(rule, optimizer, rate, DOMAINS[0], 0)
-    for seed in range(SEEDS):
-        for domain in DOMAINS:
-            for optimizer in RATES:
-                done = read(results)
-                for rule in rules(optimizer, done):
-                    yield Run(rule, optimizer, chosen_rate(rule, optimizer, done), domain, seed)
+    for share in SHARES:
+        for seed in range(SEEDS):
+            for domain in DOMAINS:
+                for optimizer in RATES:
+                    done = read(results)
+                    for rule in rules(share, optimizer, done):
+                        yield Run(rule, optimizer, chosen_rate(rule, optimizer, done), domain, seed)
 
 
 def searched() -> list[Rule]:
-    """The rules whose rate is searched: each at the larger share."""
-    return [Rule(name, SHARES[-1]) for name in RULES if name not in RATE_OF]
+    """The rules whose rate is searched, each at the larger share."""
+    return [Rule(name, SHARES[0]) for name in RULES if name not in RATE_OF]
 
 
-def rules(optimizer: str, done: dict[str, dict[str, float]]) -> list[Rule]:
-    """All rows: every rule at every share, a dense run, and thresholds in units of the dense run's rate."""
+def rules(share: float, optimizer: str, done: dict[str, dict[str, float]]) -> list[Rule]:
+    """All rows: every rule at this share, a dense run, and thresholds in units of the dense run's rate."""
     dense = chosen_rate(Rule("once", 1.0), optimizer, done)
     thresholds = [Rule("threshold", threshold=factor * dense) for factor in THRESHOLDS[optimizer]]
-    return [*(Rule(name, share) for share in SHARES for name in RULES), *thresholds, Rule("once", 1.0)]
+    return [*(Rule(name, share) for name in RULES), Rule("once", 1.0), *thresholds]
 
 
 def chosen_rate(rule: Rule, optimizer: str, done: dict[str, dict[str, float]]) -> float:
     """The rate of lowest validation loss in the search."""
-    key = Rule(RATE_OF.get(rule.name, rule.name), SHARES[-1])
+    key = Rule(RATE_OF.get(rule.name, rule.name), SHARES[0])
     return min(RATES[optimizer], key=lambda rate: done[Run(key, optimizer, rate, DOMAINS[0], 0).key]["validation_loss"])
 
 
