@@ -1,9 +1,10 @@
 """Accuracy against kept share for every rule: runs that are done are skipped, so that a stopped comparison goes on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,7 +125,7 @@ def rules(share: float, optimizer: str, done: dict[str, dict[str, float]]) -> li
     return [*(Rule(name, share) for name in RULES), Rule("once", 1.0), *thresholds]
 
 
-def chosen_rate(rule: Rule, optimizer: str, done: dict[str, dict[str, float]]) -> float:
+def chosen_rate(rule: Rule, optimizer: str, done: Mapping[str, Mapping[str, Any]]) -> float:
     """The rate of lowest validation loss in the search."""
     key = Rule(RATE_OF.get(rule.name, rule.name), SHARES[0])
     return min(RATES[optimizer], key=lambda rate: done[Run(key, optimizer, rate, DOMAINS[0], 0).key]["validation_loss"])
