@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -25,7 +26,7 @@ from rst.errors import ConfigError
 from rst.interop.peft_adapters import from_peft
 from rst.interop.vllm import SparsePatch, to_engine_patches
 from rst.sync import Follower, Publisher
-from tests.rst.checkpoints.tiny_models import bert, built, gpt2, mixtral, same_weights, stepped, vit
+from tests.rst.checkpoints.tiny_models import RENAMING, bert, built, gpt2, mixtral, same_weights, stepped, vit
 
 PEFT_READS = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 pytestmark = pytest.mark.filterwarnings(PEFT_READS)
@@ -149,6 +150,7 @@ def test_a_chain_of_live_models(build: Callable[[], PreTrainedModel], tmp_path: 
         assert all(torch.equal(of_files.weights[name], weight) for name, weight in open_checkpoint(model).items())
 
 
+@RENAMING
 @BOTH
 def test_an_adapter_of_peft(build: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
@@ -186,7 +188,8 @@ def test_a_head_on_a_base_without_one(
     files = load_file(tmp_path / "base" / "model.safetensors")
     assert delta.keys() <= files.keys()
     merge(tmp_path / "base", delta, tmp_path / "tuned")
-    assert same_weights(headed.from_pretrained(tmp_path / "tuned"), model)
+    if head is None or int(transformers.__version__.partition(".")[0]) >= 5:  # before, it loads no such mixture
+        assert same_weights(headed.from_pretrained(tmp_path / "tuned"), model)
 
     inner = headless.from_pretrained(tmp_path / "base")
     with delta.sparse_only().apply(inner):
@@ -222,6 +225,7 @@ def test_gamma_and_beta(tmp_path: Path) -> None:
     assert same_weights(BertForSequenceClassification.from_pretrained(tmp_path / "newer-tuned"), model)
 
 
+@RENAMING
 def test_patterns_may_have_the_files_names() -> None:
     def trained(model: nn.Module, **settings: Any) -> set[str]:
         return set(ResidualSparseTrainer(model, RSTConfig(threshold=1e-6, **settings)).tracked.sparse)

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+RENAMING = pytest.mark.skipif(
+    int(hf.__version__.partition(".")[0]) < 5, reason="before transformers 5 live names are those of the files"
+)
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -95,7 +99,11 @@ def detr() -> PreTrainedModel:
     backbone = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 4}
     layers = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    return hf.DetrForObjectDetection(hf.DetrConfig(**heads | layers, use_timm_backbone=False, backbone_config=backbone))
+    return hf.DetrForObjectDetection(
+        hf.DetrConfig(
+            **heads | layers, use_timm_backbone=False, use_pretrained_backbone=False, backbone_config=backbone
+        )
+    )
 
 
 def llama() -> PreTrainedModel:
@@ -116,7 +124,12 @@ def built(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """The same random model each time, every weight of it random."""
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    model = build().eval()
+    try:
+        model = build().eval()
+    except AttributeError as error:
+        if "module transformers has no attribute" in str(error):
+            pytest.skip(f"{error} in {hf.__version__}")
+        raise
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
