@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from cmkd import Student
 from examples.digit_adaptation import DigitTask, Method, Training, accuracy, adapt, digit_student, digit_task
-from examples.quickstart_report import Run, draw, table
+from examples.quickstart_report import Run, draw, markdown, table
 from examples.rendered_pretraining import RenderedPretraining
 from examples.small_clip import pretrained_clip
 from rst import SparseDelta, merge
 
 CACHE = Path(".cache")
+TABLE = Path(__file__).with_name("quickstart-table.md")
+"""The table as it was measured last: `--record` writes it, the README shows it."""
 METHODS = (
     Method("Source-only fine-tuning", cmkd=False),
     Method("Linear probe with CMKD", train_encoder=False),
@@ -152,10 +154,13 @@ def _raw(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Pretrained models, and runs of each method.")] = 3,
     output: Annotated[Path, typer.Option(help="Folder for the artefacts and the figure.")] = Path("outputs/quickstart"),
+    record: Annotated[bool, typer.Option("--record", help=f"Write the table to {TABLE.name}, for the README.")] = False,
 ) -> None:
     """Adapt a small CLIP to handwritten digits and ship the change as a sparse delta."""
     torch.set_num_threads(1)  # one core a run; sums are split among threads, so this also fixes the last digits
-    quickstart(Settings(seeds=seeds), output, CACHE, Console())
+    runs = quickstart(Settings(seeds=seeds), output, CACHE, Console())
+    if record:
+        TABLE.write_text(markdown(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,13 +41,27 @@ def table(runs: Iterable[Run]) -> Table:
     result = Table(title="Target: handwritten digits; mean ± standard deviation over the seeds")
     for column in COLUMNS:
         result.add_column(column, justify="left" if column == "Method" else "right")
+    for row in _rows(runs):
+        result.add_row(*row)
+    return result
+
+
+def markdown(runs: Iterable[Run]) -> str:
+    """The same table as the README has it."""
+    rule = "|---|" + "---:|" * (len(COLUMNS) - 1)
+    header, *rows = [f"| {' | '.join(row)} |" for row in (COLUMNS, *_rows(runs))]
+    return "\n".join([header, rule, *rows]) + "\n"
+
+
+def _rows(runs: Iterable[Run]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for method, of_method in _by_method(runs).items():
         accuracies = [run.accuracy for run in of_method]
         spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
         dsp = statistics.mean(run.dsp for run in of_method)
         size = statistics.mean(run.stored_bytes for run in of_method)
-        result.add_row(method, f"{statistics.mean(accuracies):.1f}{spread}", f"{dsp:,.0f}", f"{size:,.0f}")
-    return result
+        rows.append((method, f"{statistics.mean(accuracies):.1f}{spread}", f"{dsp:,.0f}", f"{size:,.0f}"))
+    return rows
 
 
 def draw(runs: Iterable[Run], path: Path) -> None:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from cmkd import Student
 from examples.digit_adaptation import Training
-from examples.quickstart import METHODS, Settings, _check_bit_identical, quickstart
-from examples.quickstart_report import COLUMNS, Run
+from examples.quickstart import METHODS, TABLE, Settings, _check_bit_identical, quickstart
+from examples.quickstart_report import COLUMNS, Run, markdown
 from examples.rendered_digits import render_digits
 from examples.rendered_pretraining import RenderedPretraining
 from examples.small_clip import pretrained_clip
@@ -39,6 +39,21 @@ def test_the_table_has_a_row_for_every_method_and_seed(demo):
     assert len(runs) == (1 + len(METHODS)) * MINIATURE.seeds
     for words in (*COLUMNS, "Zero-shot", *(method.name for method in METHODS)):
         assert words in text
+
+
+def test_pages_show_the_table_that_was_recorded(demo):
+    runs, _, _ = demo
+    recorded, written = TABLE.read_text(encoding="utf-8"), markdown(runs)
+    assert [line.split("|")[1] for line in recorded.splitlines()] == [
+        line.split("|")[1] for line in written.splitlines()
+    ]
+    assert recorded.splitlines()[:2] == written.splitlines()[:2]
+    root = TABLE.parents[1]
+    assert recorded in (root / "README.md").read_text(encoding="utf-8")
+    for page in (root / "README.md", *(root / "docs").rglob("*.md"), root / "examples" / "README.md"):
+        lines = page.read_text(encoding="utf-8").splitlines()
+        rows = [line for line in lines if line.startswith("| CMKD + RST, ") and "kept" in line]
+        assert {*rows} <= {*recorded.splitlines()}, page
 
 
 def test_every_artefact_is_stored_and_weighed(demo):
