@@ -146,11 +146,7 @@ class _Trial:
 
     points: list[TauPoint]
     squares: float = 0.0
-    _waiting: list[dict[str, ParameterDelta]] = field(default_factory=list)
-    _entries: int = 0
-
-    def __post_init__(self) -> None:
-        self._waiting = [{} for _ in self.points]
+    _waiting: dict[float, dict[str, ParameterDelta]] = field(default_factory=dict)
 
     def add(self, extraction: Extraction, name: str) -> None:
         """Count what each tau keeps of one parameter. Raises as `ParameterDelta.between`."""
@@ -161,7 +157,7 @@ class _Trial:
             error.file = error.file or extraction.source
             raise
         squares = 0.0
-        for point, waiting in zip(self.points, self._waiting, strict=True):
+        for point in self.points:
             change = (target - origin).abs_()
             dropped = change <= point.tau  # w0 may be NaN
             put_back = change[dropped].double()
@@ -171,24 +167,22 @@ class _Trial:
             positions, origin, target = positions[~dropped], origin[~dropped], target[~dropped]
             point.kept += positions.numel()
             if positions.numel():
+                waiting = self._waiting.setdefault(point.tau, {})
                 waiting[name] = ParameterDelta.at(positions, origin, target, base.shape, None)
-                self._entries += positions.numel()
+                if sum(kept.nnz for kept in waiting.values()) > _ENTRIES_AT_ONCE:
+                    self._weigh(point)
         left = (target - origin).double()
         self.squares += squares + float(left[left.isfinite()].square().sum())
         extraction.release(name)
-        if self._entries > _ENTRIES_AT_ONCE:
-            self._weigh()
 
     def finish(self) -> None:
         """Weigh what is left, and take the roots."""
-        self._weigh()
         for point in self.points:
+            self._weigh(point)
             point.dropped_l2 = math.sqrt(point.dropped_l2)
 
-    def _weigh(self) -> None:
-        for point, waiting in zip(self.points, self._waiting, strict=True):
-            if waiting:
-                point.plain_bytes += sum(map(bytes_of_tensor, coo.to_arrays(waiting).values()))
-                point.packed_bytes += sum(map(bytes_of_tensor, packed.to_arrays(waiting).values()))
-            waiting.clear()
-        self._entries = 0
+    def _weigh(self, point: TauPoint) -> None:
+        """Small parameters together, as a file packs them."""
+        if waiting := self._waiting.pop(point.tau, None):
+            point.plain_bytes += sum(map(bytes_of_tensor, coo.to_arrays(waiting).values()))
+            point.packed_bytes += sum(map(bytes_of_tensor, packed.to_arrays(waiting).values()))
