@@ -18,18 +18,12 @@ from rst.delta.sparse_delta import CoordinatesName
 from rst.errors import CheckpointError
 from rst.files.mapped_files import FileStamp, release
 from rst.files.strict_json import parse_json, strings
+from rst.files.weight_names import PIPELINE, components, find_weights, is_index
 from rst.naming import canonical_names, own_prefix, plain_name, respelled, unwrap
 from rst.numerics.exactness import is_plain
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _DCP_FILE = ".metadata"
-_FOLDER_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-    _DCP_FILE,
-)
 RECORD_FILE = "rst_trainer.pt"
 _LONGEST_NAME = 255  # bytes, of any file system
 
@@ -52,6 +46,8 @@ class Checkpoint(Mapping[str, Tensor]):
         coordinates: "checkpoint" if the names are known to be those of checkpoint files; a pickled state dict may have
             those of a live module.
         model_config: the model's `config.json`, of a module of transformers or beside the weights in a folder.
+        metadata: that of the safetensors file, or of the first shard.
+        parts: of a pipeline, the weights of each model; their names start with the model's and a dot.
     """
 
     source: str
@@ -65,6 +61,8 @@ class Checkpoint(Mapping[str, Tensor]):
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
     coordinates: CoordinatesName | None = None
     model_config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, "Checkpoint"] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
@@ -147,8 +145,9 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
     Args:
         weights: a `.safetensors` file, a `.safetensors.index.json` or `.bin.index.json` of shards, a pickled
             checkpoint (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`; plain, or nested under `state_dict` or `model`), a
-            model folder (also a `checkpoint-N` of transformers), a folder of torch.distributed.checkpoint, a state
-            dict, or a module. Pickles are read with `weights_only=True`.
+            model folder of transformers (also a `checkpoint-N`) or diffusers, a pipeline of diffusers (names start
+            with the model's folder), a folder of torch.distributed.checkpoint, a state dict, or a module. Pickles are
+            read with `weights_only=True`.
 
     Raises:
         CheckpointError: nothing there, not readable, or without weights.
@@ -158,7 +157,7 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
         return replace(_from_module(module), model_config=config_of_module(module))
     if isinstance(weights, Mapping):
         return _from_state(weights)
-    opened = _open_file(_resolve(Path(weights)))
+    opened = _open_file(weights_file(weights))
     if Path(weights).is_dir():
         opened = replace(opened, model_config=config_in_folder(weights))
     beside = Path(weights) / RECORD_FILE
@@ -168,7 +167,9 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     if path.name == _DCP_FILE:
         return _from_dcp(path.parent)
-    if path.name.endswith(".index.json"):
+    if path.name == PIPELINE:
+        return _from_pipeline(path.parent)
+    if is_index(path.name):
         return _from_shards(path)
     if path.suffix == ".safetensors":
         return _from_safetensors(path)
@@ -184,25 +185,30 @@ def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         CheckpointError: nothing there, or the index of shards is not readable.
     """
-    file = _resolve(Path(path))
+    file = weights_file(path)
     record = Path(path) / RECORD_FILE
     beside = [record] if record.is_file() else []
     if file.name == _DCP_FILE:
         beside += sorted(file.parent.glob("*.distcp"))
-    if file.name.endswith(".index.json"):
+    if file.name == PIPELINE:
+        beside += [part for weights in components(file.parent).values() for part in checkpoint_files(weights)]
+    elif is_index(file.name):
         beside += [file.parent / shard for shard in sorted(set(_read_index(file).values()))]
     return [file, *beside]
 
 
-def _resolve(path: Path) -> Path:
+def weights_file(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for: itself, or the one in a folder that has the weights or their index.
+
+    Raises:
+        CheckpointError: there is none, or nothing says which.
+    """
+    path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise CheckpointError("no such file or folder", file=path)
-    for name in _FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(f"the folder has none of {', '.join(_FOLDER_FILES)}", file=path)
+    return find_weights(path, (_DCP_FILE, PIPELINE))
 
 
 def _from_state(container: Mapping[str, Any]) -> Checkpoint:
@@ -270,20 +276,63 @@ def _from_safetensors(path: Path) -> Checkpoint:
         raise CheckpointError("holds no tensors", file=path)
     stamps = dict.fromkeys(names, stamp)
     names_in_file = _original_names(names)
-    return Checkpoint(str(path), names_in_file, file.get_tensor, mapped=True, stamps=stamps, coordinates="checkpoint")
+    return Checkpoint(
+        str(path),
+        names_in_file,
+        file.get_tensor,
+        mapped=True,
+        stamps=stamps,
+        coordinates="checkpoint",
+        metadata=dict(file.metadata() or {}),  # type: ignore[no-untyped-call]
+    )
 
 
 def _from_shards(path: Path) -> Checkpoint:
     weight_map = _read_index(path)
     if not weight_map:
         raise CheckpointError("holds no tensors", file=path)
-    shards = {file_name: _open_file(_resolve(path.parent / file_name)) for file_name in sorted({*weight_map.values()})}
+    shards = {
+        file_name: _open_file(weights_file(path.parent / file_name)) for file_name in sorted({*weight_map.values()})
+    }
     readers = {name: shards[file_name].read for name, file_name in weight_map.items()}
     stamps = {name: stamp for shard in shards.values() for name, stamp in shard.stamps.items()}
     names = _original_names(weight_map)
-    coordinates = next(iter(shards.values())).coordinates
+    first = next(iter(shards.values()))
     return Checkpoint(
-        str(path), names, lambda name: readers[name](name), mapped=True, stamps=stamps, coordinates=coordinates
+        str(path),
+        names,
+        lambda name: readers[name](name),
+        mapped=True,
+        stamps=stamps,
+        coordinates=first.coordinates,
+        metadata=first.metadata,
+    )
+
+
+def _from_pipeline(folder: Path) -> Checkpoint:
+    parts = {name: _open_file(file) for name, file in components(folder).items()}
+
+    def read(original: str) -> Tensor:
+        part, _, name = original.partition("/")
+        return parts[part].read(name)
+
+    def whole(pick: Callable[[Checkpoint], Mapping[str, Any]], separator: str) -> dict[str, Any]:
+        return {f"{part}{separator}{name}": value for part, one in parts.items() for name, value in pick(one).items()}
+
+    return Checkpoint(
+        str(folder),
+        {
+            f"{part}.{name}": f"{part}/{original}"
+            for part, one in parts.items()
+            for name, original in one.original_names.items()
+        },
+        read,
+        tied={f"{part}.{alias}": f"{part}.{owner}" for part, one in parts.items() for alias, owner in one.tied.items()},
+        mapped=True,
+        stamps=whole(lambda one: one.stamps, "/"),
+        outlines=whole(lambda one: one.outlines, "/"),
+        coordinates="checkpoint" if all(one.coordinates == "checkpoint" for one in parts.values()) else None,
+        parts=parts,
     )
 
 

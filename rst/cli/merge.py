@@ -20,7 +20,9 @@ def merge(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File to write, or a new folder for shards. Default: a file beside BASE, .merged."
+            "--output",
+            "-o",
+            help="File to write, or a new folder for shards. Default: beside BASE, .merged, of its kind.",
         ),
     ] = None,
     max_shard_size: Annotated[
@@ -41,7 +43,7 @@ def merge(
     from rst.operations.merge import merge as merge_files
 
     target = output or merged_beside(base)
-    if not is_folder(target, max_shard_size):
+    if not is_folder(target, max_shard_size, base):
         check_output(target, [*checkpoint_files(base), delta_file(delta)], force)
     change = load_delta(delta)
     with byte_progress("merging") as on_progress:
@@ -49,7 +51,7 @@ def merge(
             size = rehearse(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)
         else:
             merge_files(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)
-            size = sum(file.stat().st_size for file in (target.iterdir() if target.is_dir() else [target]))
+            size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
     if as_json:
         print_json(
             {

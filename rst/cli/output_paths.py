@@ -19,9 +19,10 @@ def delta_beside(tuned: Path) -> Path:
 
 
 def merged_beside(base: Path) -> Path:
-    """Name a merged checkpoint: `base.pt` gives `base.merged.pt`; folders and shards give one `.safetensors` file."""
-    in_parts = base.is_dir() or base.name.endswith(_INDEX_SUFFIXES)
-    return _beside(base, ".merged.safetensors" if in_parts else f".merged{base.suffix}")
+    """Name a merged checkpoint: `base.pt` gives `base.merged.pt`, `base/` the folder `base.merged`, shards one file."""
+    if base.is_dir():
+        return _beside(base, ".merged")
+    return _beside(base, ".merged.safetensors" if base.name.endswith(_INDEX_SUFFIXES) else f".merged{base.suffix}")
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -86,7 +86,7 @@ class PartialFolder:
     def finish(self, name: str) -> None:
         """Bring a file to the disk, then say so in the journal."""
         sync_to_disk(self.path / name)
-        sync_to_disk(self.path)
+        sync_to_disk((self.path / name).parent)
         self._write({"file": name, "digest": _digest(self.path / name)})
 
     def publish(self) -> None:
@@ -103,8 +103,9 @@ class PartialFolder:
         self._journal.close()
         for name in (*self._files, _JOURNAL):  # the journal last: it says whose the others are
             (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            self.path.rmdir()
+        for folder in (*self._folders(), self.path):
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
     def _open(self, job: str, files: Collection[str]) -> None:
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
@@ -128,7 +129,7 @@ class PartialFolder:
         try:
             first, *finished = [json.loads(line) for line in lines] or [{"job": None, "files": []}]
             digests = {record["file"]: record["digest"] for record in finished}
-            found, files = first["job"], [Path(name).name for name in first["files"]]
+            found, files = first["job"], [name for name in first["files"] if _is_inside(name)]
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"its {_JOURNAL} is damaged; remove the folder", file=self.path) from error
         for unfinished in self.path.iterdir():
@@ -138,11 +139,19 @@ class PartialFolder:
             return digests
         for name in files:
             (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty, or not one below
+                (self.path / name).parent.rmdir()
         return {}
+
+    def _folders(self) -> list[Path]:
+        """Those that files lie in, apart from the folder itself."""
+        return [self.path / folder for folder in sorted({Path(name).parent.as_posix() for name in self._files} - {"."})]
 
     def _start(self, job: str) -> None:
         self._journal.truncate(0)
         self._write({"job": job, "files": sorted(self._files)})
+        for folder in self._folders():
+            folder.mkdir(exist_ok=True)
         sync_to_disk(self.path)
         sync_to_disk(self.path.parent)
 
@@ -152,10 +161,18 @@ class PartialFolder:
         os.fsync(self._journal.fileno())
 
     def _check_unknown_files(self) -> None:
-        if unknown := {path.name for path in self.path.iterdir()} - self._files - {_JOURNAL}:
+        known = {*self._files, _JOURNAL, *(folder.name for folder in self._folders())}
+        found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
+        if unknown := found - known:
             raise CheckpointError(
                 f"holds {min(unknown)}, which is no part of {self._output}; remove it", file=self.path
             )
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name from a journal, which anybody may have written, is of a file in the folder or one folder below."""
+    parts = PurePosixPath(name).parts
+    return 1 <= len(parts) <= 2 and not {"..", "/"} & {*parts} and "\\" not in name
 
 
 def _digest(path: Path) -> str:

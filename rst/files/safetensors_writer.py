@@ -20,14 +20,14 @@ from rst.numerics.exactness import as_bytes
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 _ALIGNMENT = 8
-_WEIGHTS_OF_TORCH = {"format": "pt"}  # transformers refuses files without it
+WEIGHTS_OF_TORCH = {"format": "pt"}  # transformers refuses files without it
 
 
 def write_safetensors(
     path: str | os.PathLike[str],
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[Tensor],
-    metadata: Mapping[str, str] = _WEIGHTS_OF_TORCH,
+    metadata: Mapping[str, str] = WEIGHTS_OF_TORCH,
 ) -> None:
     """Write tensors one after another; while one is written the next is asked for.
 

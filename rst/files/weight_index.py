@@ -8,8 +8,8 @@ import torch
 
 from rst.errors import ConfigError
 from rst.files.safetensors_writer import TensorSpec
+from rst.files.weight_names import WeightNames
 
-INDEX = "model.safetensors.index.json"
 LARGEST_SHARD = "5GB"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -29,12 +29,13 @@ def bytes_of(specs: Iterable[TensorSpec]) -> int:
     return sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs)
 
 
-def plan_shards(specs: Mapping[str, TensorSpec], largest: int) -> dict[str, list[str]]:
+def plan_shards(specs: Mapping[str, TensorSpec], largest: int, files: WeightNames) -> dict[str, list[str]]:
     """Spread tensors over files, in their order.
 
     Args:
         specs: dtype and shape by name.
         largest: bytes of tensors in one file; only a single tensor may exceed it.
+        files: how the files are called.
 
     Returns:
         Names of tensors by file name: one `model.safetensors`, or `model-00001-of-00003.safetensors` and so on.
@@ -48,11 +49,11 @@ def plan_shards(specs: Mapping[str, TensorSpec], largest: int) -> dict[str, list
         shards[-1].append(name)
         size += bytes_of([spec])
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, 1)}
+        return {files.single: shards[0]}
+    return {files.shard(number, len(shards)): names for number, names in enumerate(shards, 1)}
 
 
 def index_text(shards: Mapping[str, list[str]], total: int) -> str:
-    """The text of `model.safetensors.index.json`; `total` is the bytes of all tensors."""
+    """The text of an index of shards; `total` is the bytes of all tensors."""
     weight_map = {name: file for file, names in shards.items() for name in names}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"

@@ -20,6 +20,7 @@ from rst.operations.extraction import Progress
 from rst.operations.merge_folder import merge_into_folder
 from rst.operations.merged_tensors import MergedTensors
 
+_OTHER_FORMATS = (".gguf", ".h5", ".json", ".msgpack", ".npz", ".onnx", ".zip")
 PathLike = str | os.PathLike[str]
 
 
@@ -79,8 +80,8 @@ def merge(
     if output is None:
         raise TypeError("merging a file needs the path of the output")
     merging, target = MergedTensors(open_checkpoint(base), load_delta(delta)), Path(output)
-    _check_output(merging, target, max_shard_size)
-    if is_folder(target, max_shard_size):
+    _check_output(merging, base, target, max_shard_size)
+    if is_folder(target, max_shard_size, base):
         merge_into_folder(merging, Path(base), target, parse_size(max_shard_size or LARGEST_SHARD), on_progress)
     else:
         _merge_into_file(merging, target, on_progress)
@@ -104,13 +105,18 @@ def rehearse(
     """
     merging = MergedTensors(open_checkpoint(base), load_delta(delta))
     if output is not None:
-        _check_output(merging, Path(output), max_shard_size)
+        _check_output(merging, base, Path(output), max_shard_size)
     return sum(tensor.nbytes for tensor in merging.stream(merging.specs(), on_progress))
 
 
-def is_folder(output: Path, max_shard_size: int | str | None) -> bool:
-    """Whether `merge` writes shards into a folder of this name, or one file."""
-    return output.is_dir() or not output.suffix or max_shard_size is not None
+def is_folder(output: Path, max_shard_size: int | str | None, base: PathLike) -> bool:
+    """Whether `merge` writes shards into a folder of this name, or one file.
+
+    From a folder comes a folder, also under a name such as `llama-3.1`.
+    """
+    if output.is_dir() or not output.suffix or max_shard_size is not None:
+        return True
+    return Path(base).is_dir() and output.suffix not in (".safetensors", *PICKLED_SUFFIXES, *_OTHER_FORMATS)
 
 
 def _merge_into_file(merging: MergedTensors, output: Path, on_progress: Progress | None) -> None:
@@ -121,17 +127,19 @@ def _merge_into_file(merging: MergedTensors, output: Path, on_progress: Progress
         else:
             specs = by_width(merging.specs())
             named = {merging.original(name): spec for name, spec in specs.items()}
-            write_safetensors(temporary, named, merging.stream(specs, on_progress))
+            write_safetensors(temporary, named, merging.stream(specs, on_progress), merging.metadata())
 
 
-def _check_output(merging: MergedTensors, output: Path, max_shard_size: int | str | None) -> None:
+def _check_output(merging: MergedTensors, base: PathLike, output: Path, max_shard_size: int | str | None) -> None:
     if max_shard_size is not None:
         parse_size(max_shard_size)
         if output.suffix in (".safetensors", *PICKLED_SUFFIXES):
             raise ConfigError(f"max_shard_size={max_shard_size!r} is for an output folder, not for a file", file=output)
-    if is_folder(output, max_shard_size):
+    if is_folder(output, max_shard_size, base):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise CheckpointError("exists; a folder of shards is written to a new or empty folder", file=output)
+    elif merging.base.parts:
+        raise CheckpointError("a pipeline is written to a folder; choose a name without a suffix", file=output)
     elif output.suffix in PICKLED_SUFFIXES:
         if merging.base.container is None:
             raise CheckpointError(f"the base {merging.base.source} is no pickle; write .safetensors", file=output)

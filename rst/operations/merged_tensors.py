@@ -10,7 +10,7 @@ from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import WrongBaseError
-from rst.files.safetensors_writer import TensorSpec
+from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, TensorSpec
 from rst.files.weight_index import bytes_of
 from rst.numerics.exactness import bits, bytes_of_tensor
 from rst.numerics.fingerprint import digest
@@ -68,6 +68,20 @@ class MergedTensors:
         known = self.base.original_names
         prefixes = (own.removesuffix(plain) for plain, own in known.items() if own.endswith(plain))
         return known[name] if name in known else next(prefixes, "") + name
+
+    def place(self, name: str) -> tuple[str, str]:
+        """Which model of a pipeline a tensor belongs to, empty where it is none, and the tensor's name in its file."""
+        parts = [part for part in self.base.parts if name.startswith(f"{part}.")]
+        if not self.base.parts:
+            return "", self.original(name)
+        part = max(parts, key=len, default="")
+        known = self.base.original_names.get(name)
+        return part, known.removeprefix(f"{part}/") if known else name.removeprefix(f"{part}.")
+
+    def metadata(self, part: str = "") -> dict[str, str]:
+        """What the merged file's header says: what the base's does, and that it holds tensors of torch."""
+        base = self.base.parts[part] if part else self.base
+        return {**WEIGHTS_OF_TORCH, **base.metadata}
 
     def in_memory(self, on_progress: Progress | None = None) -> dict[str, Tensor]:
         """All merged tensors under the base's own names; tied ones stay one tensor."""

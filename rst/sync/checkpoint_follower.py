@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import open_checkpoint
 from rst.files.atomic import atomic_write
-from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, specs_of, write_safetensors
 from rst.sync.chain import read_pointer
 from rst.sync.follower import Follower
 from rst.sync.store import Store, open_store
@@ -35,22 +35,24 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
     if not target.exists():
         follower = Follower.from_last_anchor(store, pointer)
         came_from, step = None, follower.update().step
-        _write(target, follower.weights, {})
+        _write(target, follower.weights, {}, {})
         return came_from, step, follower.state
     checkpoint = open_checkpoint(target)
     weights = {name: checkpoint[name].clone() for name in checkpoint}
-    original_names = checkpoint.original_names
+    original_names, metadata = checkpoint.original_names, checkpoint.metadata
     del checkpoint  # Windows replaces no file that is mapped
     follower = Follower(weights, store)
     came_from = pointer.step_of(follower.state)
     step = follower.update().step
     if came_from != step:
-        _write(target, weights, original_names)
+        _write(target, weights, original_names, metadata)
     return came_from, step, follower.state
 
 
-def _write(target: Path, weights: Mapping[str, Tensor], original_names: Mapping[str, str]) -> None:
+def _write(
+    target: Path, weights: Mapping[str, Tensor], original_names: Mapping[str, str], metadata: Mapping[str, str]
+) -> None:
     specs = specs_of(weights)
     named = {original_names.get(name, name): spec for name, spec in specs.items()}
     with atomic_write(target) as temporary:
-        write_safetensors(temporary, named, (weights[name] for name in specs))
+        write_safetensors(temporary, named, (weights[name] for name in specs), {**WEIGHTS_OF_TORCH, **metadata})

@@ -18,7 +18,7 @@ from tests.rst.cli.conftest import files, is_one_sentence, save_sharded
         ("m.safetensors", "m.delta.safetensors", "m.merged.safetensors"),
         ("m.safetensors.index.json", "m.delta.safetensors", "m.merged.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.delta.safetensors", "pytorch_model.merged.safetensors"),
-        ("folder.v2", "folder.v2.delta.safetensors", "folder.v2.merged.safetensors"),
+        ("folder.v2", "folder.v2.delta.safetensors", "folder.v2.merged"),
     ],
 )
 def test_names_are_derived_beside_the_input(tmp_path, monkeypatch, given, delta, merged):
