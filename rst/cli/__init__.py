@@ -5,14 +5,15 @@ Commands import torch inside their bodies, so that `rst --help` answers at once.
 """
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sync, tau, verify
-from rst.cli.console import print_error
-from rst.errors import RSTError
+from rst.cli.console import print_error, print_warning
+from rst.errors import RSTError, RSTWarning
 from rst.version import __version__
 
 _OK, _REFUSED, _INTERRUPTED = 0, 2, 130
@@ -44,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for anything refused, or 130 after Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RSTWarning)
+        warnings.showwarning = _showing(warnings.showwarning)
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
     as_json = "--json" in words  # the words themselves may be what is wrong, so no command has read them yet
     try:
         code = app(words, prog_name="rst", standalone_mode=False) or _OK
@@ -61,6 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this code
         print_error("KeyboardInterrupt", "interrupted; no file was left half written", as_json)
     return int(code)
+
+
+def _showing(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """What shows a warning: one of this library in one sentence, without the line of code that it comes from."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, RSTWarning):
+            print_warning(str(message))
+        else:
+            otherwise(message, category, *place)
+
+    return show
 
 
 @app.callback(invoke_without_command=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.console import human_size, print_json, print_warning
+from rst.cli.dtype_option import CastTuned
 from rst.cli.export_warnings import warn_of_outcome
 from rst.cli.output_paths import check_output, delta_beside
 from rst.cli.progress import byte_progress
@@ -59,6 +60,7 @@ def export(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
     ] = None,
+    dtype: CastTuned = None,
     encoding: Annotated[
         Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
     ] = Encoding.COO,
@@ -77,8 +79,10 @@ def export(
     from rst.numerics.exactness import bytes_of_tensor
     from rst.operations.export import export as extract
 
-    if base is None and (modules_to_save or exclude):
-        raise ConfigError("--modules-to-save and --exclude need --base; the record in TUNED has its own settings")
+    if base is None and (modules_to_save or exclude or dtype):
+        raise ConfigError(
+            "--modules-to-save, --exclude and --dtype need --base; the record in TUNED has its own settings"
+        )
     target = output or delta_beside(tuned)
     inputs = [file for weights in (tuned, base) if weights for file in checkpoint_files(weights)]
     check_output(target, inputs, force, kind="a delta")
@@ -91,6 +95,7 @@ def export(
             select=None if select is None else select.value,
             modules_to_save=modules_to_save,
             exclude_modules=exclude,
+            dtype=None if dtype is None else dtype.in_torch,
             on_progress=on_progress,
             output=None if dry_run else target,
             encoding=encoding.value,

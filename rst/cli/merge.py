@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rst.cli.console import human_size, print_json
+from rst.cli.dtype_option import CastDelta
 from rst.cli.output_paths import check_output, merged_beside
 from rst.cli.progress import byte_progress
 
@@ -28,6 +29,7 @@ def merge(
     max_shard_size: Annotated[
         str | None, typer.Option(help="Largest shard of an output folder, such as 500MB. Default: 5GB.")
     ] = None,
+    dtype: CastDelta = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -45,7 +47,7 @@ def merge(
     target = output or merged_beside(base)
     if not is_folder(target, max_shard_size, base):
         check_output(target, [*checkpoint_files(base), delta_file(delta)], force)
-    change = load_delta(delta)
+    change = load_delta(delta) if dtype is None else load_delta(delta).to(dtype=dtype.in_torch)
     with byte_progress("merging") as on_progress:
         if dry_run:
             size = rehearse(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)

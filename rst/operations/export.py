@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rst.checkpoints.cast import open_cast
 from rst.checkpoints.checkpoint import RECORD_FILE, Checkpoint, Weights, checkpoint_files, open_checkpoint
 from rst.checkpoints.model_config import tuned_config
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
@@ -38,6 +39,7 @@ def export(
     select: Selection | None = None,
     modules_to_save: Sequence[str] | None = None,
     exclude_modules: Patterns = None,
+    dtype: torch.dtype | None = None,
     op: Op = "add",
     on_progress: Progress | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -61,6 +63,8 @@ def export(
         modules_to_save: modules stored whole, as in `RSTConfig`; what the base lacks always is. With `base=None`
             the trainer's own.
         exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
+        dtype: of a base in another dtype: the tuned floats are cast to it first, which rounds them and is said
+            (`RSTWarning`). Base plus delta is then the cast weights, bit for bit.
         op: what to store: residuals ("add"), the tuned values ("replace") or steps, as in `ParameterDelta`.
         on_progress: called after each tensor with bytes done and bytes in all.
         output: where to save the delta as well. From files, what is compared is kept in `output.partial` every few
@@ -76,12 +80,15 @@ def export(
     """
     rule = _rule(threshold, ratio, select)
     if base is None:
-        if modules_to_save or exclude_modules:
-            raise ConfigError("modules_to_save and exclude_modules need a base; without one the trainer's own hold")
+        if modules_to_save or exclude_modules or dtype:
+            raise ConfigError(
+                "modules_to_save, exclude_modules and dtype need a base; without one the trainer's own hold"
+            )
         extraction, rule = _from_record(open_checkpoint(tuned), rule, op)
     else:
         settings = {**rule, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
-        extraction = from_two(open_checkpoint(base), open_checkpoint(tuned), settings, op)
+        opened = open_checkpoint(tuned) if dtype is None else open_cast(tuned, dtype)
+        extraction = from_two(open_checkpoint(base), opened, settings, op)
     if rule.get("select") == "bias":
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
     if (share := rule.get("ratio")) is not None:
@@ -91,7 +98,9 @@ def export(
     inputs = [tuned] if base is None else [tuned, base]
     paths = [weights for weights in inputs if isinstance(weights, str | os.PathLike)]
     if len(paths) == len(inputs):
-        job = job_digest(["export", dict(extraction.config), extraction.threshold, extraction.ties, op], _files(paths))
+        job = job_digest(
+            ["export", dict(extraction.config), extraction.threshold, extraction.ties, op, str(dtype)], _files(paths)
+        )
         return export_in_parts(extraction, job, Path(output), encoding, on_progress)
     delta = extraction.run(on_progress)
     delta.save(output, encoding)
