@@ -11,7 +11,7 @@ from rst.errors import ConfigError, RSTWarning
 from rst.numerics.exactness import RESIDUAL_DTYPES
 
 
-def open_cast(weights: Weights, dtype: torch.dtype) -> Checkpoint:
+def open_cast(weights: Weights, dtype: torch.dtype, key: str | None = None) -> Checkpoint:
     """Open weights whose floats of at least 16 bits are cast to `dtype` as they are read; says how many (`RSTWarning`).
 
     Raises:
@@ -20,7 +20,7 @@ def open_cast(weights: Weights, dtype: torch.dtype) -> Checkpoint:
     """
     if dtype not in RESIDUAL_DTYPES:
         raise ConfigError(f"dtype={dtype}: choose one of {', '.join(map(str, RESIDUAL_DTYPES))}")
-    opened = open_checkpoint(weights)
+    opened = open_checkpoint(weights, key)
     cast = [name for name in opened if opened.outline(name).dtype in {*RESIDUAL_DTYPES} - {dtype}]
     if not cast:
         return opened

@@ -1,7 +1,7 @@
 """Checkpoints as lazy mappings from canonical names to CPU tensors, whatever file, folder or object they come from."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rst.checkpoints.model_config import config_in_folder, config_of_module
-from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state
+from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state, path_of_state
 from rst.checkpoints.trainer_record import ModulePlace
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.checkpoints.unpickling import check_tensors, unpickle
@@ -40,6 +40,7 @@ class Checkpoint(Mapping[str, Tensor]):
         tied: names that share the memory of another, to that other name.
         record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
         container: the whole unpickled object, for writing it back with other weights.
+        path: the keys that lead to the weights in it.
         mapped: whether the tensors are mapped from files that only this object has opened.
         stamps: those files as they were when they were opened, by a tensor's name in the file.
         outlines: by the name in the file, where it is known, a tensor of the same dtype and shape.
@@ -56,6 +57,7 @@ class Checkpoint(Mapping[str, Tensor]):
     tied: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
     container: Any = None
+    path: Sequence[str] = ()
     mapped: bool = False
     stamps: Mapping[str, FileStamp] = field(default_factory=dict)
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
@@ -139,7 +141,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self.original_names)
 
 
-def open_checkpoint(weights: Weights) -> Checkpoint:
+def open_checkpoint(weights: Weights, key: str | None = None) -> Checkpoint:
     """Open weights for reading, tensor by tensor.
 
     Args:
@@ -148,25 +150,26 @@ def open_checkpoint(weights: Weights) -> Checkpoint:
             model folder of transformers (also a `checkpoint-N`) or diffusers, a pipeline of diffusers (names start
             with the model's folder), a folder of torch.distributed.checkpoint, a state dict, or a module. Pickles are
             read with `weights_only=True`.
+        key: which of several sets of weights in a checkpoint is meant, such as "state_dict_ema".
 
     Raises:
-        CheckpointError: nothing there, not readable, or without weights.
+        CheckpointError: nothing there, not readable, without weights, or with several sets of them and no `key`.
     """
     if isinstance(weights, nn.Module):
         module = unwrap(weights)
         return replace(_from_module(module), model_config=config_of_module(module))
     if isinstance(weights, Mapping):
-        return _from_state(weights)
-    opened = _open_file(weights_file(weights))
+        return _from_state(weights, key)
+    opened = _open_file(weights_file(weights), key)
     if Path(weights).is_dir():
         opened = replace(opened, model_config=config_in_folder(weights))
     beside = Path(weights) / RECORD_FILE
     return replace(opened, record=_read_record(beside)) if beside.is_file() else opened
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, key: str | None = None) -> Checkpoint:
     if path.name == _DCP_FILE:
-        return _from_dcp(path.parent)
+        return _from_dcp(path.parent, key)
     if path.name == PIPELINE:
         return _from_pipeline(path.parent)
     if is_index(path.name):
@@ -174,7 +177,7 @@ def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _from_safetensors(path)
     if path.suffix in PICKLED_SUFFIXES:
-        return _from_pickle(path)
+        return _from_pickle(path, key)
     known = ", ".join((".safetensors", ".index.json", *PICKLED_SUFFIXES))
     raise CheckpointError(f"unknown kind of checkpoint; known are {known} and model folders", file=path)
 
@@ -211,15 +214,23 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     return find_weights(path, (_DCP_FILE, PIPELINE))
 
 
-def _from_state(container: Mapping[str, Any]) -> Checkpoint:
+def _from_state(container: Mapping[str, Any], key: str | None) -> Checkpoint:
     """A state dict, plain or in a checkpoint in memory, read as a file of it would be."""
+    state, path = _state_in(container, key, "state dict")
+    return replace(_from_mapping(state, "state dict"), record=find_record(container), container=container, path=path)
+
+
+def _state_in(container: Any, key: str | None, source: str) -> tuple[Mapping[str, Tensor], list[str]]:
     try:
-        state = find_state(container)
+        path = path_of_state(container, key)
+        state = find_state(container, key)
     except RecursionError as error:
-        raise CheckpointError("holds itself", file="state dict") from error
+        raise CheckpointError("nested too deeply", file=source) from error
+    except CheckpointError as error:
+        raise CheckpointError(error.reason, file=source) from error
     if state is None:
-        raise CheckpointError(f"no tensors found, plain or under {', '.join(NESTED_UNDER)}", file="state dict")
-    return replace(_from_mapping(state, "state dict"), record=find_record(container), container=container)
+        raise CheckpointError(f"no weights found, plain or under {', '.join(NESTED_UNDER)}", file=source)
+    return state, path
 
 
 def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
@@ -336,10 +347,10 @@ def _from_pipeline(folder: Path) -> Checkpoint:
     )
 
 
-def _from_dcp(folder: Path) -> Checkpoint:
+def _from_dcp(folder: Path, key: str | None) -> Checkpoint:
     from rst.checkpoints.dcp import open_dcp  # torch.distributed.checkpoint takes a second to import
 
-    weights = open_dcp(folder)
+    weights = open_dcp(folder, key)
     names = _original_names(weights)
     return Checkpoint(str(folder), names, weights.__getitem__, record=weights.record, outlines=weights.outlines)
 
@@ -357,19 +368,16 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _from_pickle(path: Path) -> Checkpoint:
+def _from_pickle(path: Path, key: str | None) -> Checkpoint:
     stamp = FileStamp.of(path)
     container = unpickle(path)
-    try:
-        state = find_state(container)
-    except RecursionError as error:
-        raise CheckpointError("holds itself", file=path) from error
-    if state is None:
-        raise CheckpointError(f"no weights found, plain or under {', '.join(NESTED_UNDER)}", file=path)
+    state, keys = _state_in(container, key, str(path))
     check_tensors(str(path), state, path.stat().st_size)
     found = _from_mapping(state, str(path))
     stamps = dict.fromkeys(state, stamp)
-    return replace(found, record=_record_in(path, container), container=container, mapped=True, stamps=stamps)
+    return replace(
+        found, record=_record_in(path, container), container=container, path=keys, mapped=True, stamps=stamps
+    )
 
 
 def _read_record(path: Path) -> Mapping[str, Any] | None:

@@ -49,18 +49,21 @@ class DcpWeights(Mapping[str, Tensor]):
         return len(self.outlines)
 
 
-def open_dcp(path: Path) -> DcpWeights:
+def open_dcp(path: Path, key: str | None = None) -> DcpWeights:
     """Open the weights of a folder: all tensors, or those saved under `model`, `state_dict` and the like.
 
     Nothing is unpickled but plain data: see `rst.checkpoints.dcp_metadata`; the rest is read with `weights_only=True`.
 
     Raises:
-        CheckpointError: the metadata are damaged, or there are no weights.
+        CheckpointError: the metadata are damaged, there are no weights, or several sets and no `key` says which.
     """
     folder = _Folder(path)
     try:
         tree = folder.tree()
-        state = find_state(tree)
+        state = find_state(tree, key)
+    except CheckpointError as error:
+        error.file = error.file or str(path)
+        raise
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # sizes or nesting that nothing can have
         raise CheckpointError(f"not readable metadata of torch.distributed.checkpoint ({error})", file=path) from error
     if state is None:

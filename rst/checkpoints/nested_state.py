@@ -1,32 +1,63 @@
 """Where the weights and a trainer's record lie in a checkpoint that holds more than weights."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from rst.errors import CheckpointError
+
 TRAINER_RECORD = "rst-trainer"
 RECORD_VERSION = 1
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "module", "app")
+_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
 
 
-def find_state(container: Any) -> Mapping[str, Tensor] | None:
-    """The weights, plain or under one of `NESTED_UNDER`, at any depth; None if there are none."""
-    if not isinstance(container, Mapping):
-        return None
-    for key in NESTED_UNDER:
-        if isinstance(container.get(key), Mapping) and (nested := find_state(container[key])) is not None:
-            return nested
-    tensors = {name: value for name, value in container.items() if isinstance(name, str) and isinstance(value, Tensor)}
+def find_state(container: Any, key: str | None = None) -> Mapping[str, Tensor] | None:
+    """The weights, plain or under one of `NESTED_UNDER`, at any depth; None if there are none.
+
+    Raises:
+        CheckpointError: as `path_of_state`.
+    """
+    for name in path_of_state(container, key):
+        container = container[name]
+    tensors = _tensors(container)
     return tensors or None
 
 
-def replace_state(container: Any, state: Mapping[str, Tensor]) -> Any:
-    """Copy an unpickled checkpoint with other weights in place of its own, everything else as it was."""
-    for key in NESTED_UNDER:
-        if isinstance(container.get(key), Mapping) and find_state(container[key]) is not None:
-            return {**container, key: replace_state(container[key], state)}
-    return {**container, **state}
+def path_of_state(container: Any, key: str | None = None) -> list[str]:
+    """The keys that lead to the weights.
+
+    Args:
+        container: what was unpickled.
+        key: which of several sets of weights is meant, such as "state_dict_ema".
+
+    Raises:
+        CheckpointError: there are several and no key says which, or there is none under the key.
+    """
+    path: list[str] = []
+    known: dict[int, bool] = {}
+    while sets := _sets(container, known):
+        if key not in sets and len(sets) > 1:
+            several = f"there are weights under {', '.join(map(repr, sets))}"
+            if key is None:
+                raise CheckpointError(
+                    f"{several}; say which (--key, --base-key, key=), or save the one that is meant alone"
+                )
+            raise CheckpointError(f"no weights under {key!r}; {several}")
+        path.append(key if key in sets else sets[0])
+        container = container[path[-1]]
+    if key is not None and key not in path:
+        raise CheckpointError(f"no weights under {key!r}; those that are there lie under {path or 'no key'}")
+    return path
+
+
+def replace_state(container: Any, state: Mapping[str, Tensor], path: list[str]) -> Any:
+    """Copy an unpickled checkpoint with other weights in place of those at a path, everything else as it was."""
+    if not path:
+        return {**container, **state}
+    return {**container, path[0]: replace_state(container[path[0]], state, path[1:])}
 
 
 def find_record(container: Any) -> Mapping[str, Any] | None:
@@ -35,3 +66,25 @@ def find_record(container: Any) -> Mapping[str, Any] | None:
         if isinstance(value, Mapping) and value.get("format") == TRAINER_RECORD:
             return value
     return None
+
+
+def _sets(container: Any, known: dict[int, bool]) -> list[str]:
+    """Keys that weights lie under: the usual ones, and those of averaged weights."""
+    if not isinstance(container, Mapping):
+        return []
+    names = [name for name in container if isinstance(name, str) and (name in NESTED_UNDER or _AVERAGED.search(name))]
+    return [name for name in names if isinstance(container[name], Mapping) and _holds_weights(container[name], known)]
+
+
+def _holds_weights(container: Mapping[str, Any], known: dict[int, bool]) -> bool:
+    """Whether there are weights at any depth. Each mapping is looked at once: an untrusted file may share them."""
+    if id(container) not in known:
+        known[id(container)] = False
+        known[id(container)] = bool(_tensors(container)) or bool(_sets(container, known))
+    return known[id(container)]
+
+
+def _tensors(container: Any) -> dict[str, Tensor]:
+    if not isinstance(container, Mapping):
+        return {}
+    return {name: value for name, value in container.items() if isinstance(name, str) and isinstance(value, Tensor)}

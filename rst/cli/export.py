@@ -60,6 +60,10 @@ def export(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Which of several sets of weights in TUNED, such as state_dict_ema.")
+    ] = None,
+    base_key: Annotated[str | None, typer.Option(help="The same of the base.")] = None,
     dtype: CastTuned = None,
     encoding: Annotated[
         Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
@@ -95,6 +99,8 @@ def export(
             select=None if select is None else select.value,
             modules_to_save=modules_to_save,
             exclude_modules=exclude,
+            key=key,
+            base_key=base_key,
             dtype=None if dtype is None else dtype.in_torch,
             on_progress=on_progress,
             output=None if dry_run else target,
@@ -104,7 +110,7 @@ def export(
         file = Path(folder) / target.name if folder else target
         if dry_run:
             delta.save(file, encoding.value)
-        size, checkpoint = file.stat().st_size, open_checkpoint(tuned)
+        size, checkpoint = file.stat().st_size, open_checkpoint(tuned, key)
         whole = sum(bytes_of_tensor(checkpoint.outline(name)) for name in checkpoint)
         if size > max(whole, _HEADERS) and encoding is Encoding.COO:
             delta.save(file, "packed")

@@ -26,6 +26,9 @@ def merge(
             help="File to write, or a new folder for shards. Default: beside BASE, .merged, of its kind.",
         ),
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Which of several sets of weights in BASE, such as state_dict_ema.")
+    ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(help="Largest shard of an output folder, such as 500MB. Default: 5GB.")
     ] = None,
@@ -50,9 +53,9 @@ def merge(
     change = load_delta(delta) if dtype is None else load_delta(delta).to(dtype=dtype.in_torch)
     with byte_progress("merging") as on_progress:
         if dry_run:
-            size = rehearse(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)
+            size = rehearse(base, change, target, key=key, max_shard_size=max_shard_size, on_progress=on_progress)
         else:
-            merge_files(base, change, target, max_shard_size=max_shard_size, on_progress=on_progress)
+            merge_files(base, change, target, key=key, max_shard_size=max_shard_size, on_progress=on_progress)
             size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
     if as_json:
         print_json(

@@ -39,6 +39,8 @@ def export(
     select: Selection | None = None,
     modules_to_save: Sequence[str] | None = None,
     exclude_modules: Patterns = None,
+    key: str | None = None,
+    base_key: str | None = None,
     dtype: torch.dtype | None = None,
     op: Op = "add",
     on_progress: Progress | None = None,
@@ -63,6 +65,8 @@ def export(
         modules_to_save: modules stored whole, as in `RSTConfig`; what the base lacks always is. With `base=None`
             the trainer's own.
         exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
+        key: which of several sets of weights in `tuned` is meant, such as "state_dict_ema".
+        base_key: the same of `base`.
         dtype: of a base in another dtype: the tuned floats are cast to it first, which rounds them and is said
             (`RSTWarning`). Base plus delta is then the cast weights, bit for bit.
         op: what to store: residuals ("add"), the tuned values ("replace") or steps, as in `ParameterDelta`.
@@ -74,7 +78,7 @@ def export(
     Raises:
         ConfigError: a threshold that is negative or not finite, a ratio outside (0, 1], a selection that does not go
             with them, or has no meaning here ("support"), a pattern that matches nothing or needs a base.
-        CheckpointError: unreadable weights, or `base=None` and no trainer's record.
+        CheckpointError: unreadable weights, several sets of them without a key, or `base=None` and no trainer's record.
         ParameterMismatchError: `tuned` lacks a tensor, or shapes or dtypes differ.
         NonFiniteError: `tuned` has a NaN.
     """
@@ -84,11 +88,11 @@ def export(
             raise ConfigError(
                 "modules_to_save, exclude_modules and dtype need a base; without one the trainer's own hold"
             )
-        extraction, rule = _from_record(open_checkpoint(tuned), rule, op)
+        extraction, rule = _from_record(open_checkpoint(tuned, key), rule, op)
     else:
         settings = {**rule, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
-        opened = open_checkpoint(tuned) if dtype is None else open_cast(tuned, dtype)
-        extraction = from_two(open_checkpoint(base), opened, settings, op)
+        opened = open_checkpoint(tuned, key) if dtype is None else open_cast(tuned, dtype, key)
+        extraction = from_two(open_checkpoint(base, base_key), opened, settings, op)
     if rule.get("select") == "bias":
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
     if (share := rule.get("ratio")) is not None:
@@ -98,9 +102,8 @@ def export(
     inputs = [tuned] if base is None else [tuned, base]
     paths = [weights for weights in inputs if isinstance(weights, str | os.PathLike)]
     if len(paths) == len(inputs):
-        job = job_digest(
-            ["export", dict(extraction.config), extraction.threshold, extraction.ties, op, str(dtype)], _files(paths)
-        )
+        settled = [dict(extraction.config), extraction.threshold, extraction.ties, op, str(dtype), key, base_key]
+        job = job_digest(["export", *settled], _files(paths))
         return export_in_parts(extraction, job, Path(output), encoding, on_progress)
     delta = extraction.run(on_progress)
     delta.save(output, encoding)

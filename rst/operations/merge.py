@@ -25,13 +25,14 @@ PathLike = str | os.PathLike[str]
 
 
 @overload
-def merge(base: Mapping[str, Tensor], delta: SparseDelta) -> dict[str, Tensor]: ...
+def merge(base: Mapping[str, Tensor], delta: SparseDelta, *, key: str | None = None) -> dict[str, Tensor]: ...
 @overload
 def merge(
     base: PathLike,
     delta: SparseDelta | PathLike,
     output: PathLike,
     *,
+    key: str | None = None,
     max_shard_size: int | str | None = None,
     on_progress: Progress | None = None,
 ) -> Path: ...
@@ -40,6 +41,7 @@ def merge(
     delta: SparseDelta | PathLike,
     output: PathLike | None = None,
     *,
+    key: str | None = None,
     max_shard_size: int | str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Tensor] | Path:
@@ -58,6 +60,7 @@ def merge(
             `.th` and `.bin` need a pickled base and keep its structure, and hold the changed tensors in memory. A
             name without a suffix, and an empty folder, become a folder of safetensors as transformers reads it, with
             the settings and tokenizer of a base that is a folder.
+        key: which of several sets of weights in the base is meant, such as "state_dict_ema"; others stay.
         max_shard_size: of an output folder, the bytes of tensors in one file: a number, or as `5GB` (the default).
         on_progress: called after each tensor with bytes done and bytes in all.
 
@@ -74,12 +77,12 @@ def merge(
     if isinstance(base, Mapping):
         if not isinstance(delta, SparseDelta) or output is not None:
             raise TypeError("a state dict is merged with a SparseDelta, and returned")
-        merging = MergedTensors(open_checkpoint(base), delta)
-        merged: dict[str, Tensor] = replace_state(merging.base.container, merging.in_memory())
+        merging = MergedTensors(open_checkpoint(base, key), delta)
+        merged: dict[str, Tensor] = replace_state(merging.base.container, merging.in_memory(), list(merging.base.path))
         return merged
     if output is None:
         raise TypeError("merging a file needs the path of the output")
-    merging, target = MergedTensors(open_checkpoint(base), load_delta(delta)), Path(output)
+    merging, target = MergedTensors(open_checkpoint(base, key), load_delta(delta)), Path(output)
     _check_output(merging, base, target, max_shard_size)
     if is_folder(target, max_shard_size, base):
         merge_into_folder(merging, Path(base), target, parse_size(max_shard_size or LARGEST_SHARD), on_progress)
@@ -93,6 +96,7 @@ def rehearse(
     delta: SparseDelta | PathLike,
     output: PathLike | None = None,
     *,
+    key: str | None = None,
     max_shard_size: int | str | None = None,
     on_progress: Progress | None = None,
 ) -> int:
@@ -103,7 +107,7 @@ def rehearse(
     Returns:
         Bytes of all merged tensors.
     """
-    merging = MergedTensors(open_checkpoint(base), load_delta(delta))
+    merging = MergedTensors(open_checkpoint(base, key), load_delta(delta))
     if output is not None:
         _check_output(merging, base, Path(output), max_shard_size)
     return sum(tensor.nbytes for tensor in merging.stream(merging.specs(), on_progress))
@@ -122,7 +126,7 @@ def is_folder(output: Path, max_shard_size: int | str | None, base: PathLike) ->
 def _merge_into_file(merging: MergedTensors, output: Path, on_progress: Progress | None) -> None:
     with atomic_write(output) as temporary:
         if output.suffix in PICKLED_SUFFIXES:
-            merged = replace_state(merging.base.container, merging.in_memory(on_progress))
+            merged = replace_state(merging.base.container, merging.in_memory(on_progress), list(merging.base.path))
             write_pickle(merged, temporary)
         else:
             specs = by_width(merging.specs())
