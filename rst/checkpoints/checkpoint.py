@@ -92,8 +92,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def release(self, name: str) -> None:
         """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
-        if self.mapped and name in self:
-            release(self[name])
+        if self.mapped and name in self and is_plain(tensor := self[name]):
+            release(tensor)
 
     def named_as(self, names: Collection[str]) -> "Checkpoint":
         """These weights under the names that a delta has for them.

@@ -10,10 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rst.checkpoints.allowed_classes import harmless
 from rst.errors import CheckpointError
+from rst.numerics.exactness import plain_parts
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
-_REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]{1,99}) was not an allowed global")
+_REFUSED_CLASS = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]{1,99})(?: was not an allowed global)?")
+_REASON = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
+_LAYOUTS = {
+    torch.strided,
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+}
 _ZIP = b"PK\x03\x04"
 
 
@@ -29,17 +40,32 @@ def unpickle(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     """What torch says, in one line without its terminal codes; of a class that it does not trust, which, and a way out.
 
-    torch's own first line promises options that follow, and names nothing.
+    torch's own first line promises options that follow, or advises to trust the file, and names nothing.
     """
     text = _TERMINAL_CODES.sub("", str(error)).strip()
     if found := _REFUSED_CLASS.search(text):
-        module, _, name = found[1].rpartition(".")
+        return _way_out(found[1].removeprefix("."))
+    if found := _REASON.search(text):
         return (
-            f"not read: it holds {module}.{name}, a class that torch.load(weights_only=True) does not trust. If you "
-            f"do, call torch.serialization.add_safe_globals([{module}.{name}]) first, or save the weights alone: "
-            'torch.save(checkpoint["model"], file)'
+            f"not a readable checkpoint ({found[1].strip()[:200]}); torch.save(model.state_dict(), file) writes one "
+            "that torch.load(weights_only=True) reads"
         )
-    return f"not a readable checkpoint ({text.partition(chr(10))[0] or type(error).__name__})"
+    first = text.partition("\n")[0][:200]
+    return f"not a readable checkpoint ({first if ' ' in first else ' '.join([type(error).__name__, first]).strip()})"
+
+
+def _way_out(name: str) -> str:
+    if name.startswith("torch.nn."):
+        return (
+            f"not read: it holds a whole module ({name}), which torch.load(weights_only=True) does not trust. Save "
+            "the weights alone: torch.save(model.state_dict(), file)"
+        )
+    option = f"give --allow-class {name} to rst, or " if harmless(name) else ""
+    return (
+        f"not read: it holds {name}, a class that torch.load(weights_only=True) does not trust. If you do, {option}"
+        f"call torch.serialization.add_safe_globals([{name}]) first, or save the weights alone: "
+        'torch.save(checkpoint["model"], file)'
+    )
 
 
 def forget_failed_load() -> None:
@@ -52,24 +78,28 @@ def forget_failed_load() -> None:
 
 
 def check_tensors(source: str, tensors: Any, file_bytes: int) -> None:
-    """Raise `CheckpointError` unless a mapping's values, as far as they are tensors, are plain ones with memory.
+    """Raise `CheckpointError` unless the memory of a mapping's values, as far as they are tensors, is in the file.
 
-    A pickle may hold sparse, nested, quantised and meta tensors, and a few bytes spread over any shape by a stride of
-    0: to read such a tensor takes the memory of its shape.
+    A few bytes may be spread over any shape by a stride of 0: to read such a tensor takes the memory of its shape. The
+    parts of a sparse or quantised tensor are looked at; a nested one's may point anywhere.
     """
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
+    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    if found and all(tensor.is_meta for tensor in found.values()):
+        raise CheckpointError("its tensors are on the meta device and have no values", file=source)
+    for name, tensor in found.items():
+        if tensor.is_meta:
             continue
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        place = {"file": source, "parameter": str(name)[:99]}
+        if tensor.is_nested or tensor.layout not in _LAYOUTS:
+            kind = "a nested tensor" if tensor.is_nested else f"of layout {tensor.layout}"
             raise CheckpointError(
-                "sparse, nested, quantised or without values, not plain weights",
-                file=source,
-                parameter=str(name)[:99],
+                f"{kind}, which is not read from an untrusted file; save the weights without it, or give the module",
+                **place,
             )
-        if tensor.nbytes > file_bytes:
-            raise CheckpointError(
-                f"{tensor.nbytes} bytes in a file of {file_bytes}", file=source, parameter=str(name)[:99]
-            )
+        strided = tensor.layout == torch.strided
+        nbytes = tensor.nbytes if strided else sum(part.nbytes for part in plain_parts(tensor))
+        if nbytes > file_bytes:
+            raise CheckpointError(f"{nbytes} bytes in a file of {file_bytes}", **place)
 
 
 def _load(path: Path) -> Any:

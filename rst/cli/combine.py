@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.export import Encoding
 from rst.cli.output_paths import check_output
@@ -71,6 +72,7 @@ def combine(
         Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
     ] = Encoding.COO,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Add up DELTAs by task arithmetic, TIES or DARE: one delta of the same base."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
@@ -94,6 +95,7 @@ def convert(
         typer.Option("--partial", help="With --to: leave out what the other format has no place for, and list it."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write SOURCE in another form. Between deltas nothing is lost: merged, they give the same weights bit for bit."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_table
 from rst.files.printable import printable
 
@@ -28,6 +29,7 @@ def diff(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show the N tensors that share most.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Show all tensors.")] = False,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
     """Compare deltas A and B: where both change a weight, whether they agree there, and the angle between them."""

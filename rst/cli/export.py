@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_warning
 from rst.cli.dtype_option import CastTuned
 from rst.cli.export_warnings import warn_of_outcome
@@ -73,6 +74,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Store what turns the base weights into TUNED, bit for bit, in one small file.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.dtype_option import CastDelta
 from rst.cli.output_paths import check_output, merged_beside
@@ -35,6 +36,7 @@ def merge(
     dtype: CastDelta = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Add DELTA to BASE: the tuned weights again, bit for bit, in the base's own kind of file or in shards.

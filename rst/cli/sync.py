@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.convert import Operation
 from rst.cli.output_paths import check_output
@@ -35,6 +36,7 @@ def publish(
     operation: Annotated[
         Operation, typer.Option("--op", help="add: residuals; replace: new values; step: integers, smallest in bf16.")
     ] = Operation.STEP,
+    allow_class: AllowClass = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish CHECKPOINT as the chain's next step, or as its step 0 where STORE is empty."""

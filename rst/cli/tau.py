@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_table
 from rst.cli.output_paths import check_output
 from rst.cli.progress import byte_progress
@@ -31,6 +32,7 @@ def tau(
         Path | None, typer.Option("--html", help="Write a page with the curve, one file that needs no network.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page (never an input).")] = False,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what each tau keeps of the change from BASE to TUNED: share, bytes, and the size of what it puts back.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rst.cli.allow_class import AllowClass
 from rst.cli.console import print_json
 from rst.cli.progress import byte_progress
 
@@ -16,6 +17,7 @@ def verify(
     base: Annotated[
         Path | None, typer.Option("--base", "-b", help="Weights to check every changed parameter's digest against.")
     ] = None,
+    allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a delta's digest and structure, and with --base that it was made from these weights."""

@@ -94,6 +94,7 @@ class ParameterDelta:
             NonFiniteError: `tuned` has a NaN.
         """
         check_carried(name, tuned)
+        check_carried(name, base)
         positions, origin, target = changed_weights(name, base, tuned)
         if threshold is not None and base.dtype in RESIDUAL_DTYPES:
             keep = _kept((target - origin).abs_(), threshold, ties)

@@ -16,6 +16,8 @@ from rst.errors import CheckpointError, ConfigError
 from rst.files.atomic import atomic_write
 from rst.files.safetensors_writer import by_width, write_safetensors
 from rst.files.weight_index import LARGEST_SHARD, parse_size
+from rst.numerics.dtypes import NAME_OF_COPIED
+from rst.numerics.exactness import bytes_of_tensor, is_plain
 from rst.operations.extraction import Progress
 from rst.operations.merge_folder import merge_into_folder
 from rst.operations.merged_tensors import MergedTensors
@@ -110,7 +112,7 @@ def rehearse(
     merging = MergedTensors(open_checkpoint(base, key), load_delta(delta))
     if output is not None:
         _check_output(merging, base, Path(output), max_shard_size)
-    return sum(tensor.nbytes for tensor in merging.stream(merging.specs(), on_progress))
+    return sum(bytes_of_tensor(tensor) for tensor in merging.stream(merging.specs(), on_progress))
 
 
 def is_folder(output: Path, max_shard_size: int | str | None, base: PathLike) -> bool:
@@ -142,10 +144,26 @@ def _check_output(merging: MergedTensors, base: PathLike, output: Path, max_shar
     if is_folder(output, max_shard_size, base):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise CheckpointError("exists; a folder of shards is written to a new or empty folder", file=output)
+        _check_storable(merging, output)
     elif merging.base.parts:
         raise CheckpointError("a pipeline is written to a folder; choose a name without a suffix", file=output)
     elif output.suffix in PICKLED_SUFFIXES:
         if merging.base.container is None:
             raise CheckpointError(f"the base {merging.base.source} is no pickle; write .safetensors", file=output)
-    elif output.suffix != ".safetensors":
+    elif output.suffix == ".safetensors":
+        _check_storable(merging, output)
+    else:
         raise CheckpointError(f"write .safetensors, {', '.join(PICKLED_SUFFIXES)}, or a folder", file=output)
+
+
+def _check_storable(merging: MergedTensors, output: Path) -> None:
+    """Refuse what a safetensors file cannot hold, which a pickle of the base may."""
+    for name in merging.base:
+        tensor = merging.base.outline(name) if merging.base.container is not None else None
+        if tensor is not None and not (is_plain(tensor) and tensor.dtype in NAME_OF_COPIED):
+            kind = "quantised " if tensor.is_quantized else "without values, " if tensor.is_meta else ""
+            raise CheckpointError(
+                f"{kind}{tensor.dtype}, {tensor.layout}: safetensors has no such tensors; write a .pt file",
+                file=output,
+                parameter=name,
+            )

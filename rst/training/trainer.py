@@ -42,6 +42,7 @@ from rst.training.support import Support
 from rst.training.support_processes import leave_out_of_ddp
 from rst.training.support_training import SupportTraining
 from rst.training.tracking import TrackedTensors, live_tensors, track
+from rst.training.uncarried_buffers import UncarriedBuffers
 
 
 class ResidualSparseTrainer:
@@ -80,6 +81,7 @@ class ResidualSparseTrainer:
         self._layout = find_layout(self.model, live)
         self._names = frozenset(live)
         self._frozen = FrozenWeights({name: live[name] for name in self._tracked.frozen})
+        self._uncarried = UncarriedBuffers(self.model, live, self._tracked.buffers)
         self._kept = self._train_support(model, support)
         self._base = remember(self._tracked, live, self.config.base_storage, never_copied=self._kept is not None)
         if self._kept:
@@ -285,10 +287,12 @@ class ResidualSparseTrainer:
         Raises:
             ConfigError: the training is suspended, so the weights that were stepped are not its own, or a frozen
                 parameter has been made trainable.
+            ParameterMismatchError: a buffer changed that no delta holds.
         """
         if self.suspended:
             raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
         self._frozen.check_frozen()
+        self._uncarried.check(self._base)
         self._steps += 1
         if self._in_backward:
             self._select(self._in_backward.finish(), self._steps, final=False)

@@ -67,3 +67,36 @@ def test_a_module_to_be_stored_whole_is_refused_before_training():
     with pytest.raises(ParameterMismatchError) as caught:
         ResidualSparseTrainer(model(BUFFERS["sparse"]()), RSTConfig(modules_to_save=["b"]))
     assert caught.value.parameter == "b"
+
+
+@pytest.mark.parametrize("kind", ["complex", "sparse"])
+@pytest.mark.parametrize("storage", ["device", "cpu", "mmap", "sparse"])
+def test_a_change_that_no_delta_holds_is_told_of_at_the_first_step(kind, storage):
+    trained = model(BUFFERS[kind]())
+    trainer = ResidualSparseTrainer(trained, RSTConfig(threshold=0.0, base_storage=storage))
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trainer.attach(optimizer)
+
+    def step():
+        trained(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+
+    step()
+    trained.b = BUFFERS[kind]()  # made anew, the same
+    step()
+    trained.b = trained.b * 2
+    with pytest.raises(ParameterMismatchError) as caught:
+        step()
+    assert caught.value.parameter == "b"
+    assert "exclude_modules" in str(caught.value)
+
+
+def test_a_change_in_place_of_what_no_delta_holds_is_told_of_too():
+    trained = model(torch.ones(3, dtype=torch.complex64))
+    trainer = ResidualSparseTrainer(trained, RSTConfig(threshold=0.0))
+    trained.b.mul_(1)
+    trainer.step()
+    trained.b.mul_(2)
+    with pytest.raises(ParameterMismatchError) as caught:
+        trainer.step()
+    assert caught.value.parameter == "b"
