@@ -57,7 +57,7 @@ def _row(one: Record) -> str:
 
 def _kept(of_row: list[Record]) -> str:
     low, *_, high = sorted([100 * one["share"] for one in of_row] * 2)
-    return f"{low:.2g}" if high - low < 0.1 * high else f"{low:.2g} to {high:.2g}"
+    return f"{low:.3g}" if high - low <= 0.1 * high else f"{low:.3g} to {high:.3g}"
 
 
 def _cell(runs: list[Record]) -> str:
