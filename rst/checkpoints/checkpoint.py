@@ -373,6 +373,8 @@ def _from_pickle(path: Path, key: str | None) -> Checkpoint:
     container = unpickle(path)
     state, keys = _state_in(container, key, str(path))
     check_tensors(str(path), state, path.stat().st_size)
+    if all(tensor.is_meta for tensor in state.values()):
+        raise CheckpointError("its tensors are on the meta device and have no values", file=path)
     found = _from_mapping(state, str(path))
     stamps = dict.fromkeys(state, stamp)
     return replace(

@@ -71,6 +71,9 @@ def open_dcp(path: Path, key: str | None = None) -> DcpWeights:
     return DcpWeights(state, _find_record(folder, tree), folder)
 
 
+_QUANTISED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
+
+
 class _SafePlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
         self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
@@ -110,6 +113,13 @@ class _Folder:
     def read(self, key: str) -> Any:
         """Read a tensor, or plain data. Raises `CheckpointError`."""
         entry = self._metadata.state_dict_metadata[key]
+        if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype in _QUANTISED:
+            raise CheckpointError(
+                f"{entry.properties.dtype}: torch.distributed.checkpoint saves a quantised tensor but reads none; "
+                "exclude_modules leaves it as the base has it",
+                file=self._path,
+                parameter=key,
+            )
         try:
             into = None
             if isinstance(entry, TensorStorageMetadata):

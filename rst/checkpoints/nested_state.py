@@ -34,10 +34,11 @@ def path_of_state(container: Any, key: str | None = None) -> list[str]:
         key: which of several sets of weights is meant, such as "state_dict_ema".
 
     Raises:
-        CheckpointError: there are several and no key says which, or there is none under the key.
+        CheckpointError: there are several and no key says which, there is none under the key, or it holds itself.
     """
     path: list[str] = []
     known: dict[int, bool] = {}
+    above: set[int] = set()
     while sets := _sets(container, known):
         if key not in sets and len(sets) > 1:
             several = f"there are weights under {', '.join(map(repr, sets))}"
@@ -46,6 +47,9 @@ def path_of_state(container: Any, key: str | None = None) -> list[str]:
                     f"{several}; say which (--key, --base-key, key=), or save the one that is meant alone"
                 )
             raise CheckpointError(f"no weights under {key!r}; {several}")
+        if id(container) in above:
+            raise CheckpointError("holds itself")
+        above.add(id(container))
         path.append(key if key in sets else sets[0])
         container = container[path[-1]]
     if key is not None and key not in path:

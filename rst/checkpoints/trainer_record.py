@@ -1,6 +1,6 @@
 """What a trainer leaves in a checkpoint to resume and to export from, read as untrusted."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,8 +93,8 @@ def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
         return TrainerRecord(
             typed(state, "steps", int),
             None if threshold is None else float(threshold),
-            _tensors(state, "base"),
-            _tensors(state, "buffers"),
+            _tensors(state, "base", _has_values),
+            _tensors(state, "buffers", _is_tensor),
             strings(state["saved"], "saved"),
             tied,
             typed(identity, "name", *_NAME),
@@ -121,16 +121,19 @@ def _place(place: Any) -> ModulePlace:
     return ModulePlace(name, tuple(shape), tuple(strides), offset)
 
 
-def _tensors(state: Mapping[str, Any], key: str) -> Mapping[str, Tensor]:
+def _tensors(state: Mapping[str, Any], key: str, kind: Callable[[Any], bool]) -> Mapping[str, Tensor]:
     found = state[key]
     if not isinstance(found, Mapping):
         raise TypeError(f"{key} is no mapping of tensors")
     strings(list(found), key)
-    if isinstance(found, dict) and not all(
-        map(_has_values, found.values())
-    ):  # others read a tensor when it is asked for
+    if isinstance(found, dict) and not all(map(kind, found.values())):  # others read a tensor when it is asked for
         raise TypeError(f"{key} is no mapping of tensors with values")
     return found
+
+
+def _is_tensor(value: Any) -> bool:
+    """A buffer that only passes through may have any layout."""
+    return isinstance(value, Tensor)
 
 
 def _has_values(tensor: Any) -> bool:

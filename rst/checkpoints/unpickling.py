@@ -83,11 +83,8 @@ def check_tensors(source: str, tensors: Any, file_bytes: int) -> None:
     A few bytes may be spread over any shape by a stride of 0: to read such a tensor takes the memory of its shape. The
     parts of a sparse or quantised tensor are looked at; a nested one's may point anywhere.
     """
-    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    if found and all(tensor.is_meta for tensor in found.values()):
-        raise CheckpointError("its tensors are on the meta device and have no values", file=source)
-    for name, tensor in found.items():
-        if tensor.is_meta:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
             continue
         place = {"file": source, "parameter": str(name)[:99]}
         if tensor.is_nested or tensor.layout not in _LAYOUTS:

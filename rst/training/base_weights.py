@@ -67,7 +67,10 @@ class BaseWeights(Mapping[str, Tensor]):
     def load(self, copies: Mapping[str, Tensor]) -> None:
         """Have another w0."""
         for name, copy in self._copies.items():
-            copy.copy_(copies[name])
+            if is_plain(copy):
+                copy.copy_(copies[name])
+            else:  # may have another number of values
+                self._copies[name] = copies[name].detach().clone()
 
 
 class _OnDeviceOf(Mapping[str, Tensor]):

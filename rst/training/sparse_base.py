@@ -14,7 +14,7 @@ from rst.config import BaseStorage
 from rst.delta.parameter_delta import check_like, index_dtype
 from rst.errors import ConfigError
 from rst.numerics.difference import changed_positions
-from rst.numerics.exactness import bits
+from rst.numerics.exactness import bits, is_plain
 from rst.numerics.places import read_at, write_at_
 from rst.shards.blocks import local
 from rst.training.base_weights import BaseWeights
@@ -51,7 +51,10 @@ class SparseBaseWeights(BaseWeights):
         self._places: dict[str, KeptPlaces] = {}
         self._writes: dict[str, int | None] = {}  # None: as many as there will be at the next look
         known = {name: local(weight) for name, weight in live.items()} | dict(copied)
-        self.outlines = {name: torch.empty_like(tensor, device="meta") for name, tensor in known.items()}
+        self.outlines = {  # not every layout has one without values
+            name: torch.empty_like(tensor, device="meta") if is_plain(tensor) else self.copies[name]
+            for name, tensor in known.items()
+        }
         self._thin = dict.fromkeys(thin)
         for name in self._thin | dict.fromkeys(fixed):
             weight = local(live[name])
