@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,4 +164,4 @@ def _print(record: dict[str, Any]) -> None:
     print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
     print(f"DSP (downstream parameters): {record['dsp']:,}")
     if record["written"]:
-        print(f"merge it with: rst merge {record['base'] or 'BASE'} {record['output']}")
+        print(f"merge it with: rst merge {quote(record['base'] or 'BASE')} {quote(record['output'])}")

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -97,4 +98,4 @@ def _print(base: Path, tuned: Path, curve: "TauCurve") -> None:
     )
     more = f", {human_size(curve.whole_bytes)} of them stored whole at any tau" if curve.whole_bytes else ""
     print(f"of {curve.weights:,} weights; the tuned tensors take {human_size(curve.tuned_bytes)}{more}")
-    print(f"export with: rst export --base {base} {tuned} --threshold TAU, or --ratio SHARE")
+    print(f"export with: rst export --base {quote(str(base))} {quote(str(tuned))} --threshold TAU, or --ratio SHARE")

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from rst.errors import ConfigError
+from rst.numerics.checksum import Checksum, checksum
 from rst.shards.blocks import local
-
-_Sum = tuple[torch.dtype, int] | None
 
 
 class FrozenWeights:
@@ -19,7 +17,7 @@ class FrozenWeights:
         self._weights = weights
         for weight in weights.values():
             weight.requires_grad_(False)
-        self._sums: dict[str, _Sum] | None = None
+        self._sums: dict[str, Checksum | None] | None = None
         self._read()
 
     def wait_for_restored(self) -> None:
@@ -38,7 +36,7 @@ class FrozenWeights:
         for name, known in self._read().items():
             if isinstance(live[name], nn.Parameter) and live[name].requires_grad:
                 _refuse_thawed(name)
-            found = _checksum(live[name])
+            found = checksum(local(live[name]))
             if known != found and None not in (known, found):
                 raise ConfigError(
                     "frozen, and changed since the trainer was made, which an export would lose; name it in "
@@ -46,9 +44,9 @@ class FrozenWeights:
                     parameter=name,
                 )
 
-    def _read(self) -> dict[str, _Sum]:
+    def _read(self) -> dict[str, Checksum | None]:
         if self._sums is None:
-            self._sums = {name: _checksum(weight) for name, weight in self._weights.items()}
+            self._sums = {name: checksum(local(weight)) for name, weight in self._weights.items()}
         return self._sums
 
 
@@ -59,13 +57,3 @@ def _refuse_thawed(name: str) -> None:
         "while), or target it",
         parameter=name,
     )
-
-
-def _checksum(weight: Tensor) -> _Sum:
-    """The sum of the bits, on the weight's device; None for what has no plain memory (quantised, sparse, meta)."""
-    own = local(weight).detach()
-    if type(own) is not Tensor or own.layout != torch.strided or own.is_meta or own.is_quantized or not own.numel():
-        return None
-    flat = (torch.view_as_real(own.resolve_conj()) if own.is_complex() else own).contiguous().reshape(-1)
-    width = {1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32)
-    return own.dtype, int(flat.view(width).sum(dtype=torch.int64))

@@ -4,6 +4,7 @@ Everything here is said once, by a warning with the numbers and what to change; 
 """
 
 import warnings
+from typing import Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import nn
@@ -17,21 +18,36 @@ LARGE_SHARE = 0.3
 FAR = 2.0
 """Times fewer changed weights than asked for that are worth a warning."""
 
-_WATCHED: "WeakKeyDictionary[nn.Module, ReferenceType[object]]" = WeakKeyDictionary()
+_WATCHED: "WeakKeyDictionary[nn.Module, ReferenceType[Claimant]]" = WeakKeyDictionary()
 
 
-def claim(model: nn.Module, trainer: object) -> None:
-    """Note that `trainer` has this model; warn if another one, which is still in use, has it too."""
-    other = _WATCHED.get(model)
-    if other is not None and other() is not None:
+class Claimant(Protocol):
+    """What is asked of a trainer that has a model already."""
+
+    suspended: bool
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps seen."""
+        ...
+
+
+def claim(model: nn.Module, trainer: Claimant) -> None:
+    """Note that `trainer` has this model; warn if another one has it too, unless that one has put the base back."""
+    found = _WATCHED.get(model)
+    other = None if found is None else found()
+    if other is not None and not other.suspended:
         _say(
-            f"a second trainer on the same {type(model).__name__}: its w0 is what the weights are now, and both put "
-            "weights back; delete the first one, or load_state_dict its state into this one"
+            f"a second trainer on the same {type(model).__name__}: its w0 is what the weights are now, after "
+            f"{other.steps} steps of the first, and both put weights back; delete the first one, or load_state_dict "
+            "its state into this one"
         )
     _WATCHED[model] = ref(trainer)
 
 
-def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, unprojected: int | None) -> None:
+def check_outcome(
+    config: RSTConfig, *, steps: int, changed: int, total: int, before: int, unprojected: int | None
+) -> None:
     """Warn where the result of a training is hardly what was meant.
 
     Args:
@@ -39,6 +55,7 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, un
         steps: that the trainer has seen.
         changed: weights that the export keeps.
         total: weights that are trained sparsely.
+        before: weights that differed from w0 when the export began.
         unprojected: weights that differed from w0 before the export selected; None where steps were seen.
     """
     if not total:  # empty tensors alone
@@ -59,6 +76,13 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, un
         _say(f"none of {total:,} weights is kept after {steps} steps; {_advice(config, more=True)}")
     elif share > LARGE_SHARE:
         _say(f"{share:.1%} of {total:,} weights are kept after {steps} steps; {_advice(config, more=False)}")
+    elif config.select == "top" and before > FAR * changed:
+        length = "an assumed length" if config.total_steps is None else f"total_steps={config.total_steps}"
+        _say(
+            f"{before:,} of {total:,} weights were kept when the run ended after {steps} steps, and the export keeps "
+            f"{changed:,}: a score that was taken before is not the delta's. The share falls over {length}; give "
+            "total_steps the number of steps that are trained, or call trainer.select() before scoring"
+        )
     elif config.select == "top" and share * FAR < config.exported_ratio(config.progress(steps)):
         wanted = config.exported_ratio(config.progress(steps))
         _say(

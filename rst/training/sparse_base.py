@@ -13,6 +13,7 @@ from torch import Tensor
 from rst.config import BaseStorage
 from rst.delta.parameter_delta import check_like, index_dtype
 from rst.errors import ConfigError
+from rst.numerics.checksum import Checksum, checksum
 from rst.numerics.difference import changed_positions
 from rst.numerics.exactness import bits, is_plain
 from rst.numerics.places import read_at, write_at_
@@ -55,10 +56,13 @@ class SparseBaseWeights(BaseWeights):
             name: torch.empty_like(tensor, device="meta") if is_plain(tensor) else self.copies[name]
             for name, tensor in known.items()
         }
+        self.sums: dict[str, Checksum | None] = {}
         self._thin = dict.fromkeys(thin)
         for name in self._thin | dict.fromkeys(fixed):
             weight = local(live[name])
             nowhere = torch.empty(0, dtype=index_dtype(weight.numel()), device=weight.device)
+            if name in self._thin:
+                self.sums[name] = checksum(weight)
             self.replace(name, KeptPlaces(nowhere, read_at(weight, nowhere)))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -89,6 +93,7 @@ class SparseBaseWeights(BaseWeights):
         self._trust(name)
         if restored_later:
             self._writes[name] = None
+            self.sums.pop(name, None)
 
     def on_device_of(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """View of w0, each tensor copied to the device of its live weight, or built from it, when it is asked for.
@@ -117,15 +122,27 @@ class SparseBaseWeights(BaseWeights):
             parameter=name,
         )
 
+    def overwritten(self, name: str) -> ConfigError:
+        """What to say of a weight that has other values than the last step left."""
+        return ConfigError(
+            "written to outside the attached optimiser's step (through .data?), so its w0 is gone; with weights that "
+            "are clamped, averaged or swapped between steps keep a copy of w0: "
+            'RSTConfig(base_storage="device")',
+            parameter=name,
+        )
+
     def load(self, copies: Mapping[str, Tensor]) -> None:
         """Have another w0; the weights may be restored before or after. Where places are for good, they stay."""
         for name in self.copies.keys() | self._thin.keys():
             self._places.pop(name, None)
             self.copies[name] = copies[name].detach().clone()
+            self.sums[name] = checksum(self.copies[name])
 
     def thin(self, names: Iterable[str]) -> None:
         """From now on keep w0 of these only where their weights differ from it."""
-        self._thin |= dict.fromkeys(names)
+        added = [name for name in names if name not in self._thin]
+        self.sums |= {name: checksum(self[name]) for name in added}
+        self._thin |= dict.fromkeys(added)
         self.settle()
 
     def thicken(self) -> None:
@@ -189,6 +206,9 @@ class _BuiltFrom(Mapping[str, Tensor]):
             raise base.lost(name, weight)
         places, origin = base.places[name].to(weight.device), weight.detach().clone()
         write_at_(origin, places.positions, places.origin)
+        known = base.sums.get(name)
+        if known is not None and checksum(origin) != known:  # torch counts no writes through .data
+            raise base.overwritten(name)
         return origin
 
     def __iter__(self) -> Iterator[str]:

@@ -411,12 +411,15 @@ class ResidualSparseTrainer:
         if select and self._kept:
             self.select()
         elif select:
-            unprojected = None if self._steps else self.count_changed()
+            before = self.count_changed()
             self._select(self._tracked.sparse, self._steps, final=True)
             self._base.settle()
             total = sum(weight.numel() for weight in self._tracked.sparse.values())
             changed = self.count_changed()
-            check_outcome(self.config, steps=self._steps, changed=changed, total=total, unprojected=unprojected)
+            unprojected = None if self._steps else before
+            check_outcome(
+                self.config, steps=self._steps, changed=changed, total=total, before=before, unprojected=unprojected
+            )
         return live, self._base.on_device_of(locals_of(live))
 
     def state_dict(self) -> dict[str, Any]:

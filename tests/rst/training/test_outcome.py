@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rst import ResidualSparseTrainer, RSTConfig
+from rst import ResidualSparseTrainer, RSTConfig, get_rst_model
 from rst.errors import RSTWarning
 
 
@@ -94,3 +94,19 @@ def test_an_export_amid_a_run_leaves_the_model_alone() -> None:
     delta = trainer.export(select=False)
     assert delta.nnz == trainer.count_changed() > 0.5 * 2632
     assert all(torch.equal(weight, before[name]) for name, weight in tuned.state_dict().items())
+
+
+def test_a_run_that_ends_before_its_share_has_fallen_says_what_the_export_cuts() -> None:
+    trainer = train(model(), RSTConfig(ratio=0.01, total_steps=1000), steps=20, lr=1e-3)
+    kept = trainer.status().kept
+    with pytest.warns(RSTWarning, match=f"{kept:,} of 2,632 .* 20 steps.* 26: .*total_steps=1000"):
+        assert trainer.export().nnz == 26
+
+
+def test_a_second_adapter_whose_base_was_put_back_is_no_second_trainer() -> None:
+    wrapped = get_rst_model(model(), RSTConfig(ratio=0.01, total_steps=8), adapter_name="a")
+    assert wrapped.trainer is not None
+    wrapped.trainer.attach(torch.optim.AdamW(wrapped.parameters(), lr=1e-3))
+    wrapped.add_adapter("b", RSTConfig(ratio=0.01, total_steps=8))
+    with pytest.warns(RSTWarning, match="Sequential.* 0 steps"):
+        ResidualSparseTrainer(wrapped.base_model, RSTConfig(ratio=0.01))

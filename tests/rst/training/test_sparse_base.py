@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rst import ConfigError, Constant, ParameterMismatchError, ResidualSparseTrainer, RSTConfig
+from rst import ConfigError, Constant, ParameterMismatchError, ResidualSparseTrainer, RSTConfig, merge
 from tests.rst.training.test_trainer import TAU, Optimizers, small_model, train
 
 
@@ -112,3 +112,46 @@ def test_a_dtype_change_is_refused_by_name() -> None:
     with pytest.raises(ParameterMismatchError) as caught:
         trainer.select()
     assert caught.value.parameter == "0.weight"
+
+
+def clamp(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.clamp_(-0.1, 0.1)
+
+
+def average(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+
+
+def reorder(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flip(0)
+
+
+@pytest.mark.parametrize("write", [clamp, average, reorder])
+@pytest.mark.parametrize("last", [True, False], ids=["after the last step", "between steps"])
+def test_a_write_that_torch_does_not_count_is_told_of_and_a_copy_of_w0_bears_it(write, last: bool) -> None:
+    def run(storage: str | None) -> tuple[dict[str, Tensor], nn.Module, ResidualSparseTrainer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trainer = ResidualSparseTrainer(model, RSTConfig(ratio=0.01, total_steps=8, base_storage=storage))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        trainer.attach(optimizer)
+        for step in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(8, 64)).square().mean().backward()
+            optimizer.step()
+            if step == (7 if last else 5):
+                write(model)
+        return before, model, trainer
+
+    for storage in (None, "sparse"):
+        with pytest.raises(ConfigError) as caught:
+            run(storage)[2].export()
+        assert caught.value.parameter is not None
+        assert "base_storage" in caught.value.reason
+    before, model, trainer = run("device")
+    merged = merge(before, trainer.export())
+    assert all(torch.equal(merged[name], tensor) for name, tensor in model.state_dict().items())
