@@ -69,6 +69,8 @@ class _Unpickler(pickle.Unpickler):
             return type(name, (found,), {})
         if module == metadata.__name__ and name == "_MEM_FORMAT_ENCODING":
             return lambda value: metadata._MEM_FORMAT_ENCODING(value)
+        if (module, name) == ("builtins", "getattr"):  # Python 3.11.0 to 3.11.3 pickle a member of an enum by its name
+            return lambda _, member: metadata._MEM_FORMAT_ENCODING[member]
         if (module, name) == ("torch.serialization", "_get_layout"):
             return lambda _: torch.strided
         if module.partition(".")[0] == "pathlib":

@@ -175,6 +175,11 @@ class SparseBaseWeights(BaseWeights):
             self._places[name] = found
             self._trust(name)
 
+    def expect_load(self) -> None:
+        """Take the weights as they are: those of a checkpoint, whose w0 `load` is about to bring."""
+        self.trust()
+        self.sums.clear()
+
     def trust(self) -> None:
         """Take it that the weights differ from w0 where they are said to, and nowhere else."""
         for name in self._places:

@@ -464,7 +464,8 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a parameter has another shape or dtype.
         """
         record = read_trainer_record(state)
-        self.weights_are_back()  # or will be: w0 comes from the state
+        if isinstance(self._base, SparseBaseWeights):
+            self._base.expect_load()
         restored = self._restored(record)
         if different := sorted(restored.keys() ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
