@@ -92,7 +92,7 @@ def export(
         )
     target = output or delta_beside(tuned)
     inputs = [file for weights in (tuned, base) if weights for file in checkpoint_files(weights)]
-    check_output(target, inputs, force, kind="a delta")
+    check_output(target, inputs, force or dry_run, kind="a delta")
     with byte_progress("comparing") as on_progress:
         delta = extract(
             base,

@@ -51,7 +51,7 @@ def merge(
 
     target = output or merged_beside(base)
     if not is_folder(target, max_shard_size, base):
-        check_output(target, [*checkpoint_files(base), delta_file(delta)], force)
+        check_output(target, [*checkpoint_files(base), delta_file(delta)], force or dry_run)
     change = load_delta(delta) if dtype is None else load_delta(delta).to(dtype=dtype.in_torch)
     with byte_progress("merging") as on_progress:
         if dry_run:
