@@ -1,6 +1,8 @@
 """The errors that this library raises on purpose, each in one sentence that names file, parameter and numbers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class RSTError(Exception):
@@ -26,6 +28,16 @@ class RSTError(Exception):
     def __str__(self) -> str:
         """Compose the sentence."""
         return ": ".join(part for part in (self.file, self.parameter, self.reason) if part is not None)
+
+
+@contextmanager
+def naming_file(file: "str | os.PathLike[str] | None") -> Iterator[None]:
+    """Have errors from within say which file they are about, unless they say so themselves."""
+    try:
+        yield
+    except RSTError as error:
+        error.file = error.file or (None if file is None else str(file))
+        raise
 
 
 class RSTWarning(UserWarning):

@@ -13,7 +13,7 @@ from rst.checkpoints.checkpoint import Checkpoint, Weights, open_checkpoint
 from rst.checkpoints.unpickling import check_tensors, unpickle
 from rst.delta.parameter_delta import BaseDigests, ParameterDelta, check_no_nan, check_real, gather
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
-from rst.errors import CheckpointError, ParameterMismatchError, RSTError
+from rst.errors import CheckpointError, ParameterMismatchError, naming_file
 from rst.numerics.exactness import bits
 from rst.numerics.fingerprint import digest
 from rst.operations.export import BATCHNORM_BUFFERS
@@ -51,12 +51,9 @@ def from_official(
     compared = 0
     for stored_name, stored in backbone.items():
         name = backbone_prefix + stored_name
-        try:
+        with naming_file(source):
             origin = _base_tensor(stored_name, name, stored, weights)
             change = _added(stored_name, origin, _sparse(stored_name, stored))
-        except RSTError as error:
-            error.file = source
-            raise
         if name.rpartition(".")[2] not in BATCHNORM_BUFFERS:
             compared += origin.numel()
             parameters |= {name: change} if change.nnz else {}
@@ -68,12 +65,9 @@ def from_official(
             raise ParameterMismatchError(
                 "in the backbone and in the head; choose other prefixes", file=source, parameter=name
             )
-        try:
+        with naming_file(source):
             check_real(name, tensor)
             check_no_nan(name, tensor)
-        except RSTError as error:
-            error.file = source
-            raise
     return SparseDelta(
         parameters,
         {**buffers, **heads},

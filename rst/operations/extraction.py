@@ -9,7 +9,7 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import Op, ParameterDelta, check_carried, check_like, check_no_nan, is_judged
 from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, SparseDelta
-from rst.errors import RSTError
+from rst.errors import naming_file
 from rst.numerics.exactness import bit_equal, bytes_of_tensor
 
 Progress = Callable[[int, int], None]
@@ -69,7 +69,7 @@ class Extraction:
         total = sum(map(self.nbytes, self.names))
         for name in self.names:
             tuned = self.tuned[name].detach()
-            try:
+            with naming_file(self.source):
                 if self._passes_through(name, tuned):
                     weights += 0 if name in self.buffers else tuned.numel()
                 elif name in self.whole or name in self.buffers:
@@ -81,9 +81,6 @@ class Extraction:
                     change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op, ties=ties)
                     if change.nnz or name in self.kept:
                         parameters[name] = change
-            except RSTError as error:
-                error.file = error.file or self.source
-                raise
             self.release(name)
             done += bytes_of_tensor(tuned)
             if on_progress:
@@ -118,11 +115,8 @@ class Extraction:
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """W0 and wt of one name. Raises `ParameterMismatchError` if shapes or dtypes differ."""
         base, tuned = self.base[name].detach(), self.tuned[name].detach()
-        try:
+        with naming_file(self.source):
             check_like(name, tuned, base)
-        except RSTError as error:
-            error.file = error.file or self.source
-            raise
         return base, tuned
 
     def release(self, name: str) -> None:

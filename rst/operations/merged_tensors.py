@@ -9,7 +9,7 @@ from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import ParameterDelta, check_carried, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
-from rst.errors import ParameterMismatchError, WrongBaseError
+from rst.errors import WrongBaseError, naming_file
 from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, TensorSpec
 from rst.files.weight_index import bytes_of
 from rst.numerics.exactness import bits, bytes_of_tensor
@@ -50,11 +50,8 @@ class MergedTensors:
         if name not in self.changed:
             return self.base[name]
         change, origin = self.changed[name], self.base[name].detach()
-        try:
+        with naming_file(self.base.source):
             check_carried(name, origin)
-        except ParameterMismatchError as error:
-            error.file = self.base.source
-            raise
         if change.base is not None and (found := digest(origin)) != change.base.whole:
             raise WrongBaseError(
                 f"not the tensor the delta was made from (BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})",

@@ -14,7 +14,7 @@ from rst.checkpoints.checkpoint import Weights, open_checkpoint
 from rst.config import Patterns
 from rst.delta import coo, packed
 from rst.delta.parameter_delta import ParameterDelta, changed_weights
-from rst.errors import RSTError
+from rst.errors import naming_file
 from rst.numerics.exactness import bytes_of_tensor
 from rst.operations.export import from_two
 from rst.operations.extraction import Extraction, Progress, shifted
@@ -151,11 +151,8 @@ class _Trial:
     def add(self, extraction: Extraction, name: str) -> None:
         """Count what each tau keeps of one parameter. Raises as `ParameterDelta.between`."""
         base, tuned = extraction.pair(name)
-        try:
+        with naming_file(extraction.source):
             positions, origin, target = changed_weights(name, base, tuned)
-        except RSTError as error:
-            error.file = error.file or extraction.source
-            raise
         squares = 0.0
         for point in self.points:
             change = (target - origin).abs_()
