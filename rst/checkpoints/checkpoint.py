@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rst.checkpoints.model_config import config_in_folder, config_of_module
-from rst.checkpoints.nested_state import NESTED_UNDER, find_record, find_state, path_of_state
+from rst.checkpoints.nested_state import NESTED_UNDER, find_record, path_of_state, state_at
 from rst.checkpoints.trainer_record import ModulePlace
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.checkpoints.unpickling import check_tensors, unpickle
@@ -223,7 +223,7 @@ def _from_state(container: Mapping[str, Any], key: str | None) -> Checkpoint:
 def _state_in(container: Any, key: str | None, source: str) -> tuple[Mapping[str, Tensor], list[str]]:
     try:
         path = path_of_state(container, key)
-        state = find_state(container, key)
+        state = state_at(container, path)
     except RecursionError as error:
         raise CheckpointError("nested too deeply", file=source) from error
     except CheckpointError as error:

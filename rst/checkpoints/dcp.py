@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from rst.checkpoints.dcp_metadata import METADATA_FILE, read_metadata
-from rst.checkpoints.nested_state import NESTED_UNDER, TRAINER_RECORD, find_state
+from rst.checkpoints.nested_state import NESTED_UNDER, TRAINER_RECORD, path_of_state, state_at
 from rst.checkpoints.unpickling import forget_failed_load
 from rst.errors import CheckpointError
 
@@ -60,7 +60,7 @@ def open_dcp(path: Path, key: str | None = None) -> DcpWeights:
     folder = _Folder(path)
     try:
         tree = folder.tree()
-        state = find_state(tree, key)
+        state = state_at(tree, path_of_state(tree, key))
     except CheckpointError as error:
         error.file = error.file or str(path)
         raise

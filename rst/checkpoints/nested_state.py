@@ -1,7 +1,7 @@
 """Where the weights and a trainer's record lie in a checkpoint that holds more than weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,20 +14,8 @@ NESTED_UNDER = ("state_dict", "model", "model_state_dict", "module", "app")
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
 
 
-def find_state(container: Any, key: str | None = None) -> Mapping[str, Tensor] | None:
-    """The weights, plain or under one of `NESTED_UNDER`, at any depth; None if there are none.
-
-    Raises:
-        CheckpointError: as `path_of_state`.
-    """
-    for name in path_of_state(container, key):
-        container = container[name]
-    tensors = _tensors(container)
-    return tensors or None
-
-
 def path_of_state(container: Any, key: str | None = None) -> list[str]:
-    """The keys that lead to the weights.
+    """The keys that lead to the weights, each one of `NESTED_UNDER` or an average's; none where they are plain.
 
     Args:
         container: what was unpickled.
@@ -57,7 +45,14 @@ def path_of_state(container: Any, key: str | None = None) -> list[str]:
     return path
 
 
-def replace_state(container: Any, state: Mapping[str, Tensor], path: list[str]) -> Any:
+def state_at(container: Any, path: Sequence[str]) -> Mapping[str, Tensor] | None:
+    """The weights at a path; None if there are none."""
+    for key in path:
+        container = container[key]
+    return _tensors(container) or None
+
+
+def replace_state(container: Any, state: Mapping[str, Tensor], path: Sequence[str]) -> Any:
     """Copy an unpickled checkpoint with other weights in place of those at a path, everything else as it was."""
     if not path:
         return {**container, **state}

@@ -80,7 +80,7 @@ def merge(
         if not isinstance(delta, SparseDelta) or output is not None:
             raise TypeError("a state dict is merged with a SparseDelta, and returned")
         merging = MergedTensors(open_checkpoint(base, key), delta)
-        merged: dict[str, Tensor] = replace_state(merging.base.container, merging.in_memory(), list(merging.base.path))
+        merged: dict[str, Tensor] = replace_state(merging.base.container, merging.in_memory(), merging.base.path)
         return merged
     if output is None:
         raise TypeError("merging a file needs the path of the output")
@@ -128,7 +128,7 @@ def is_folder(output: Path, max_shard_size: int | str | None, base: PathLike) ->
 def _merge_into_file(merging: MergedTensors, output: Path, on_progress: Progress | None) -> None:
     with atomic_write(output) as temporary:
         if output.suffix in PICKLED_SUFFIXES:
-            merged = replace_state(merging.base.container, merging.in_memory(on_progress), list(merging.base.path))
+            merged = replace_state(merging.base.container, merging.in_memory(on_progress), merging.base.path)
             write_pickle(merged, temporary)
         else:
             specs = by_width(merging.specs())

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Collection, Iterator
 
+from torch import Tensor
+
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import is_judged
 from rst.errors import RSTWarning
@@ -47,11 +49,13 @@ def warn_of_twins(base: Checkpoint, changed: Collection[str], said: Collection[s
 
     A delta that was made from a base that has a tied tensor once does not know the other name.
     """
-    first = {_key(base, name): name for name in changed if _is_matrix(base, name)}
+    first = {_key(tensor): name for name in changed if (tensor := _matrix(base, name)) is not None}
     twins = {
         name: owner
-        for name in base
-        if name not in said and _is_matrix(base, name) and (owner := first.get(_key(base, name))) is not None
+        for name in (base if first else ())
+        if name not in said
+        and (tensor := _matrix(base, name)) is not None
+        and (owner := first.get(_key(tensor))) is not None
     }
     found = [(name, owner) for name, owner in twins.items() if bit_equal(base[name].detach(), base[owner].detach())]
     if found:
@@ -67,20 +71,20 @@ def warn_of_twins(base: Checkpoint, changed: Collection[str], said: Collection[s
 def _twins(weights: Checkpoint) -> Iterator[tuple[str, str]]:
     first: dict[tuple[object, ...], str] = {}
     for name in weights:
-        if not _is_matrix(weights, name):
+        if (tensor := _matrix(weights, name)) is None:
             continue
-        tensor = weights[name].detach()
-        owner = first.setdefault(_key(weights, name), name)
+        owner = first.setdefault(_key(tensor), name)
         if owner != name and bit_equal(weights[owner].detach(), tensor) and tensor.min() != tensor.max():
             yield name, owner
 
 
-def _is_matrix(weights: Checkpoint, name: str) -> bool:
+def _matrix(weights: Checkpoint, name: str) -> Tensor | None:
+    """A tensor that may be tied; None for vectors, and for what has no residuals or no values."""
     outline = weights.outline(name)
     if not is_judged(outline) or outline.dtype not in RESIDUAL_DTYPES or outline.ndim < 2 or not outline.numel():
-        return False
-    tensor = weights[name]
-    return is_judged(tensor) and not tensor.is_meta
+        return None
+    tensor = weights[name].detach()
+    return tensor if is_judged(tensor) and not tensor.is_meta else None
 
 
 def _form(weights: Checkpoint, name: str) -> tuple[object, ...]:
@@ -88,8 +92,7 @@ def _form(weights: Checkpoint, name: str) -> tuple[object, ...]:
     return outline.dtype, outline.shape
 
 
-def _key(weights: Checkpoint, name: str) -> tuple[object, ...]:
+def _key(tensor: Tensor) -> tuple[object, ...]:
     """What equal tensors have in common, without reading all of them."""
-    tensor = weights[name].detach()
     first = tensor[0].reshape(-1)[:_GLANCE].cpu()
     return tensor.dtype, tensor.shape, bytes(as_bytes(first).numpy())

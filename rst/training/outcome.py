@@ -45,9 +45,7 @@ def claim(model: nn.Module, trainer: Claimant) -> None:
     _WATCHED[model] = ref(trainer)
 
 
-def check_outcome(
-    config: RSTConfig, *, steps: int, changed: int, total: int, before: int, unprojected: int | None
-) -> None:
+def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, before: int) -> None:
     """Warn where the result of a training is hardly what was meant.
 
     Args:
@@ -56,19 +54,18 @@ def check_outcome(
         changed: weights that the export keeps.
         total: weights that are trained sparsely.
         before: weights that differed from w0 when the export began.
-        unprojected: weights that differed from w0 before the export selected; None where steps were seen.
     """
     if not total:  # empty tensors alone
         return
     share = changed / total
-    if unprojected == 0:
+    if not steps and not before:
         _say(
             f"w0 equals the weights: none of {total:,} has changed, and the trainer saw no optimiser step. Make the "
             "trainer before the training, and call trainer.attach(optimizer)"
         )
-    elif unprojected is not None:
+    elif not steps:
         _say(
-            f"the trainer saw no optimiser step, and {unprojected:,} of {total:,} weights moved: the export keeps "
+            f"the trainer saw no optimiser step, and {before:,} of {total:,} weights moved: the export keeps "
             f"{changed:,} and puts the others back only now, after any score was taken. Call trainer.attach(optimizer) "
             "before the training, or trainer.step() after every step of an optimiser without hooks"
         )

@@ -416,10 +416,7 @@ class ResidualSparseTrainer:
             self._base.settle()
             total = sum(weight.numel() for weight in self._tracked.sparse.values())
             changed = self.count_changed()
-            unprojected = None if self._steps else before
-            check_outcome(
-                self.config, steps=self._steps, changed=changed, total=total, before=before, unprojected=unprojected
-            )
+            check_outcome(self.config, steps=self._steps, changed=changed, total=total, before=before)
         return live, self._base.on_device_of(locals_of(live))
 
     def state_dict(self) -> dict[str, Any]:
