@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.export import Encoding
+from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.output_paths import check_output
 
 EXAMPLE = (
@@ -82,15 +83,18 @@ def combine(
     from rst.delta.file import delta_file, load_delta
     from rst.operations.combine import combine as combine_deltas
 
-    check_output(output, [*map(delta_file, deltas), *(checkpoint_files(base) if base else ())], force, kind="a delta")
+    places = [local_delta(path) for path in deltas]
+    weights_of_base = local_weights(base) if base else None
+    inputs = [*map(delta_file, places), *(checkpoint_files(weights_of_base) if weights_of_base else ())]
+    check_output(output, inputs, force, kind="a delta")
     combined = combine_deltas(
-        [load_delta(path).sparse_only() for path in deltas] if sparse_only else deltas,
+        [load_delta(place).sparse_only() for place in places] if sparse_only else places,
         weights,
         method=method.value,
         density=density,
         majority_sign_method=majority_sign_method.value,
         generator=torch.Generator().manual_seed(seed),
-        base=base,
+        base=weights_of_base,
     )
     combined.save(output, encoding.value)
     size = output.stat().st_size

@@ -11,6 +11,7 @@ from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
+from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
 from rst.files.printable import printable
@@ -102,6 +103,7 @@ def convert(
     from rst.checkpoints.checkpoint import checkpoint_files
 
     _check_options(target, encoding, operation, partial)
+    source, base = local_weights(source), local_weights(base) if base else None
     inputs = [*source_files(source), *(checkpoint_files(base) if base else ())]
     is_folder = target is Target.SHIRA
     kind = None if is_folder else f"a {target.value.replace('-', ' ')}"

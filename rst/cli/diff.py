@@ -8,6 +8,7 @@ import typer
 
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_table
+from rst.cli.hub_ids import local_delta, local_weights
 from rst.files.printable import printable
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def diff(
     from rst.delta.file import delta_file, load_delta
     from rst.operations.compare import compare
 
+    first, second = local_delta(first), local_delta(second)
     deltas = load_delta(first), load_delta(second)
     first, second = delta_file(first), delta_file(second)
-    found = compare(*deltas, base=base)
+    found = compare(*deltas, base=local_weights(base) if base else None)
     if as_json:
         print_json(_record((first, second), deltas, found))
         return

@@ -13,6 +13,7 @@ from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_warning
 from rst.cli.dtype_option import CastTuned
 from rst.cli.export_warnings import warn_of_outcome
+from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output, delta_beside
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
@@ -43,7 +44,8 @@ class Encoding(str, Enum):
 
 def export(
     tuned: Annotated[
-        Path, typer.Argument(metavar="TUNED", help="Fine-tuned weights: checkpoint, shard index or model folder.")
+        Path,
+        typer.Argument(metavar="TUNED", help="Fine-tuned weights: checkpoint, shard index, model folder or hub id."),
     ],
     base: Annotated[
         Path | None, typer.Option("--base", "-b", help="Weights it started from; else those in TUNED's own record.")
@@ -91,12 +93,13 @@ def export(
             "--modules-to-save, --exclude and --dtype need --base; the record in TUNED has its own settings"
         )
     target = output or delta_beside(tuned)
-    inputs = [file for weights in (tuned, base) if weights for file in checkpoint_files(weights)]
+    after, before = local_weights(tuned), local_weights(base) if base else None
+    inputs = [file for weights in (after, before) if weights for file in checkpoint_files(weights)]
     check_output(target, inputs, force or dry_run, kind="a delta")
     with byte_progress("comparing") as on_progress:
         delta = extract(
-            base,
-            tuned,
+            before,
+            after,
             threshold=threshold,
             ratio=ratio,
             select=None if select is None else select.value,
@@ -113,7 +116,7 @@ def export(
         file = Path(folder) / target.name if folder else target
         if dry_run:
             delta.save(file, encoding.value)
-        size, checkpoint = file.stat().st_size, open_checkpoint(tuned, key)
+        size, checkpoint = file.stat().st_size, open_checkpoint(after, key)
         whole = sum(bytes_of_tensor(checkpoint.outline(name)) for name in checkpoint)
         if size > max(whole, _HEADERS) and encoding is Encoding.COO:
             delta.save(file, "packed")
@@ -133,7 +136,7 @@ def export(
     if as_json:
         print_json(record)
     else:
-        _print(record)
+        _print(record, str(base) if base else delta.base.name or "BASE")
 
 
 def _say_larger(size: int, whole: int, density: float) -> None:
@@ -155,7 +158,7 @@ def _record(delta: "SparseDelta") -> dict[str, Any]:
     }
 
 
-def _print(record: dict[str, Any]) -> None:
+def _print(record: dict[str, Any], base: str) -> None:
     verb = "wrote" if record["written"] else "would write"
     size, whole = record["bytes"], record["tuned_bytes"]
     share = f", {size / whole:.2%} of the tuned weights' {human_size(whole)}" if whole else ""
@@ -164,4 +167,4 @@ def _print(record: dict[str, Any]) -> None:
     print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
     print(f"DSP (downstream parameters): {record['dsp']:,}")
     if record["written"]:
-        print(f"merge it with: rst merge {quote(record['base'] or 'BASE')} {quote(record['output'])}")
+        print(f"merge it with: rst merge {quote(base)} {quote(record['output'])}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.console import human_size, print_json, print_table
+from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
 from rst.files.printable import printable
@@ -42,9 +43,10 @@ def inspect(
     """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes (unpacked)."""
     from rst.delta.file import delta_file, load_delta
 
-    change, delta = load_delta(delta), delta_file(delta)
+    place = local_delta(delta)
+    change, delta = load_delta(place), delta_file(place)
     if html:
-        _write_page(html, delta, base, force)
+        _write_page(html, delta, local_weights(base) if base else None, force)
     elif base or force:
         raise ConfigError("--base and --force are for the page; name it with --html report.html")
     record = _record(delta, change) | ({"html": str(html)} if html else {})

@@ -8,6 +8,7 @@ import typer
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.dtype_option import CastDelta
+from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.output_paths import check_output, merged_beside
 from rst.cli.progress import byte_progress
 
@@ -16,9 +17,15 @@ EXAMPLE = "Example: [bold]rst merge base.pt model.delta.safetensors[/bold] write
 
 def merge(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="The base's weights: checkpoint, shard index or model folder.")
+        Path,
+        typer.Argument(metavar="BASE", help="The base's weights: checkpoint, shard index, model folder or hub id."),
     ],
-    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="A delta.safetensors made from this base.")],
+    delta: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DELTA", help="Made from this base: a delta.safetensors, an adapter's folder or hub id."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -50,14 +57,17 @@ def merge(
     from rst.operations.merge import merge as merge_files
 
     target = output or merged_beside(base)
-    if not is_folder(target, max_shard_size, base):
-        check_output(target, [*checkpoint_files(base), delta_file(delta)], force or dry_run)
-    change = load_delta(delta) if dtype is None else load_delta(delta).to(dtype=dtype.in_torch)
+    weights, delta_path = local_weights(base), local_delta(delta)
+    if not is_folder(target, max_shard_size, weights):
+        check_output(target, [*checkpoint_files(weights), delta_file(delta_path)], force or dry_run)
+    change = load_delta(delta_path)
+    if dtype is not None:
+        change = change.to(dtype=dtype.in_torch)
     with byte_progress("merging") as on_progress:
         if dry_run:
-            size = rehearse(base, change, target, key=key, max_shard_size=max_shard_size, on_progress=on_progress)
+            size = rehearse(weights, change, target, key=key, max_shard_size=max_shard_size, on_progress=on_progress)
         else:
-            merge_files(base, change, target, key=key, max_shard_size=max_shard_size, on_progress=on_progress)
+            merge_files(weights, change, target, key=key, max_shard_size=max_shard_size, on_progress=on_progress)
             size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
     if as_json:
         print_json(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rst.cli.hub_ids import hub_id
 from rst.errors import RSTError
 
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
@@ -19,13 +20,18 @@ def delta_beside(tuned: Path) -> Path:
 
 
 def merged_beside(base: Path) -> Path:
-    """Name a merged checkpoint: `base.pt` gives `base.merged.pt`, `base/` the folder `base.merged`, shards one file."""
-    if base.is_dir():
+    """Name a merged checkpoint: `base.pt` gives `base.merged.pt`, `base/` the folder `base.merged`, shards one file.
+
+    What is on the hub as `owner/name` gives the folder `name.merged` here.
+    """
+    if base.is_dir() or hub_id(base):
         return _beside(base, ".merged")
     return _beside(base, ".merged.safetensors" if base.name.endswith(_INDEX_SUFFIXES) else f".merged{base.suffix}")
 
 
 def _beside(path: Path, ending: str) -> Path:
+    if found := hub_id(path):
+        return Path(Path(found[0]).name + ending)
     for suffix in _INDEX_SUFFIXES:
         if path.name.endswith(suffix):
             return path.with_name(path.name.removesuffix(suffix) + ending)

@@ -10,6 +10,7 @@ import typer
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json
 from rst.cli.convert import Operation
+from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def publish(
 
     place = open_store(store)
     begun = POINTER in place.names()
-    publisher = Publisher(checkpoint, place, anchor_every=anchor_every, op=operation.value, base_storage="mmap")
+    publisher = Publisher(
+        local_weights(checkpoint), place, anchor_every=anchor_every, op=operation.value, base_storage="mmap"
+    )
     if begun:
         _publish_next(publisher, as_json)
         return

@@ -9,6 +9,7 @@ import typer
 
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_table
+from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
@@ -43,13 +44,14 @@ def tau(
     from rst.checkpoints.checkpoint import checkpoint_files
     from rst.operations.tau_curve import tau_curve
 
+    before, after = local_weights(base), local_weights(tuned)
     if html:
-        check_output(html, [file for weights in (base, tuned) for file in checkpoint_files(weights)], force)
+        check_output(html, [file for weights in (before, after) for file in checkpoint_files(weights)], force)
     elif force:
         raise ConfigError("--force is for the page; name it with --html tau.html")
     with byte_progress("comparing") as on_progress:
         curve = tau_curve(
-            base, tuned, modules_to_save=modules_to_save, exclude_modules=exclude, on_progress=on_progress
+            before, after, modules_to_save=modules_to_save, exclude_modules=exclude, on_progress=on_progress
         )
     if html:
         _write_page(html, base, tuned, curve)
@@ -98,4 +100,7 @@ def _print(base: Path, tuned: Path, curve: "TauCurve") -> None:
     )
     more = f", {human_size(curve.whole_bytes)} of them stored whole at any tau" if curve.whole_bytes else ""
     print(f"of {curve.weights:,} weights; the tuned tensors take {human_size(curve.tuned_bytes)}{more}")
+    if not any(point.kept for point in curve.points):
+        print("nothing to select: all weights are those of the base")
+        return
     print(f"export with: rst export --base {quote(str(base))} {quote(str(tuned))} --threshold TAU, or --ratio SHARE")

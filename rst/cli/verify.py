@@ -7,6 +7,7 @@ import typer
 
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import print_json
+from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.progress import byte_progress
 
 EXAMPLE = "Example: [bold]rst verify model.delta.safetensors --base base.pt[/bold]"
@@ -24,10 +25,10 @@ def verify(
     from rst.delta.sparse_delta import SparseDelta
     from rst.operations.merge import rehearse
 
-    change = SparseDelta.load(delta)
+    change = SparseDelta.load(local_delta(delta))
     if base:
         with byte_progress("checking") as on_progress:
-            rehearse(base, change, on_progress=on_progress)
+            rehearse(local_weights(base), change, on_progress=on_progress)
     proven = sum(parameter.base is not None for parameter in change.values())
     if as_json:
         print_json(

@@ -66,7 +66,7 @@ def find_adapter(
         return local / (options.get("subfolder") or "")
     if local.is_file():
         return local
-    hub = _import_hub(f"{model_id}: no such folder; to look for it on the hub")
+    hub = import_hub(f"{model_id}: no such folder; to look for it on the hub")
     try:
         found = [hub.hf_hub_download(model_id, name, **options) for name in files]
     except Exception as error:  # a network's failures have another class in each version of huggingface_hub
@@ -85,7 +85,7 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
         huggingface_hub.errors.HfHubHTTPError: the hub refuses.
     """
     _check_options(options, PushOptions)
-    hub = _import_hub(f"{repo_id}: to upload to the hub")
+    hub = import_hub(f"{repo_id}: to upload to the hub")
     api = hub.HfApi(token=options.get("token"))
     repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
     revision = options.get("revision")
@@ -113,7 +113,8 @@ def _check_options(options: Mapping[str, object], known: type) -> None:
         raise ConfigError(f"unknown keywords {unknown}; known are {sorted(known.__annotations__)}")
 
 
-def _import_hub(purpose: str) -> Any:
+def import_hub(purpose: str) -> Any:
+    """Return huggingface_hub. Raises `CheckpointError` that says how to install it."""
     try:
         import huggingface_hub
     except ImportError as error:

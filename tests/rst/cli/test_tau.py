@@ -109,3 +109,10 @@ def test_a_nan_is_named(rst, tmp_path: Path) -> None:
     ran = rst("tau", "a.safetensors", "b.safetensors", "--json")
     assert (ran.code, ran.json["error"]["type"]) == (2, "NonFiniteError")
     assert "b.safetensors" in ran.json["error"]["message"]
+
+
+def test_a_pair_without_a_change_is_told_so_and_offers_no_export(rst, pair: tuple[Path, Path]) -> None:
+    ran = rst("tau", pair[0], pair[0])
+    assert ran.code == 0
+    assert "rst export" not in ran.out
+    assert "rst export" in rst("tau", *pair).out

@@ -22,6 +22,11 @@ class Repository:
     branches: dict[str, Files] = field(default_factory=lambda: {"main": {".gitattributes": b""}})
     commits: list[dict[str, Any]] = field(default_factory=list)
 
+    def files_at(self, revision: str) -> Files | None:
+        """What a branch holds, by its name or by the hash of its last commit."""
+        by_hash = {_commit_hash(files): files for files in self.branches.values()}
+        return self.branches.get(revision, by_hash.get(revision))
+
 
 @dataclass
 class Hub:
@@ -60,7 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_file()
 
     def do_GET(self) -> None:
-        self._send_file()
+        parts = urlparse(self.path).path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self._describe("/".join(parts[2:4]), unquote(parts[5]) if len(parts) > 5 else "main", "tree" in parts)
+        else:
+            self._send_file()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -80,6 +89,18 @@ class _Handler(BaseHTTPRequestHandler):
         private = bool(wanted.get("private")) or wanted.get("visibility") == "private"  # older and newer clients
         self.served.repositories.setdefault(name, Repository(private))
         self._answer({"url": f"{self.served.url}/{name}"}, status=409 if known else 200)
+
+    def _describe(self, name: str, revision: str, as_tree: bool) -> None:
+        self._note()
+        if (repository := self.served.repositories.get(name)) is None:
+            return self._refuse("RepoNotFound")
+        if (files := repository.files_at(revision)) is None:
+            return self._refuse("RevisionNotFound")
+        if as_tree:  # newer clients
+            entries = [(path, len(content), hashlib.sha1(content).hexdigest()) for path, content in files.items()]
+            return self._answer([{"type": "file", "path": path, "size": n, "oid": oid} for path, n, oid in entries])
+        siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+        return self._answer({"id": name, "sha": _commit_hash(files), "siblings": siblings})
 
     def _change(self, name: str, verb: str, revision: str, body: bytes) -> None:
         repository = self.served.repositories[name]
@@ -118,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse("RepoNotFound")
         if repository.private and not self.headers.get("Authorization"):
             return self._refuse("RepoNotFound", status=401)
-        files = repository.branches.get(revision)
+        files = repository.files_at(revision)
         if files is None:
             return self._refuse("RevisionNotFound")
         content = files.get("/".join(part for part in path if part))

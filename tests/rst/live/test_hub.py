@@ -3,7 +3,6 @@
 import copy
 import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,26 +14,10 @@ from torch import Tensor, nn
 
 from rst import CheckpointError, RSTModel, SparseDelta, export
 from rst.live.hub import HubOptions, PushOptions, find_adapter
-from tests.rst.live.hub_stand_in import Hub, serve_hub
+from tests.rst.conftest import set_hub_address
+from tests.rst.live.hub_stand_in import Hub
 
 FILES = ["README.md", "delta.safetensors", "rst_config.json"]
-
-
-def _set_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As HF_ENDPOINT does before the first import."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with serve_hub() as hub:
-        _set_address(monkeypatch, hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield hub
 
 
 @pytest.fixture
@@ -171,7 +154,7 @@ def test_an_unreachable_hub_gives_the_cache_or_an_error(
 ) -> None:
     model.push_to_hub("me/ar2cl")
     folder = find_adapter("me/ar2cl")
-    _set_address(monkeypatch, "http://127.0.0.1:9")  # nothing listens there
+    set_hub_address(monkeypatch, "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
     assert find_adapter("me/ar2cl") == folder
     with pytest.raises(CheckpointError, match="me/other"):

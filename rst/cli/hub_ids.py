@@ -1,0 +1,64 @@
+"""`owner/name` or `owner/name@revision` in place of a path: the hub's files, downloaded to its cache or found there."""
+
+import re
+from pathlib import Path
+
+from rst.errors import CheckpointError
+
+_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+_FILE_SUFFIXES = frozenset((".safetensors", ".pt", ".pth", ".ckpt", ".th", ".bin", ".json"))
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # a merged folder gets the settings and the tokenizer
+_NOT_NEEDED = ("*.fp16.*", "*.bf16.*", "onnx/*", "openvino/*", "original/*", "checkpoint-*")
+
+
+def local_delta(path: Path) -> Path:
+    """Where a delta is: `path` itself if it is there, else the adapter's folder of that id in the hub's cache.
+
+    Raises:
+        CheckpointError: neither a file or folder here nor an adapter on the hub.
+    """
+    from rst.live.hub import find_adapter
+
+    if (found := hub_id(path)) is None:
+        return path
+    repository, revision = found
+    return find_adapter(repository, revision=revision)
+
+
+def local_weights(path: Path) -> Path:
+    """Where weights are: `path` itself if it is there, else the folder of that id in the hub's cache.
+
+    Of a repository, safetensors and what lies beside them are downloaded; pickles only where it has nothing else.
+
+    Raises:
+        CheckpointError: neither a file or folder here nor a repository on the hub.
+    """
+    if (found := hub_id(path)) is None:
+        return path
+    folder = _snapshot(*found, "*.safetensors")
+    if not any(folder.rglob("*.safetensors")):
+        folder = _snapshot(*found, "*.bin")
+    return folder
+
+
+def hub_id(path: Path) -> tuple[str, str | None] | None:
+    """Repository and revision, if nothing of that name is here, nor a folder that it would be in."""
+    text = path.as_posix()
+    if path.exists() or path.parent.is_dir() or path.suffix in _FILE_SUFFIXES or not (found := _ID.fullmatch(text)):
+        return None
+    return found[1], found[2]
+
+
+def _snapshot(repository: str, revision: str | None, weights: str) -> Path:
+    from rst.live.hub import import_hub
+
+    hub = import_hub(f"{repository}: no such file or folder; to look for it on the hub")
+    wanted = [weights, *_BESIDE_WEIGHTS]
+    try:
+        return Path(
+            hub.snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(_NOT_NEEDED)
+            )
+        )
+    except Exception as error:  # a network's failures have another class in each version of huggingface_hub
+        raise CheckpointError(f"no such file or folder, and not on the hub ({error})", file=repository) from error
