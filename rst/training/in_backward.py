@@ -83,6 +83,7 @@ class InBackward:
         weight.grad = None
         if name is not None:
             self._select([name])
+            self._base.settle([name])
             self._done.add(name)
 
     def _step_alone(self, weight: Tensor) -> None:

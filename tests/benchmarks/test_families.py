@@ -10,10 +10,15 @@ from benchmarks.record import Row
 from benchmarks.results_page import section
 from benchmarks.timing import race
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
-@pytest.mark.parametrize("family", ["projection", "swap", "checkpoints", "mixed_batch", "sync_scale"])
+@pytest.mark.parametrize(
+    "family", ["projection", "swap", "checkpoints", "training_memory", "mixed_batch", "sync_scale"]
+)
 def test_a_family_runs_and_its_table_is_complete(family: str, tmp_path: Path) -> None:
     path = importlib.import_module(f"benchmarks.{family}").run(True, tmp_path)
     content = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 """Steps inside the backward pass, against the plain loop, bit for bit."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -166,3 +167,15 @@ class TestRefusals:
         loss(model, 0).backward()
         assert_same(model, before)
         assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_when_backward_returns_neither_gradients_nor_copies_of_w0_are_left() -> None:
+    weight = (wide := nn.Linear(37, 41)).weight
+    model = nn.Sequential(wide, nn.Linear(41, 37))
+    trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1.0, base_storage="sparse"))
+    optimizer = trainer.attach_in_backward(lambda p: torch.optim.SGD(p, lr=0.05))
+    for _ in range(2):
+        model(torch.ones(2, 37)).square().sum().backward()
+        tensors = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter) and not one.is_meta]
+        assert {one.data_ptr() for one in tensors if one.shape == (41, 37)} == {weight.data_ptr()}
+        optimizer.step()
