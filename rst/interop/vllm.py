@@ -4,6 +4,7 @@ A patch says of one checkpoint tensor which elements get which values. The attri
 `SparseWeightPatch` (`name, indices, values, full_shape`); nothing of vLLM is imported, so that a trainer needs none.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from rst.checkpoints.checkpoint import Weights, open_checkpoint
 from rst.delta.parameter_delta import ParameterDelta, check_no_nan, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
-from rst.errors import ConfigError, NotCarriedError
+from rst.errors import ConfigError, NotCarriedError, RSTWarning
 from rst.numerics.fingerprint import digest
 from rst.operations.base_checks import names_in_base
 
@@ -119,11 +120,14 @@ def register() -> None:
     """Make the weight-transfer backend `rst` known to vLLM, whose `vllm.general_plugins` call this in every process.
 
     `LLM(..., weight_transfer_config=WeightTransferConfig(backend="rst"))` follows a chain of `rst.sync` from then on.
-
-    Raises:
-        ImportError: vLLM is older than 0.29, which has no patches in checkpoint coordinates.
+    It warns where vLLM is older than 0.29, which has no patches in checkpoint coordinates, and lets it start.
     """
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-
+    try:
+        from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+        from vllm.model_executor.model_loader import checkpoint_weight_patch  # noqa: F401
+    except ImportError as error:
+        message = f'this vLLM cannot have the weight-transfer backend "rst", which needs 0.29 or later ({error})'
+        warnings.warn(message, RSTWarning, stacklevel=2)
+        return
     if "rst" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("rst", "rst.interop.vllm_engine", "ChainEngine")

@@ -4,20 +4,18 @@
     llm.init_weight_transfer_engine({"init_info": {"store": "/shared/chain"}})
     llm.start_weight_update(); llm.update_weights({"update_info": {}}); llm.finish_weight_update()
 
-Patches go through the model's own loader, in checkpoint coordinates, so that fused, tied and tensor-parallel weights
-get theirs. A chain of absolute values (`Publisher(..., op="replace")`) needs no copy of the weights here; of others the
-worker keeps one in CPU memory, and checks every state against it.
+Weights go through the model's own loader, in checkpoint coordinates, so that fused, tied and tensor-parallel ones get
+theirs. Where the engine keeps them as they are in the checkpoint, they are patched in place and read back; a chain of
+absolute values (`Publisher(..., op="replace")`) needs no copy of them then. Otherwise the worker keeps one in CPU
+memory and checks each state against it; where the engine packs its weights, it loads all of them at each update.
 """
 
-from collections.abc import Iterable, Mapping
+import warnings
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from rst.errors import CheckpointError
+from rst.errors import RSTWarning
 from rst.interop.vllm import to_engine_patches
-from rst.sync.anchor import last_anchor
+from rst.interop.vllm_model import can_be_patched, check_patched, load_patches, load_whole
 from rst.sync.chain import Pointer, read_delta, read_pointer
 from rst.sync.errors import ChainError, ChainGapError, ChainOrderError
 from rst.sync.follower import Follower
@@ -28,10 +26,6 @@ try:
         WeightTransferEngine,
         WeightTransferInitInfo,
         WeightTransferUpdateInfo,
-    )
-    from vllm.model_executor.model_loader.checkpoint_weight_patch import (
-        CheckpointWeightPatch,
-        load_checkpoint_weight_patches,
     )
 except ImportError as error:
     raise ImportError(f"rst.interop.vllm_engine needs vLLM 0.29 or later ({error})") from error
@@ -46,7 +40,7 @@ class ChainInit(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class ChainUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """The step to bring the model to; None for the last published one."""
+    """The step to bring the model to, forwards or back; None for the last published one."""
 
     step: int | None = None
 
@@ -58,83 +52,98 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
     _chain: str
     _step: int
     _state: str
-    _follower: Follower | None  # the copy of the weights that residuals and steps need
+    _loaded: str | None  # the state of the model itself; None while it is written, and where that failed
+    _in_place: bool  # whether the model keeps its weights as they are in the checkpoint
+    _copy: Follower | None  # all weights at `_step`; None where patches need none
 
     def init_transfer_engine(self, init_info: ChainInit) -> None:
         """Load the chain's last intact anchor. Raises `ChainError` if there is none."""
         self._store = open_store(init_info.store)
-        self._load_anchor(read_pointer(self._store), -1)
+        pointer = read_pointer(self._store)
+        self._take_anchor(pointer, -1, pointer.step)
+        if not self._in_place:
+            assert self._copy is not None
+            size = sum(weight.nbytes for weight in self._copy.weights.values())
+            warnings.warn(
+                f"the engine packs its weights: {size:,} bytes stay in CPU memory, and each update loads all of them",
+                RSTWarning,
+                stacklevel=2,
+            )
 
     def start_weight_update(self) -> None:
-        """Nothing: patches change weights in place."""
+        """Nothing: each update is whole in itself."""
 
     def receive_weights(self, update_info: ChainUpdate) -> None:
-        """Apply the deltas up to a step; where one is missing or damaged, a later anchor.
+        """Bring the model to a step: by deltas; by an anchor on the way back, and where a delta is missing or damaged.
 
         Raises:
-            ChainError: the step is not published, or a file is missing or damaged and no later anchor is there.
+            ChainError: the step is not published, or a file is missing or damaged and no anchor helps. The model is at
+                the last step that could be had.
+            CheckpointError: the engine has other weights than it was given; the next update loads all of them.
         """
         pointer = read_pointer(self._store)
-        last = pointer.step if update_info.step is None else update_info.step
-        if last > pointer.step:
-            raise ChainGapError(f"step {last} is not published, {pointer.step} is the last", file=self._store.location)
-        while self._step < last:
-            try:
-                self._apply(self._step + 1)
-            except ChainError as error:
-                try:
-                    self._load_anchor(pointer, self._step)
-                except ChainError:
-                    raise error from None
+        goal = pointer.step if update_info.step is None else update_info.step
+        if not 0 <= goal <= pointer.step:
+            raise ChainGapError(f"step {goal} is not published, {pointer.step} is the last", file=self._store.location)
+        if goal < self._step or pointer.chain != self._chain or self._loaded != self._state:
+            self._take_anchor(pointer, -1, goal)
+        try:
+            while self._step < goal:
+                self._advance(pointer, goal)
+        finally:
+            if not self._in_place and self._loaded != self._state:
+                self._load_copy()
 
     def finish_weight_update(self) -> None:
         """Nothing is left to do."""
 
     def shutdown(self) -> None:
         """Let go of the copy of the weights."""
-        self._follower = None
+        self._copy = None
+
+    def _advance(self, pointer: Pointer, goal: int) -> None:
+        """Go on by one step, or to an anchor."""
+        try:
+            self._apply(self._step + 1)
+        except ChainError as error:
+            try:
+                self._take_anchor(pointer, self._step, goal)
+            except ChainError:
+                raise error from None
+            if not isinstance(error, ChainGapError):  # pruned steps are no damage
+                warnings.warn(f"{error}; went on from the anchor of step {self._step}", RSTWarning, stacklevel=2)
 
     def _apply(self, step: int) -> None:
         delta, link, _ = read_delta(self._store, step)
         if (link.chain, link.from_step, link.state_before) != (self._chain, step - 1, self._state):
             raise ChainOrderError(f"holds no step {step} of what the model has", file=self._store.location)
-        absolute = delta.op == "replace"
-        if not absolute and self._follower is None:
+        if not self._in_place:
+            assert self._copy is not None
+            self._copy.apply(delta)
+            self._step, self._state = step, link.state_after
+            return
+        if delta.op == "replace":
+            patches, self._copy = to_engine_patches(delta).patches, None
+        elif self._copy is None:
             raise ChainOrderError(f"step {step} is not absolute as those before", file=self._store.location)
-        patches = to_engine_patches(
-            delta, None if absolute or self._follower is None else self._follower.weights
-        ).patches
-        if absolute:
-            self._follower = None
-        elif self._follower is not None:
-            self._follower.apply(delta)
-        self._load(
-            CheckpointWeightPatch(patch.name, patch.full_shape, patch.values.dtype, patch.values, patch.indices)
-            for patch in patches
-        )
-        self._step, self._state = step, link.state_after
+        else:
+            patches = to_engine_patches(delta, self._copy.weights).patches
+            self._copy.apply(delta)
+        self._loaded = None
+        load_patches(self.model, patches)
+        check_patched(self.model, patches)
+        self._step, self._state, self._loaded = step, link.state_after, link.state_after
 
-    def _load_anchor(self, pointer: Pointer, above: int) -> None:
-        found = last_anchor(self._store, pointer, above)
-        if found is None:
-            raise ChainGapError(f"no anchor after step {above}", file=self._store.location)
-        weights, link = found
-        self._load_whole(weights)
-        self._chain, self._step, self._state = link.chain, link.to_step, link.state_after
-        self._follower = Follower.from_anchor(self._store, link.to_step)
+    def _take_anchor(self, pointer: Pointer, above: int, until: int) -> None:
+        """Load the last intact anchor in between. Raises `ChainError` if there is none."""
+        copy = Follower.from_last_anchor(self._store, pointer, above, until)
+        assert copy.step is not None
+        self._copy, self._chain, self._step, self._state = copy, pointer.chain, copy.step, copy.state
+        self._load_copy()
+        self._in_place = can_be_patched(self.model, copy.weights)
 
-    def _load_whole(self, weights: Mapping[str, Tensor]) -> None:
-        """Load whole tensors as patches of all elements: vLLM refuses those where a model has packed its weights."""
-        for name, weight in weights.items():
-            if not weight.is_floating_point():
-                raise CheckpointError(
-                    f"{weight.dtype}: vLLM has patches of floating-point weights alone", parameter=name
-                )
-            flat = weight.reshape(-1)
-            self._load(
-                [CheckpointWeightPatch(name, tuple(weight.shape), weight.dtype, flat, torch.arange(flat.numel()))]
-            )
-
-    def _load(self, patches: Iterable[CheckpointWeightPatch]) -> None:
-        # Positions are sorted and unique: a delta's reader has checked that.
-        load_checkpoint_weight_patches(self.model, patches, validate_unique_indices=False)
+    def _load_copy(self) -> None:
+        assert self._copy is not None
+        self._loaded = None
+        load_whole(self.model, self.model_config, self._copy.weights)
+        self._loaded = self._state

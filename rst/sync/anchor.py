@@ -73,14 +73,16 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
     return contents.arrays, link
 
 
-def last_anchor(store: Store, pointer: Pointer, above: int = -1) -> tuple[dict[str, Tensor], Link] | None:
-    """Read the last intact anchor of the chain that lies above a step; None if none lies there.
+def last_anchor(
+    store: Store, pointer: Pointer, above: int = -1, until: int | None = None
+) -> tuple[dict[str, Tensor], Link] | None:
+    """Read the last intact anchor of the chain above a step, up to `until` if given; None if none lies there.
 
     Raises:
         ChainError: there are some, and none of them is intact; what is wrong with the last one.
     """
     damage: ChainError | None = None
-    for step in anchor_steps(store, pointer.step):
+    for step in anchor_steps(store, pointer.step if until is None else until):
         if step <= above:
             break
         try:

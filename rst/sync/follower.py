@@ -78,17 +78,25 @@ class Follower:
         return cls._at(store, *read_anchor(store, step))
 
     @classmethod
-    def from_last_anchor(cls, store: str | os.PathLike[str] | Store, pointer: Pointer) -> "Follower":
-        """As `from_anchor`, at the last intact anchor of a chain. Raises `ChainError` if there is none."""
+    def from_last_anchor(
+        cls, store: str | os.PathLike[str] | Store, pointer: Pointer, above: int = -1, until: int | None = None
+    ) -> "Follower":
+        """As `from_anchor`, at the last intact anchor of a chain above a step, and not beyond `until`.
+
+        Raises:
+            ChainError: there is none.
+        """
         store = open_store(store)
-        found = last_anchor(store, pointer)
+        found = last_anchor(store, pointer, above, until)
         if found is None:
-            raise ChainGapError("has no anchor", file=store.location)
+            last = pointer.step if until is None else until
+            raise ChainGapError(f"no anchor between steps {above + 1} and {last}", file=store.location)
         return cls._at(store, *found)
 
     @classmethod
     def _at(cls, store: Store, weights: dict[str, Tensor], link: Link) -> "Follower":
-        follower = cls(weights, store)
+        follower = cls.__new__(cls)  # not __init__, which would compute the state that reading the anchor has checked
+        follower.store, follower._module, follower._state = store, as_module(weights), link.state_after
         follower._chain, follower._step = link.chain, link.to_step
         return follower
 
