@@ -1,5 +1,7 @@
 """The k largest of very many scores, seen one parameter after another, in O(k) memory."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,19 @@ class Largest:
         for (name, start), low, high in zip(self._starts, cuts[:-1], cuts[1:], strict=True):
             pieces.setdefault(name, []).append(found[low:high] - start)
         return {name: torch.unique(torch.cat(parts)) for name, parts in pieces.items()}
+
+
+class LargestOfEach:
+    """The largest positive scores of each parameter, so many of each."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        """Keep none yet; parameters without a count are never looked at."""
+        self._each = {name: Largest(count) for name, count in counts.items()}
+
+    def add(self, name: str, scores: Tensor) -> None:
+        """Look at the scores of one parameter, as `Largest.add`."""
+        self._each[name].add(name, scores)
+
+    def positions(self) -> dict[str, Tensor]:
+        """Sorted flat positions by name, int64."""
+        return {name: found for one in self._each.values() for name, found in one.positions().items()}

@@ -31,6 +31,7 @@ class OptimizerSteps:
             moved: called after a step that has written weights.
             after: called last, also after a step that was skipped.
         """
+        self.optimizer = optimizer
         self._before, self._moved, self._after = before, moved, after
         self._inside = self._has_moved = False
         self._detach: list[Callable[[], None]] = []

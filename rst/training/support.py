@@ -158,7 +158,14 @@ class Support(Mapping[str, Tensor]):
         """
         parameters = _parameters(model, config)
         budget = _budget(parameters, ratio)
-        found = strongest(model, parameters, batches, budget, loss or (lambda batch: model(**batch).loss), times_weight)
+        found = strongest(
+            model,
+            parameters,
+            batches,
+            lambda times: Largest(times * budget),
+            loss or loss_of(model),
+            times_weight=times_weight,
+        )
         return cls.at(found, _shapes(parameters))
 
     @classmethod
@@ -166,6 +173,11 @@ class Support(Mapping[str, Tensor]):
         """The weights that a delta changes, to go on training them or to train another task there."""
         positions = {name: change.indices for name, change in delta.items()}
         return cls.at(positions, {name: tuple(change.shape) for name, change in delta.items()})
+
+
+def loss_of(model: nn.Module) -> Loss:
+    """The loss that a model returns itself, of a batch that is its arguments by name."""
+    return lambda batch: model(**batch).loss
 
 
 def _parameters(model: nn.Module, config: RSTConfig | None) -> Mapping[str, nn.Parameter]:

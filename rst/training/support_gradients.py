@@ -3,40 +3,69 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rst.errors import ConfigError
 from rst.naming import unwrap
-from rst.numerics.places import read_at
-from rst.training.largest import Largest
+from rst.numerics.places import read_at, write_at_
 
 # The first batch alone decides on so many times the weights that are wanted.
 _CANDIDATES = 4
+
+
+class Ranking(Protocol):
+    """Keeps the largest of the scores that it is shown: `Largest`, or `LargestOfEach`."""
+
+    def add(self, name: str, scores: Tensor) -> None:
+        """Look at the scores of one parameter."""
+        ...
+
+    def positions(self) -> dict[str, Tensor]:
+        """Where the largest are, by name."""
+        ...
 
 
 def strongest(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[Any],
-    budget: int,
+    ranking: Callable[[int], Ranking],
     loss: Callable[[Any], Tensor],
-    times_weight: bool,
+    *,
+    times_weight: bool = False,
+    taken: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Positions by name; see `Support.from_gradients`."""
-    plan = iter(batches)
+    """Positions by name; see `Support.from_gradients`.
+
+    Args:
+        model: with the parameters.
+        parameters: those to look at.
+        batches: at least one.
+        ranking: makes one that keeps so many times the weights that are wanted.
+        loss: of a batch.
+        times_weight: rank by gradient times weight.
+        taken: positions that are none to choose, by name.
+
+    Raises:
+        ConfigError: there is no batch, or there are gradients already.
+    """
+    plan, taken = iter(batches), taken or {}
     with _alone(unwrap(model), parameters):
         try:
             first = next(plan)
         except StopIteration:
             raise ConfigError("there is no batch to take gradients from") from None
         second = next(plan, None)
-        largest = Largest(budget if second is None else _CANDIDATES * budget)
+        largest = ranking(1 if second is None else _CANDIDATES)
 
         def rank(name: str, weight: Tensor, gradient: Tensor) -> None:
-            largest.add(name, (gradient * weight.detach() if times_weight else gradient).abs())
+            scores = (gradient * weight.detach() if times_weight else gradient).abs()
+            if name in taken:
+                write_at_(scores, taken[name].to(scores.device), scores.new_zeros(taken[name].numel()))
+            largest.add(name, scores)
 
         with _gradients(parameters, rank):
             loss(first).backward()  # type: ignore[no-untyped-call]
@@ -52,7 +81,7 @@ def strongest(
         with _gradients(parameters, add):
             for batch in chain((first, second), plan):
                 loss(batch).backward()  # type: ignore[no-untyped-call]
-    final = Largest(budget)
+    final = ranking(1)
     for name, found in places.items():
         weight = read_at(parameters[name], found.to(parameters[name].device)).float().cpu() if times_weight else 1.0
         final.add(name, (sums[name] * weight).abs())
@@ -85,18 +114,18 @@ def _gradients(parameters: Mapping[str, nn.Parameter], look: Callable[[str, Tens
 def _alone(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Have gradients for `parameters` only, and every buffer back afterwards: BatchNorm counts each forward."""
     wanted = {id(weight) for weight in parameters.values()}
-    others = [weight for weight in model.parameters() if id(weight) not in wanted and weight.requires_grad]
+    found = [(weight, weight.requires_grad) for weight in model.parameters()]
     for weight in parameters.values():
         if weight.grad is not None:
             raise ConfigError("the model has gradients already; zero_grad() first")
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    for weight in others:
-        weight.requires_grad_(False)
+    for weight, _ in found:
+        weight.requires_grad_(id(weight) in wanted)
     try:
         yield
     finally:
-        for weight in others:
-            weight.requires_grad_(True)
+        for weight, trains in found:
+            weight.requires_grad_(trains)
         with torch.no_grad():
             for buffer, was in before:
                 buffer.copy_(was)

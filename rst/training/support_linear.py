@@ -57,12 +57,14 @@ class SampledLayer:
         values: what receives the gradients, float32 or float64 of shape (n,).
         pattern: where they are in its weight.
         transposed: whether the weight is (inputs, outputs).
+        paused: whether to leave forward passes alone for now.
     """
 
     layer: nn.Module
     values: Tensor
     pattern: Pattern
     transposed: bool
+    paused: bool = False
     _hook: RemovableHandle | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -70,12 +72,19 @@ class SampledLayer:
         at_support = _operation()
 
         def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if not torch.is_grad_enabled():
+            if self.paused or not torch.is_grad_enabled():
                 return None
             watched: Tensor = at_support(output, inputs[0], self.values, *self.pattern, self.transposed)
             return watched
 
         self._hook = self.layer.register_forward_hook(hook)
+
+    def move(self, positions: Tensor) -> None:
+        """Sample at as many other places. In place, so that what was compiled stays."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        for there, found in zip(self.pattern, pattern_of(positions, *weight.shape), strict=True):
+            there.copy_(found)
 
     def stop(self) -> None:
         """Leave the layer as it was."""

@@ -1,6 +1,6 @@
 """Gradients of kept weights, averaged over the processes of data parallel training: O(nnz) travels, not O(N)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -34,9 +34,7 @@ def average_in_backward(kept: Iterable[HasValues]) -> None:
     As DistributedDataParallel does: before scalers and clipping see them, and again after each micro-batch. What was
     averaged before is the same in all processes, so averaging it again changes nothing.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    if torch.distributed.get_world_size() == 1:
+    if _processes() == 1:
         return
     values = [one.values for one in kept]
     queued = False
@@ -47,7 +45,7 @@ def average_in_backward(kept: Iterable[HasValues]) -> None:
         for dtype in {one.dtype: None for one in values}:
             alike = [one for one in values if one.dtype == dtype]
             gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in alike]
-            flat = torch.cat(gradients) / torch.distributed.get_world_size()
+            flat = torch.cat(gradients) / _processes()
             torch.distributed.all_reduce(flat)
             for one, part in zip(alike, torch.split(flat, [one.numel() for one in alike]), strict=True):
                 one.grad = part.clone()
@@ -62,3 +60,17 @@ def average_in_backward(kept: Iterable[HasValues]) -> None:
     for one in kept:
         one.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         one.values.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def of_first_process(positions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What process 0 of torch.distributed has, for all of them. Collective."""
+    if _processes() == 1:
+        return positions
+    shared = [dict(positions)]
+    torch.distributed.broadcast_object_list(shared)
+    return shared[0]
+
+
+def _processes() -> int:
+    here = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if here else 1

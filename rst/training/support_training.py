@@ -6,7 +6,8 @@ the weights.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,13 @@ from rst.errors import ConfigError, ParameterMismatchError
 from rst.numerics.places import read_at, write_at_
 from rst.training.base_weights import BaseWeights
 from rst.training.kept_places import KeptPlaces
+from rst.training.largest import LargestOfEach
+from rst.training.moving_support import Move, check_states, move_states_
 from rst.training.sparse_base import SparseBaseWeights
-from rst.training.support import Support
+from rst.training.support import Loss, Support
+from rst.training.support_gradients import strongest
 from rst.training.support_linear import SampledLayer, layer_of, pattern_of, pays
-from rst.training.support_processes import average_in_backward
+from rst.training.support_processes import average_in_backward, of_first_process
 
 # Values are trained at least this wide: an optimiser's small steps are lost in half precision.
 _HALF = (torch.float16, torch.bfloat16)
@@ -72,6 +76,14 @@ class KeptWeights:
         self.values.copy_(values)
         self.write()
 
+    @torch.no_grad()
+    def move(self, move: Move) -> None:
+        """Have w0 where an entry leaves, and go on from it where one is new."""
+        write_at_(self.weight, self.places.positions, self.places.origin)
+        origin = read_at(self.weight, move.positions)  # w0 everywhere now
+        values = move.apply(self.values.detach(), origin.to(self.values.dtype))
+        self.restore(KeptPlaces(move.positions, origin), values)
+
 
 # How far sampled and dense gradients may lie apart, relative to their length: half precision rounds each a little.
 _ALIKE = 0.02
@@ -103,12 +115,17 @@ class Trial:
         return cls(kept, sampled, probe, torch.zeros_like(kept.values, requires_grad=False))
 
     @torch.no_grad()
+    def again(self) -> None:
+        """Forget the gradients so far, which were at other places."""
+        self.probe.grad = None
+        self.dense.zero_()
+
+    @torch.no_grad()
     def verdict(self) -> bool | None:
         """Compare: True freezes the weight, whose values have the sampled gradient from now on; None is too early."""
         length = self.dense.norm().item()
         if not math.isfinite(length):  # a step that a scaler skipped
-            self.dense.zero_()
-            self.probe.grad = None
+            self.again()
         if not 0 < length < math.inf:
             return None
         found = self.probe.grad
@@ -150,12 +167,15 @@ class SupportTraining:
         }
         for name in sparse.keys() - self.kept.keys():
             sparse[name].requires_grad_(False)
+        self._paused = False
         self._dense = {name: self._gather(kept) for name, kept in self.kept.items()}
-        self._trials = {}
+        self._trials: dict[str, Trial] = {}
+        self._sampled: dict[str, SampledLayer] = {}
         for name, kept in self.kept.items():
             layer = layer_of(name, kept.weight, model)
             if layer is not None and pays(kept.weight, kept.values.numel()):
-                self._trials[name] = Trial.start(kept, layer)
+                trial = self._trials[name] = Trial.start(kept, layer)
+                self._sampled[name] = trial.sampled
         average_in_backward(self.kept.values())
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -171,15 +191,19 @@ class SupportTraining:
             elif restored_later:
                 base.replace(name, base.places[name], restored_later=True)
 
+    def check(self, base: BaseWeights) -> None:
+        """Raise `ConfigError` if something else has written to the weights."""
+        assert isinstance(base, SparseBaseWeights)
+        for name, kept in self.kept.items():
+            base.check(name, kept.weight)
+
     def write(self, base: BaseWeights) -> None:
         """Put the values into the weights, and let layers whose sampled gradient is right have no other from now on.
 
         Raises:
             ConfigError: something else has written to the weights.
         """
-        assert isinstance(base, SparseBaseWeights)
-        for name, kept in self.kept.items():
-            base.check(name, kept.weight)
+        self.check(base)
         for kept in self.kept.values():
             kept.write()
         self.stand_in(base)
@@ -187,8 +211,67 @@ class SupportTraining:
             passed = trial.verdict()
             if passed:
                 self._dense[name].remove()
+            if passed is False:
+                del self._sampled[name]
             if passed is not None:
                 del self._trials[name]
+
+    def move(
+        self, model: nn.Module, batches: Iterable[Any], share: float, loss: Loss, optimizer: torch.optim.Optimizer
+    ) -> int:
+        """Move a share of each parameter's kept weights; see `ResidualSparseTrainer.move_support`.
+
+        Raises:
+            ConfigError: there are gradients, or no batch, or an optimiser's state is not one entry a weight; nothing
+                has changed then.
+        """
+        values = self.parameters()
+        for name, one in values.items():
+            if one.grad is not None:
+                raise ConfigError("the support has gradients already; zero_grad() first", parameter=name)
+        check_states(optimizer, values)
+        counts = {name: round(share * one.numel()) for name, one in values.items()}
+        counts = {name: count for name, count in counts.items() if count}
+        with self._pause():
+            found: Mapping[str, Tensor] = strongest(
+                model,
+                {name: self.kept[name].weight for name in counts},
+                batches,
+                lambda times: LargestOfEach({name: times * count for name, count in counts.items()}),
+                loss,
+                taken={name: self.kept[name].places.positions for name in counts},
+            )
+        found = of_first_process(found)
+        for name, grown in found.items():
+            kept = self.kept[name]
+            move = Move.plan(kept.places, kept.values.detach(), grown.to(kept.weight.device))
+            kept.move(move)
+            move_states_(optimizer, kept.values, move)
+            self._follow(name)
+        return sum(grown.numel() for grown in found.values())
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Leave gradients to others, and have none left at the end."""
+        self._set_paused(True)
+        try:
+            yield
+        finally:
+            self._set_paused(False)
+            for one in self.parameters().values():
+                one.grad = None  # zeros, where processes averaged them
+
+    def _set_paused(self, paused: bool) -> None:
+        self._paused = paused
+        for sampled in self._sampled.values():
+            sampled.paused = paused
+
+    def _follow(self, name: str) -> None:
+        """Sample where the kept weights of a parameter lie now."""
+        if name in self._sampled:
+            self._sampled[name].move(self.kept[name].places.positions)
+        if name in self._trials:
+            self._trials[name].again()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Positions, w0 there, and what the optimiser trains, by parameter."""
@@ -222,9 +305,12 @@ class SupportTraining:
                 )
         for name, kept in self.kept.items():
             kept.restore(places[name], found[name]["values"])
+            self._follow(name)
 
     def _gather(self, kept: KeptWeights) -> RemovableHandle:
         def hook(weight: Tensor) -> None:
+            if self._paused:
+                return
             gradient, weight.grad = weight.grad, None
             assert gradient is not None
             kept.collect(gradient)

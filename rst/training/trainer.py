@@ -38,7 +38,7 @@ from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, keep_top_
 from rst.training.sparse_base import SparseBaseWeights, remember
 from rst.training.status import TrainingStatus
-from rst.training.support import Support
+from rst.training.support import Support, loss_of
 from rst.training.support_processes import leave_out_of_ddp
 from rst.training.support_training import SupportTraining
 from rst.training.tracking import TrackedTensors, live_tensors, track
@@ -239,6 +239,43 @@ class ResidualSparseTrainer:
             lambda names: self._select(names, self._steps + 1, final=False),
         )
         return optimizer
+
+    def move_support(
+        self, batches: Iterable[Any], share: float = 0.1, *, loss: Callable[[Any], Tensor] | None = None
+    ) -> int:
+        """Let go of the kept weights that moved least from w0, and take those with the largest gradients instead.
+
+        >>> if step % 100 == 0:
+        ...     trainer.move_support(batches, share=0.1)
+
+        Each parameter keeps as many weights as it had. What is let go of has w0's bits again; the others keep their
+        values and the optimiser's states; new ones start at w0 and with states of zero. To be called between steps,
+        after `zero_grad()`. Of several processes the gradients of the first decide.
+
+        Args:
+            batches: as in `Support.from_gradients`, at least one.
+            share: of each parameter's kept weights, in (0, 1].
+            loss: gives the loss of a batch; if left out, `model(**batch).loss`.
+
+        Returns:
+            How many moved: fewer than asked for where no other weight has a gradient.
+
+        Raises:
+            ConfigError: no support is trained or no optimiser attached, the share is out of range, there are gradients
+                or no batch, an optimiser's state is not one entry a weight, or something else wrote to the weights.
+                Nothing has changed then.
+        """
+        if not self._kept or not self._following:
+            raise ConfigError('move_support needs select="support" and attach(optimizer)')
+        if not 0 < share <= 1:
+            raise ConfigError(f"share={share}: a fraction of the kept weights, in (0, 1]")
+        if self.suspended:
+            raise ConfigError("the adapter in training is off; set_adapter turns it on")
+        self._kept.check(self._base)
+        optimizer = self._following.optimizer
+        moved = self._kept.move(self.model, batches, share, loss or loss_of(self.model), optimizer)
+        self._kept.stand_in(self._base)
+        return moved
 
     def detach(self) -> None:
         """Undo `attach`; without one, do nothing."""

@@ -24,7 +24,7 @@ class WithHead(Two):
         return logits
 
 
-def trained(rank: int, world: int) -> dict[str, Tensor]:
+def trained(rank: int, world: int, moves: bool = False) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = WithHead()
     trainer = ResidualSparseTrainer(model, CONFIG, support=Support.random(model, 0.01, config=CONFIG))
@@ -37,7 +37,15 @@ def trained(rank: int, world: int) -> dict[str, Tensor]:
         for micro in rows[rank::world].split(1):
             (squares(wrapped, micro) * world / 4).backward()
         optimizer.step()
+        if moves:
+            optimizer.zero_grad()
+            own = torch.randn(4, 300, generator=torch.Generator().manual_seed(100 * rank + step))
+            trainer.move_support([own], 0.5, loss=lambda batch: squares(model, batch))
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def of_one_rank_that_moves() -> dict[str, Tensor]:
+    return trained(dist.get_rank(), dist.get_world_size(), moves=True)
 
 
 def of_one_rank() -> tuple[dict[str, Tensor], str]:
@@ -57,3 +65,11 @@ def test_two_processes_train_as_one() -> None:
         torch.testing.assert_close(weight, alone[name], rtol=1e-4, atol=1e-6)
     untouched = WithHead()
     assert not torch.equal(first["second.weight"], untouched.second.weight)
+
+
+def test_the_first_processes_batches_decide_where_a_support_moves() -> None:
+    first, second = run(2, of_one_rank_that_moves)
+    alone = trained(0, 1, moves=True)
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name])
+        torch.testing.assert_close(weight, alone[name], rtol=1e-4, atol=1e-6)
