@@ -1,7 +1,9 @@
 """Names of weights, the same whether a module or checkpoint is plain or wrapped: compiled, averaged, parallel."""
 
 import difflib
+import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
@@ -16,6 +18,9 @@ _UNWRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module")  # F
 # What data parallelism and RSTModel call it: names of submodules too, so they go only where every name has them.
 _ONLY_CHILD = ("module.", "base_model.")
 _AVERAGES = "n_averaged"  # AveragedModel's own buffer
+_MOST_PREFIXES = 64  # that are tried; the one which explains most names is among the most frequent
+_LONGEST = 4096  # characters that a regular expression is tried on, for each module above a name
+_LONGEST_SHOWN, _MOST_COMPARED = 200, 1000
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
 
 
@@ -59,9 +64,10 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     plain = {name: plain_name(name) for name in names}
     if _AVERAGES in plain and _common_child(name for name in plain.values() if name != _AVERAGES) == "module.":
         del plain[_AVERAGES]
-    while prefix := _common_child(plain.values()):
-        plain = {original: name.removeprefix(prefix) for original, name in plain.items()}
-    return plain
+    shared, start = os.path.commonprefix(list(plain.values())), 0  # noqa: RUF071  (looked at once: it may be immense)
+    while child := next((child for child in _ONLY_CHILD if shared.startswith(child, start)), None):
+        start += len(child)
+    return {original: name[start:] for original, name in plain.items()}
 
 
 def _common_child(names: Iterable[str]) -> str | None:
@@ -95,9 +101,9 @@ def respelled(names: Collection[str], wanted: Collection[str]) -> dict[str, str]
     {'transformer.h.0.weight': 'h.0.weight'}
     """
     missing = [name for name in wanted if name not in names]
-    prefixes = {name.partition(".")[0] for name in (*missing, *names)} if missing else set()
+    firsts = Counter(name.partition(".")[0] for name in (*missing, *names)) if missing else Counter()
     best: dict[str, str] = {}
-    for prefix in ("", *sorted(prefixes)):
+    for prefix in ("", *sorted(prefix for prefix, _ in firsts.most_common(_MOST_PREFIXES))):
         spelled = {name: other for name in missing for other in other_spellings(name, prefix) if other in names}
         if len(spelled) > len(best):
             best = spelled
@@ -107,18 +113,23 @@ def respelled(names: Collection[str], wanted: Collection[str]) -> dict[str, str]
 def matches(name: str, patterns: Patterns) -> bool:
     """Whether the parameter `name`, or a module above it, is meant by `patterns`, read as PEFT reads them.
 
-    A string is a regular expression for a whole name; a list holds names or suffixes at a dot.
+    A string is a regular expression for a whole name; a list holds names or suffixes at a dot. Raises `ConfigError`
+    for a name of more than 4096 characters, which no regular expression is tried on.
 
     >>> matches("blocks.0.attn.weight", ["attn"]), matches("blocks.0.attn.weight", r"blocks\\.[01]\\..*")
     (True, True)
     """
     if patterns is None:
         return False
-    parts = name.split(".")
-    paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     if isinstance(patterns, str):
-        return any(re.fullmatch(patterns, path) for path in paths)
-    return any(path == pattern or path.endswith(f".{pattern}") for path in paths for pattern in patterns)
+        if len(name) > _LONGEST:
+            raise ConfigError(
+                f"a name of {len(name)} characters; patterns are for {_LONGEST} at most", parameter=name[:99]
+            )
+        parts = name.split(".")
+        return any(re.fullmatch(patterns, ".".join(parts[:end])) for end in range(1, len(parts) + 1))
+    dotted = f".{name}."
+    return any(f".{pattern}." in dotted for pattern in patterns)
 
 
 def is_bias(name: str) -> bool:
@@ -144,5 +155,8 @@ def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> No
             known = sorted(
                 {part for name in names for part in name.split(".")[:-1] if not part.isdigit()} or set(names)
             )
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:5]
-            raise ConfigError(f"{setting}: {pattern!r} matches no parameter; there are, for example, {near}")
+            known = [name for name in known if len(name) < _LONGEST_SHOWN][:_MOST_COMPARED]
+            near = difflib.get_close_matches(pattern[:_LONGEST_SHOWN], known, n=3, cutoff=0.3) or known[:5]
+            raise ConfigError(
+                f"{setting}: {pattern[:_LONGEST_SHOWN]!r} matches no parameter; there are, for example, {near}"
+            )

@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from rst.checkpoints.pickle_scan import check_pickle
 from rst.errors import CheckpointError
+from rst.files.budget import Budget
 
 METADATA_FILE = ".metadata"
 _CLASSES = {
@@ -59,6 +61,7 @@ def _check_sizes(data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data):  # which itself refuses what is longer than the data
         if "PUT" in opcode.name and int(argument) > len(data):  # type: ignore[arg-type]  # the memo is an array
             raise ValueError(f"it numbers an object {argument} in {len(data)} bytes")
+    check_pickle(BytesIO(data), Budget(len(data)))
 
 
 class _Unpickler(pickle.Unpickler):

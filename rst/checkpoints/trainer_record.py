@@ -117,7 +117,7 @@ def _place(place: Any) -> ModulePlace:
         or len(shape) != len(strides)
         or not all(type(n) is int and 0 <= n < 1 << 63 for n in sizes)
     ):
-        raise TypeError(f"{str(place)[:99]} is no place in a module")
+        raise TypeError("a place in a module is a name, a shape, strides and an offset")
     return ModulePlace(name, tuple(shape), tuple(strides), offset)
 
 

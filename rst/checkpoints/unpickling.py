@@ -6,12 +6,15 @@ from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from torch import Tensor
 
 from rst.checkpoints.allowed_classes import harmless
+from rst.checkpoints.pickle_scan import check_pickle
 from rst.errors import CheckpointError
+from rst.files.budget import Budget, BudgetError
 from rst.numerics.exactness import plain_parts
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -26,6 +29,7 @@ _LAYOUTS = {
     torch.sparse_bsc,
 }
 _ZIP = b"PK\x03\x04"
+_LEGACY_PICKLES = 5  # two numbers, the system's sizes, the content, and the keys of its storages
 
 
 def unpickle(path: Path) -> Any:
@@ -106,8 +110,25 @@ def _load(path: Path) -> Any:
     # (CVE-2025-32434).
     if not zipped and _is_tar(path):
         raise ValueError("a tar file of torch before 0.1.10, which cannot be read safely")
+    _check_cost(path, zipped)
     # The format before torch 1.6 cannot be mapped.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _check_cost(path: Path, zipped: bool) -> None:
+    """Raise `ValueError` where unpickling would take more than the file explains."""
+    budget = Budget(path.stat().st_size)
+    if not zipped:
+        with path.open("rb") as file:
+            for _ in range(_LEGACY_PICKLES):
+                check_pickle(file, budget)
+        return
+    with ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != ZIP_STORED:
+                raise BudgetError(f"{member.filename} in it is compressed, which torch.save does not do")
+    reader = torch._C.PyTorchFileReader(str(path))  # what torch itself will find in it
+    check_pickle(BytesIO(reader.get_record("data.pkl")), budget)
 
 
 def _is_tar(path: Path) -> bool:

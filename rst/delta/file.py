@@ -20,6 +20,7 @@ from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, Encoding, Spar
 from rst.delta.validation import validate
 from rst.errors import CheckpointError, ConfigError, DeltaFormatError
 from rst.files.atomic import atomic_write
+from rst.files.budget import Budget
 from rst.files.safetensors_reader import read_safetensors
 from rst.files.safetensors_writer import specs_of, write_safetensors
 from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
@@ -57,7 +58,7 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     if encoding == "packed":
         from rst.delta import packed  # and with it pcodec, which `import rst` does without
 
-        arrays = packed.to_arrays(parameters) | {"records": packed.pack_headers(headers)}
+        arrays = packed.to_arrays(parameters) | {"records": packed.pack_headers(headers, len(parameters))}
     else:
         arrays = coo.to_arrays(parameters)
         metadata["parameters"] = headers
@@ -95,7 +96,7 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     if not digest_fits(contents.data, contents.metadata.get("digest", "")):
         raise DeltaFormatError("the digest does not fit the contents; the file was altered or damaged", file=source)
     try:
-        return _rebuild(source, contents.metadata, contents.arrays)
+        return _rebuild(source, contents.metadata, contents.arrays, Budget(contents.data.nbytes))
     except _DAMAGE as error:
         raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
 
@@ -162,13 +163,13 @@ def _check_version(source: str, metadata: Mapping[str, str]) -> None:
             )
 
 
-def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]) -> SparseDelta:
+def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor], budget: Budget) -> SparseDelta:
     op: Op = metadata["op"]  # type: ignore[assignment]  # checked with the version
     if metadata["encoding"] == "packed":
         from rst.delta import packed
 
-        text = packed.unpack_headers(source, arrays.pop("records"))
-        parameters = packed.from_arrays(source, read_headers(text, op), arrays)
+        text = packed.unpack_headers(source, arrays.pop("records"), budget)
+        parameters = packed.from_arrays(source, read_headers(text, op), arrays, budget)
     else:
         parameters = coo.from_arrays(source, read_headers(metadata["parameters"], op), arrays)
     validate(parameters, source)

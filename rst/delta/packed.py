@@ -23,41 +23,47 @@ from rst.delta.parameter_delta import ParameterDelta, index_dtype
 from rst.delta.parameter_header import ParameterHeader
 from rst.delta.pcodec_stream import compress, decompress
 from rst.errors import DeltaFormatError
+from rst.files.budget import Budget
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import bits, step_dtype
 
 Positions = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
-_MOST_HEADER_BYTES = 1 << 27  # a million parameters
-# Names and shapes that hardly differ pack 30 to 1. A reader refuses more than this: a megabyte of zlib can unfold to
-# a gigabyte of JSON, and that to thirty of objects. What packs better is stored as it is.
-_MOST_UNFOLDED = 64
-_FREE_HEADER_BYTES = 1 << 16
 
 
 def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
-    """Compress valid parameters into named streams."""
+    """Compress valid parameters into named streams, no further than a reader unpacks them."""
+    parts = _parts(parameters)
+    streams = {name: compress(array, lengths) for name, (array, lengths) in parts.items()}
+    entries = sum(array.numel() for array, _ in parts.values())
+    if entries > Budget(sum(stream.numel() for stream in streams.values())).entries:
+        streams = {name: compress(array, lengths, regular=True) for name, (array, lengths) in parts.items()}
+    return streams
+
+
+def _parts(parameters: Mapping[str, ParameterDelta]) -> dict[str, tuple[Tensor, list[int]]]:
+    """By the stream's name, its entries and how many belong to one parameter each; none that are empty."""
     changes = parameters.values()
     slots = [torch.searchsorted(change.indices, change.exact_indices) for change in changes]
-    streams = {
-        "gaps": _pack_positions([change.indices for change in changes], [change.numel for change in changes]),
-        "exact_gaps": _pack_positions(slots, [change.nnz for change in changes]),
+    parts = {
+        "gaps": _join_positions([change.indices for change in changes], [change.numel for change in changes]),
+        "exact_gaps": _join_positions(slots, [change.nnz for change in changes]),
     }
     for dtype in dict.fromkeys(change.dtype for change in changes):
         alike = [change for change in changes if change.dtype == dtype]
-        streams[f"values.{NAME_OF_DTYPE[dtype]}"] = _pack_values([change.values for change in alike])
-        streams[f"exact_values.{NAME_OF_DTYPE[dtype]}"] = _pack_values([change.overlay for change in alike])
-    return {name: stream for name, stream in streams.items() if stream is not None}
+        parts[f"values.{NAME_OF_DTYPE[dtype]}"] = _join([change.values for change in alike])
+        parts[f"exact_values.{NAME_OF_DTYPE[dtype]}"] = _join([change.overlay for change in alike])
+    return {name: (array, lengths) for name, (array, lengths) in parts.items() if array.numel()}
 
 
 def from_arrays(
-    source: str, headers: Mapping[str, ParameterHeader], arrays: dict[str, Tensor]
+    source: str, headers: Mapping[str, ParameterHeader], arrays: dict[str, Tensor], budget: Budget
 ) -> dict[str, ParameterDelta]:
     """Invert `to_arrays`, taking its streams out of `arrays`; the result is still to be validated.
 
     Raises:
         DeltaFormatError: a stream is damaged, announces too much, or does not fit the headers.
     """
-    streams = _Streams(source, arrays)
+    streams = _Streams(source, arrays, budget)
     sizes = [header.numel for header in headers.values()]
     indices, counts = streams.positions("gaps", sizes)
     slots, exact_counts = streams.positions("exact_gaps", counts)
@@ -74,56 +80,60 @@ def from_arrays(
     }
 
 
-def pack_headers(text: str) -> Tensor:
-    """Compress the JSON of `rst.delta.parameter_header`, no further than a reader unfolds it."""
+def pack_headers(text: str, count: int) -> Tensor:
+    """Compress the JSON of `rst.delta.parameter_header`, no further than a reader unfolds it.
+
+    Names and shapes that hardly differ pack 30 to 1. What packs better is stored as it is: a megabyte of zlib can
+    unfold to a gigabyte of JSON, and that to thirty of objects.
+    """
     plain = text.encode()
     packed = zlib.compress(plain, 9)
-    if len(plain) > _most_unfolded(len(packed)):
+    allowed = Budget(len(packed))
+    if len(plain) > allowed.text or count > allowed.records:
         packed = zlib.compress(plain, 0)
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
-def unpack_headers(source: str, stream: Tensor) -> str:
-    """Invert `pack_headers`, within 64 KiB + 64 bytes for each byte, at most 128 MiB. Raises `DeltaFormatError`."""
-    inflater, most = zlib.decompressobj(), _most_unfolded(stream.numel())
+def unpack_headers(source: str, stream: Tensor, budget: Budget) -> str:
+    """Invert `pack_headers`, within a budget. Raises `DeltaFormatError`."""
+    inflater, most = zlib.decompressobj(), budget.text
     try:
         text = inflater.decompress(stream.numpy().tobytes(), most)
         if not inflater.eof:
             raise DeltaFormatError(f"records is cut, or longer than {most} bytes", file=source)
+        budget.take("records", max(text.count(b"{") - 1, text.count(b"["), text.count(b",") // 8))  # one each, about
         return text.decode()
-    except (zlib.error, UnicodeDecodeError) as error:
+    except (zlib.error, ValueError) as error:
         raise DeltaFormatError(f"records cannot be read ({error})", file=source) from error
 
 
-def _most_unfolded(packed: int) -> int:
-    return min(_MOST_HEADER_BYTES, _FREE_HEADER_BYTES + _MOST_UNFOLDED * packed)
-
-
-def _pack_positions(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor | None:
+def _join_positions(parts: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Positions, sorted and unique within each part, as gaps with the parts laid end to end."""
     starts = [0, *accumulate(sizes)]
     positions = [part.long() + start for part, start in zip(parts, starts, strict=False)]
     gaps = torch.diff(torch.cat([torch.tensor([-1]), *positions])) - 1
-    return _pack_values([gaps.to(index_dtype(starts[-1]))], [part.numel() for part in parts])
+    return gaps.to(index_dtype(starts[-1])), [part.numel() for part in parts]
 
 
-def _pack_values(parts: Sequence[Tensor], lengths: Sequence[int] | None = None) -> Tensor | None:
+def _join(parts: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     array = torch.cat([bits(part.contiguous()) for part in parts]).view(parts[0].dtype)
-    return compress(array, lengths or [part.numel() for part in parts]) if array.numel() else None
+    return array, [part.numel() for part in parts]
 
 
 class _Streams:
     """The streams of one file, decoded when asked for."""
 
-    def __init__(self, source: str, arrays: dict[str, Tensor]) -> None:
-        self.source, self.arrays = source, arrays
+    def __init__(self, source: str, arrays: dict[str, Tensor], budget: Budget) -> None:
+        self.source, self.arrays, self._budget = source, arrays, budget
 
     def array(self, name: str, dtype: torch.dtype) -> Tensor:
         stream = self.arrays.pop(name, None)
-        return torch.empty(0, dtype=dtype) if stream is None else decompress(self.source, name, stream, dtype)
+        if stream is None:
+            return torch.empty(0, dtype=dtype)
+        return decompress(self.source, name, stream, dtype, self._budget)
 
     def positions(self, name: str, sizes: Sequence[int]) -> tuple[Positions, list[int]]:
-        """Invert `_pack_positions`: where the entries lie with the parts laid end to end, and how many in each part."""
+        """Invert `_join_positions`: where the entries lie with the parts laid end to end, and how many in each part."""
         starts = [0, *accumulate(sizes)]
         if name not in self.arrays:
             return np.empty(0, dtype=np.int64), [0] * len(sizes)
@@ -135,7 +145,7 @@ class _Streams:
         return positions, np.diff(edges).tolist()
 
     def values(self, name: str, dtype: torch.dtype, lengths: Sequence[int]) -> tuple[Tensor, ...]:
-        """Invert `_pack_values`: for each part its own values."""
+        """Invert `_join`: for each part its own values."""
         array = self.array(name, dtype)
         if array.numel() != sum(lengths):
             raise DeltaFormatError(f"{array.numel()} {name} for {sum(lengths)} positions", file=self.source)

@@ -13,6 +13,7 @@ from pcodec import ChunkConfig, ModeSpec, PagingSpec, standalone
 from torch import Tensor
 
 from rst.errors import DeltaFormatError
+from rst.files.budget import Budget, BudgetError
 from rst.numerics.exactness import bits
 
 _COUNT_BYTES = 8
@@ -21,32 +22,30 @@ _AS_FLOATS = (torch.float32, torch.float64)
 # 10 % density that saves 0.2 bits an index. Below 8192 entries the headers of the chunks eat the gain.
 _CHUNK = (1 << 13, 1 << 18)
 # A chunk of equal numbers takes some 12 bytes however long it is. A reader cannot tell that from a bomb, so it refuses
-# more than this many entries a byte, and arrays so regular are written in short chunks.
-_MOST_PER_BYTE = 1024
-_REGULAR_CHUNK = (1 << 12, 1 << 13)
+# more entries than the file's bytes explain (`rst.files.budget`), and files so regular are written in short chunks.
+_REGULAR_CHUNK = (1 << 6, 1 << 7)
 _SAMPLE = 1 << 14
 
 
-def compress(array: Tensor, lengths: Sequence[int]) -> Tensor:
+def compress(array: Tensor, lengths: Sequence[int], regular: bool = False) -> Tensor:
     """Compress numbers, bit for bit.
 
     Args:
         array: shape (n,), n > 0, of any non-complex dtype, on the CPU.
         lengths: how many entries belong together (to one parameter each); they sum to n.
+        regular: write short chunks, so that there are at most 11 entries a byte.
 
     Returns:
         The stream, uint8.
     """
     numbers = _as_numpy(array)
-    mode = _best_mode(numbers)
-    stream = _compress(numbers, mode, _chunks(lengths, *_CHUNK))
-    if numbers.size > _MOST_PER_BYTE * len(stream):
-        stream = _compress(numbers, mode, _chunks(lengths, *_REGULAR_CHUNK))
+    chunks = _chunks(lengths, *(_REGULAR_CHUNK if regular else _CHUNK))
+    stream = _compress(numbers, _best_mode(numbers), chunks)
     return torch.frombuffer(bytearray(numbers.size.to_bytes(_COUNT_BYTES, "little") + stream), dtype=torch.uint8)
 
 
-def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype) -> Tensor:
-    """Invert `compress` for an array of `dtype`; memory stays below 1024 entries for each byte of the stream.
+def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype, budget: Budget) -> Tensor:
+    """Invert `compress` for an array of `dtype`; its entries are taken from the budget before there is memory for them.
 
     Raises:
         DeltaFormatError: not such a stream; about the file `source` and, as its parameter, the stream `name`.
@@ -56,11 +55,12 @@ def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype) -> Te
         raise refuse(f"{stream.dtype} {tuple(stream.shape)} is no compressed stream")
     raw = stream.numpy().tobytes()
     count, body = int.from_bytes(raw[:_COUNT_BYTES], "little"), raw[_COUNT_BYTES:]
-    if count > _MOST_PER_BYTE * len(body):
-        raise refuse(f"{count} entries in {len(body)} bytes, at most {_MOST_PER_BYTE} a byte can be")
     try:
+        budget.take("entries", count)
         numbers = np.empty(count, f"{'f' if dtype in _AS_FLOATS else 'i'}{dtype.itemsize}")
         progress = standalone.simple_decompress_into(body, numbers)
+    except BudgetError as error:
+        raise refuse(str(error)) from error
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise refuse(f"not a pcodec stream of {dtype} ({error})") from error
     if progress.n_processed != count or not progress.finished:

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-_DEEPEST = 64  # levels; what is loaded is saved again, by functions that call themselves
+from rst.files.budget import check_settings
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -29,12 +29,9 @@ def to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def check_depth(value: Any, levels: int = _DEEPEST) -> Any:
-    """Return a parsed value that has few levels. Raises `ValueError` for one that has more than 64."""
-    if levels < 0:
-        raise ValueError(f"more than {_DEEPEST} levels")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        check_depth(item, levels - 1)
+def check_depth(value: Any) -> Any:
+    """Return settings that are neither too deep nor too many. Raises `ValueError` as `rst.files.budget` does."""
+    check_settings(value)
     return value
 
 
@@ -55,10 +52,11 @@ def strings(values: Any, what: str) -> list[str]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:99]!r} stands twice in one object")
+        found[name] = value
     return found
 
 

@@ -1,16 +1,20 @@
 """A delta as a dense task vector: a state dict of differences, for tools of task arithmetic."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rst.checkpoints.checkpoint import Weights
+from rst.checkpoints.checkpoint import Weights, open_checkpoint
 from rst.delta.parameter_delta import ParameterDelta
 from rst.delta.sparse_delta import SparseDelta
+from rst.errors import ConfigError, ParameterMismatchError
 from rst.files.atomic import atomic_write
+from rst.files.budget import Budget
 from rst.files.safetensors_writer import by_width, write_safetensors
+from rst.files.weight_index import bytes_of
 from rst.interop.not_carried import check_carried
 from rst.operations.convert import convert
 
@@ -39,7 +43,9 @@ def to_task_vector(
         Names of what was left out, with the reason. Empty unless `partial`.
 
     Raises:
-        ConfigError: the op needs a base.
+        ConfigError: the op needs a base, or the tensors would be so much larger than the delta that only a base can
+            vouch for their shapes.
+        ParameterMismatchError: the base has other shapes.
         NotCarriedError: without `partial`, there are tensors to leave out; or there is nothing else.
         RSTError: as `rst.convert`.
     """
@@ -49,9 +55,33 @@ def to_task_vector(
     changes = {name: change for name, change in residuals.items() if name not in reasons}
     check_carried(os.fspath(output), reasons, partial, len(changes))
     specs = by_width({name: (change.dtype, change.shape) for name, change in changes.items()})
+    _check_shapes(residuals, changes, bytes_of(specs.values()), base)
     with atomic_write(Path(output)) as temporary:
         write_safetensors(temporary, specs, (_dense(changes[name]) for name in specs))
     return reasons
+
+
+def _check_shapes(
+    delta: SparseDelta, changes: Mapping[str, ParameterDelta], dense_bytes: int, base: Weights | None
+) -> None:
+    """A few hundred bytes may claim any shape, whose zeros would fill the disk."""
+    if base is None:
+        if dense_bytes > Budget(delta.nbytes).dense:
+            raise ConfigError(
+                f"{dense_bytes} bytes of tensors from a delta of {delta.nbytes}; name its base (--base, base=), which "
+                "vouches for their shapes"
+            )
+        return
+    weights = open_checkpoint(base).named_as(delta)
+    for name, change in changes.items():
+        for present in (one for one in delta.names_of(name) if one in weights):
+            if (found := tuple(weights.outline(present).shape)) != change.shape:
+                raise ParameterMismatchError(
+                    f"{change.shape} does not fit the base's {found}", file=weights.source, parameter=name
+                )
+            break
+        else:
+            raise ParameterMismatchError("the base lacks it", file=weights.source, parameter=name)
 
 
 def _dense(change: ParameterDelta) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from rst.delta.pcodec_stream import compress, decompress
+from rst.files.budget import Budget
 from tests.fuzz.byte_mutation import mutate_bytes
 from tests.fuzz.target import Target
 
@@ -36,7 +37,8 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
 def read(path: Path) -> torch.Tensor:
     data = path.read_bytes() or b"\0"
     dtype = _DTYPES[data[0] % len(_DTYPES)]
-    return decompress(str(path), "values", torch.frombuffer(bytearray(data[1:] or b"\0"), dtype=torch.uint8), dtype)
+    stream = torch.frombuffer(bytearray(data[1:] or b"\0"), dtype=torch.uint8)
+    return decompress(str(path), "values", stream, dtype, Budget(len(data)))
 
 
 STREAM = Target("codec", "x.stream", seeds, mutate, read)

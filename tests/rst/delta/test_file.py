@@ -24,6 +24,7 @@ from rst.delta.packed import pack_headers, to_arrays, unpack_headers
 from rst.delta.parameter_delta import BaseDigests
 from rst.delta.pcodec_stream import compress
 from rst.delta.sparse_delta import BaseIdentity
+from rst.files.budget import Budget
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import bit_equal, bits
 from rst.version import __version__
@@ -296,7 +297,7 @@ def with_records(change: Callable[[dict[str, dict[str, object]]], object]) -> Fo
         if "parameters" in metadata:
             metadata["parameters"] = json.dumps(records)
         else:
-            arrays["records"] = pack_headers(json.dumps(records))
+            arrays["records"] = pack_headers(json.dumps(records), len(records))
 
     return alter
 
@@ -427,15 +428,39 @@ def test_gaps_cannot_lead_back_or_outside(tmp_path: Path, second: int) -> None:
 def test_records_unfold_within_bounds() -> None:
     bomb = torch.frombuffer(bytearray(zlib.compress(b"{" + b" " * (1 << 24))), dtype=torch.uint8)
     with refused(DeltaFormatError, "records", 65536 + 64 * len(bomb), file="here"):
-        unpack_headers("here", bomb)
+        unpack_headers("here", bomb, Budget(len(bomb)))
+    plain = torch.frombuffer(bytearray(zlib.compress(bytes(1 << 27 | 1), 0)), dtype=torch.uint8)
     with refused(DeltaFormatError, "records", 1 << 27, file="here"):
-        unpack_headers("here", torch.frombuffer(bytearray(zlib.compress(bytes(1 << 27 | 1), 0)), dtype=torch.uint8))
+        unpack_headers("here", plain, Budget(len(plain)))
+
+
+@pytest.mark.parametrize("one", ['"{i:x}":{{"shape":[0],"dtype":"F32"}}', '"{i:x}":[]', '"{i:x}":[1,1,1,1,1,1,1,1]'])
+def test_records_are_as_many_as_the_bytes_explain(one: str) -> None:
+    text = "{" + ",".join(one.format(i=i) for i in range(100_000)) + "}"
+    packed = torch.frombuffer(bytearray(zlib.compress(text.encode(), 9)), dtype=torch.uint8)
+    with refused(DeltaFormatError, "records", file="here"):
+        unpack_headers("here", packed, Budget(len(packed)))
 
 
 @pytest.mark.parametrize("length", [1, 1000, 1_000_000])
 def test_records_however_regular_can_be_read_again(length: int) -> None:
     text = " " * length
-    assert unpack_headers("here", pack_headers(text)) == text
+    packed = pack_headers(text, 0)
+    assert unpack_headers("here", packed, Budget(len(packed))) == text
+
+
+def test_many_small_parameters_alike_can_be_read_again(tmp_path: Path) -> None:
+    names = [f"experts.{number}" for number in range(20_000)]
+    change = export({"w": torch.zeros(2)}, {"w": torch.ones(2)})["w"]
+    delta = SparseDelta({name: replace(change, base=None) for name in names})
+    delta.save(tmp_path / "x.safetensors", "packed")
+    assert SparseDelta.load(tmp_path / "x.safetensors") == delta
+
+
+def test_a_delta_of_equal_numbers_can_be_read_again(tmp_path: Path) -> None:
+    delta = export({"w": torch.zeros(3_000_000)}, {"w": torch.ones(3_000_000)})
+    delta.save(tmp_path / "x.safetensors", "packed")
+    assert SparseDelta.load(tmp_path / "x.safetensors") == delta
 
 
 def test_unknown_versions_name_both(tmp_path: Path) -> None:

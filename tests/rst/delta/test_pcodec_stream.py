@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rst.delta.pcodec_stream import compress, decompress
 from rst.errors import DeltaFormatError
+from rst.files.budget import Budget
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import bit_equal
 from tests.refusal import refused
@@ -31,7 +32,7 @@ def arrays(draw: st.DrawFn) -> torch.Tensor:
 @given(arrays(), st.integers(1, 5))
 def test_any_bits_survive(array: torch.Tensor, parts: int) -> None:
     lengths = [len(part) for part in torch.arange(array.numel()).tensor_split(parts)]
-    assert bit_equal(decompress("here", "values", compress(array, lengths), array.dtype), array)
+    assert bit_equal(decompress("here", "values", compress(array, lengths), array.dtype, Budget(0)), array)
 
 
 def test_long_parameters_are_split_and_short_ones_pooled() -> None:
@@ -39,7 +40,7 @@ def test_long_parameters_are_split_and_short_ones_pooled() -> None:
     lengths = [600_000, *[3] * 5000, 0, 9000, 7]
     array = torch.randint(0, 1000, (sum(lengths),), generator=generator, dtype=torch.int32)
     stream = compress(array, lengths)
-    assert bit_equal(decompress("here", "values", stream, torch.int32), array)
+    assert bit_equal(decompress("here", "values", stream, torch.int32, Budget(0)), array)
     assert stream.numel() * 8 / array.numel() < math.log2(1000) + 0.1
 
 
@@ -53,19 +54,24 @@ def test_chunks_end_with_parameters_of_8192_entries_and_no_sooner() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 100_000, 3_000_000])
-def test_however_regular_an_array_it_can_be_read_again(size: int) -> None:
+def test_a_regular_array_in_short_chunks_is_what_its_bytes_explain(size: int) -> None:
     array = torch.zeros(size, dtype=torch.int64)
-    stream = compress(array, [size])
-    assert torch.equal(decompress("here", "values", stream, torch.int64), array)
-    assert size / 1024 < stream.numel() < 100 + size / 256
+    stream = compress(array, [size], regular=True)
+    assert torch.equal(decompress("here", "values", stream, torch.int64, Budget(stream.numel())), array)
 
 
-def test_an_array_may_be_as_regular_as_a_reader_takes() -> None:
-    body = compress(torch.zeros(20_000, dtype=torch.int64), [20_000]).numel() - 8
-    array = torch.zeros(1024 * body, dtype=torch.int64)
+def test_entries_that_the_bytes_do_not_explain_are_refused_before_there_is_memory() -> None:
+    array = torch.zeros(3_000_000, dtype=torch.int64)
+    with refused(DeltaFormatError, 3_000_000, file="here", parameter="values"):
+        decompress("here", "values", compress(array, [array.numel()]), torch.int64, Budget(0))
+
+
+def test_the_streams_of_a_file_share_its_budget() -> None:
+    array, budget = torch.zeros(600_000, dtype=torch.int64), Budget(0)
     stream = compress(array, [array.numel()])
-    assert stream.numel() == 8 + body  # a single chunk
-    assert torch.equal(decompress("here", "values", stream, torch.int64), array)
+    decompress("here", "gaps", stream, torch.int64, budget)
+    with refused(DeltaFormatError, 600_000, file="here", parameter="values"):
+        decompress("here", "values", stream, torch.int64, budget)
 
 
 def test_low_mantissa_bits_of_residuals_cost_little() -> None:
@@ -94,7 +100,7 @@ def test_a_stream_that_announces_more_than_it_can_hold_is_refused(claim: int) ->
     stream = compress(torch.arange(100), [100])
     stream[:8] = torch.frombuffer(bytearray(claim.to_bytes(8, "little")), dtype=torch.uint8)
     with refused(DeltaFormatError, claim, file="here", parameter="gaps"):
-        decompress("here", "gaps", stream, torch.int64)
+        decompress("here", "gaps", stream, torch.int64, Budget(0))
 
 
 @pytest.mark.parametrize("claim", [0, 99, 101, 4000])
@@ -102,7 +108,7 @@ def test_the_announced_number_must_be_the_true_one(claim: int) -> None:
     stream = compress(torch.arange(100), [100])
     stream[:8] = torch.frombuffer(bytearray(claim.to_bytes(8, "little")), dtype=torch.uint8)
     with refused(DeltaFormatError, file="here", parameter="gaps"):
-        decompress("here", "gaps", stream, torch.int64)
+        decompress("here", "gaps", stream, torch.int64, Budget(0))
 
 
 @pytest.mark.parametrize(
@@ -111,17 +117,17 @@ def test_the_announced_number_must_be_the_true_one(claim: int) -> None:
 )
 def test_what_is_no_stream_is_refused(stream: torch.Tensor) -> None:
     with refused(DeltaFormatError, stream.dtype, tuple(stream.shape), file="here", parameter="gaps"):
-        decompress("here", "gaps", stream, torch.int64)
+        decompress("here", "gaps", stream, torch.int64, Budget(0))
 
 
 def test_a_bool_that_is_neither_0_nor_1_is_refused() -> None:
     with refused(DeltaFormatError, "bool", file="here", parameter="values"):
-        decompress("here", "values", compress(torch.tensor([0, 1, 2], dtype=torch.int8), [3]), torch.bool)
+        decompress("here", "values", compress(torch.tensor([0, 1, 2], dtype=torch.int8), [3]), torch.bool, Budget(0))
 
 
 def test_another_dtype_is_refused() -> None:
     with refused(DeltaFormatError, "torch.float32", file="here", parameter="values"):
-        decompress("here", "values", compress(torch.arange(100), [100]), torch.float32)
+        decompress("here", "values", compress(torch.arange(100), [100]), torch.float32, Budget(0))
 
 
 @given(st.data())
@@ -132,4 +138,4 @@ def test_a_damaged_stream_is_refused_or_gives_numbers(data: st.DataObject) -> No
     stream[place] = data.draw(st.integers(0, 255))
     cut = data.draw(st.sampled_from([stream.numel(), place]))
     with contextlib.suppress(DeltaFormatError):
-        assert decompress("here", "gaps", stream[:cut].clone(), array.dtype).dtype == array.dtype
+        assert decompress("here", "gaps", stream[:cut].clone(), array.dtype, Budget(0)).dtype == array.dtype

@@ -5,7 +5,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rst import ConfigError, NotCarriedError, export, to_task_vector
+from rst import (
+    ConfigError,
+    NotCarriedError,
+    ParameterDelta,
+    ParameterMismatchError,
+    SparseDelta,
+    export,
+    to_task_vector,
+)
 from tests.refusal import refused
 
 BASE = {"a": torch.ones(3, 4), "b": torch.ones(5).bfloat16(), "same": torch.ones(2)}
@@ -43,3 +51,17 @@ def test_what_has_no_difference_is_refused_or_left_out(tmp_path: Path) -> None:
     left_out = to_task_vector(delta, tmp_path / "t.safetensors", partial=True)
     assert left_out.keys() == {"head", "codes"}
     assert load_file(tmp_path / "t.safetensors").keys() == {"a", "b"}
+
+
+def test_a_shape_that_only_a_small_file_claims_is_not_written_out(tmp_path: Path) -> None:
+    one = torch.zeros(1, dtype=torch.int64)
+    empty = torch.empty(0)
+    claimed = ParameterDelta(one, torch.ones(1), (1 << 33,), torch.float32, one[:0], empty, None, "add")
+    SparseDelta({"w": claimed}).save(tmp_path / "x.safetensors")
+    with refused(ConfigError, 4 << 33):
+        to_task_vector(tmp_path / "x.safetensors", tmp_path / "tv.safetensors")
+    with refused(ParameterMismatchError, "(8589934592,)", "(3,)", parameter="w"):
+        to_task_vector(tmp_path / "x.safetensors", tmp_path / "tv.safetensors", base={"w": torch.zeros(3)})
+    with refused(ParameterMismatchError, parameter="w"):
+        to_task_vector(tmp_path / "x.safetensors", tmp_path / "tv.safetensors", base={"v": torch.zeros(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]

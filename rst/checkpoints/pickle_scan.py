@@ -1,0 +1,120 @@
+"""A look at a pickle's instructions before they are followed: they must not cost more than its bytes explain.
+
+Hashing a tuple visits all of it, however often its parts are shared: forty tuples of two, each twice in the next, are a
+key that takes days. Integers that are equal modulo 2^61 - 1 share a hash, so that a dict of n of them takes n^2.
+"""
+
+import pickletools
+from typing import Any, BinaryIO
+
+from rst.files.budget import Budget, BudgetError
+
+_COLLIDE_FROM = (1 << 61) - 1
+_TAKES_A_SIZE = ("bytearray", "torch Tensor", "Storage")
+_MARK = object()
+
+
+def check_pickle(file: BinaryIO, budget: Budget) -> None:
+    """Look at one pickle, up to its end.
+
+    Raises:
+        BudgetError: following it would cost more than the budget has.
+        ValueError: no pickle, or one that takes from an empty stack.
+    """
+    scan = _Scan(budget)
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            scan.follow(opcode, argument)
+    except (IndexError, KeyError, TypeError) as error:
+        raise ValueError("its instructions take what is not there") from error
+
+
+class _Tuple:
+    """How many objects one visits to hash a tuple, and the largest integer right in it."""
+
+    __slots__ = ("largest", "weight")
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.weight = 1 + sum(part.weight if type(part) is _Tuple else 1 for part in parts)
+        self.largest = max((part for part in parts if type(part) is int), default=0)
+
+
+class _Scan:
+    """The stack of an unpickler, with stand-ins: tuples, integers and names of classes as such, None for all else."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._colliding = self._keys = 0
+
+    def follow(self, opcode: Any, argument: Any) -> None:
+        name = opcode.name
+        if name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[int(argument)] = self._stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            self._push(self._memo[int(argument)])
+        elif name == "MARK":
+            self._stack.append(_MARK)
+        elif name.startswith("TUPLE"):
+            self._push(_Tuple(self._above_mark() if name == "TUPLE" else self._pop(int(name[5:]))))
+        elif name in ("SETITEM", "SETITEMS"):
+            parts = self._above_mark() if name == "SETITEMS" else self._pop(2)
+            self._set(parts[::2])
+        elif name == "DUP":
+            self._push(self._stack[-1])
+        elif name == "REDUCE":
+            self._call(*self._pop(2))
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            if argument is None:
+                self._pop(2)
+            self._stack.append(str(argument))
+        else:
+            self._other(opcode, argument)
+
+    def _other(self, opcode: Any, argument: Any) -> None:
+        """An instruction that leaves nothing of interest but integers."""
+        before, after = opcode.stack_before, opcode.stack_after
+        if any(kind.name == "mark" for kind in before):
+            self._above_mark()
+            before = before[: [kind.name for kind in before].index("mark")]
+        if before:
+            self._pop(len(before))
+        for _ in after:
+            self._push(argument if type(argument) is int else None)
+
+    def _push(self, item: Any) -> None:
+        if type(item) is _Tuple:
+            self._budget.take("steps", item.weight)
+        elif type(item) is int and not -_COLLIDE_FROM < item < _COLLIDE_FROM:
+            self._colliding += 1
+            self._budget.take("steps", self._colliding)
+        self._stack.append(item)
+
+    def _pop(self, count: int) -> list[Any]:
+        parts = self._stack[len(self._stack) - count :]
+        if len(parts) < count or _MARK in parts:
+            raise IndexError(count)
+        del self._stack[-count:]
+        return parts
+
+    def _above_mark(self) -> list[Any]:
+        parts: list[Any] = []
+        while (item := self._stack.pop()) is not _MARK:
+            parts.append(item)
+        return parts[::-1]
+
+    def _set(self, keys: list[Any]) -> None:
+        """Tuples of integers can be made to share a hash too."""
+        for key in keys:
+            if type(key) is _Tuple:
+                self._keys += 1
+                self._budget.take("steps", self._keys)
+
+    def _call(self, called: Any, arguments: Any) -> None:
+        size = arguments.largest if type(arguments) is _Tuple else 0
+        if str(called).endswith(_TAKES_A_SIZE) and size > self._budget.file_bytes:
+            raise BudgetError(f"makes {called} of {size}, in a file of {self._budget.file_bytes} bytes")
+        self._stack.append(None)

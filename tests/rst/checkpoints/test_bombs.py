@@ -1,0 +1,117 @@
+"""Small pickles that ask for much: refused before their instructions are followed, honest ones are not."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rst import CheckpointError, ResidualSparseTrainer, RSTConfig, export, open_checkpoint
+from tests.refusal import refused
+
+_HASH = (1 << 61) - 1
+
+
+def write(path: Path, pickle: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in {"data.pkl": pickle, "version": b"3\n", "byteorder": b"little"}.items():
+            archive.writestr(f"archive/{name}", content)
+    return path
+
+
+def nested_tuples(levels: int) -> bytes:
+    """A dict whose key is a pair of a pair of a pair, each the same one twice."""
+    pairs = b"".join(b"q" + bytes([level]) + b"h" + bytes([level]) + b"\x86" for level in range(levels))
+    return b"\x80\x02})" + pairs + b"K\x01s."
+
+
+def integer(number: int) -> bytes:
+    digits = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(digits)]) + digits
+
+
+def colliding_integers(count: int) -> bytes:
+    return b"\x80\x02}(" + b"".join(integer(number * _HASH) + b"K\x01" for number in range(count)) + b"u."
+
+
+def one_long_tuple_as_key_again_and_again(count: int) -> bytes:
+    return b"\x80\x02(" + b"K\x01" * count + b"tq\x000}(" + b"h\x00K\x01" * count + b"u."
+
+
+def pairs_as_keys(count: int) -> bytes:
+    return b"\x80\x02}(" + b"".join(b"J" + n.to_bytes(4, "little") + b"K\x00\x86K\x01" for n in range(count)) + b"u."
+
+
+def immense_bytes(_: int) -> bytes:
+    return b"\x80\x02cbuiltins\nbytearray\n" + integer(1 << 40) + b"\x85R."
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        nested_tuples(60),
+        colliding_integers(20_000),
+        one_long_tuple_as_key_again_and_again(20_000),
+        pairs_as_keys(20_000),
+        immense_bytes(0),
+    ],
+    ids=["nested tuples", "colliding integers", "one long key", "pairs", "bytearray"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_whose_keys_take_for_ever_is_refused(tmp_path: Path, bomb: bytes, zipped: bool) -> None:
+    path = tmp_path / "x.pt"
+    if zipped:
+        write(path, bomb)
+    else:  # before torch 1.6: a number, a protocol, the sizes of the system, the content, keys
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: whole.index(b"\x80\x02}q\x00.")] + bomb + b"\x80\x02].")
+    with refused(CheckpointError, "steps" if b"bytearray" not in bomb else "bytearray", file=path):
+        open_checkpoint(path)
+
+
+def test_a_compressed_member_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pt", b"\x80\x02](" + b"]" * 1_000_000 + b"e.", zipfile.ZIP_DEFLATED)
+    with refused(CheckpointError, "data.pkl", file=path):
+        open_checkpoint(path)
+
+
+def test_honest_keys_are_read(tmp_path: Path) -> None:
+    content = {
+        "state_dict": {"w": torch.ones(2)},
+        "seen": {(1, 2): 3, 1 << 70: 4},
+        "times": list(range(1 << 60, (1 << 60) + 9000)),
+    }
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        assert list(open_checkpoint(tmp_path / "x.pt")) == ["w"]
+
+
+def shared(levels: int, twice: Callable[[Any], Any]) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = twice(value)
+    return value
+
+
+@pytest.mark.parametrize("twice", [lambda value: [value, value], lambda value: {"a": value, "b": value}])
+@pytest.mark.parametrize("place", ["config", "places"])
+def test_settings_that_share_are_counted_as_often_as_they_are_reached(tmp_path: Path, twice: Any, place: str) -> None:
+    trainer = ResidualSparseTrainer(torch.nn.Linear(2, 2), RSTConfig(threshold=1e-6))
+    record = trainer.state_dict()
+    bomb = shared(50, twice)
+    record |= {"config": {"x": bomb}} if place == "config" else {"places": {"x": ["w", [1], [1], bomb]}}
+    torch.save({"state_dict": trainer.model.state_dict(), "rst": record}, tmp_path / "x.ckpt")
+    with refused(CheckpointError, file=tmp_path / "x.ckpt"):
+        export(None, tmp_path / "x.ckpt")
+
+
+def test_weights_shared_under_all_keys_are_found_once(tmp_path: Path) -> None:
+    nested: Any = {"w": 1}
+    for _ in range(60):
+        nested = dict.fromkeys(("state_dict", "model", "model_state_dict", "module", "app"), nested)
+    torch.save(nested, tmp_path / "x.pt")
+    with refused(CheckpointError, file=tmp_path / "x.pt"):
+        open_checkpoint(tmp_path / "x.pt")
