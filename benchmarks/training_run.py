@@ -32,8 +32,8 @@ def _gpt2(**sizes: int) -> tuple[nn.Module, dict[str, Tensor]]:
 def _vit() -> tuple[nn.Module, dict[str, Tensor]]:
     from transformers import ViTConfig, ViTForImageClassification
 
-    images = torch.randn(12, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    return ViTForImageClassification(ViTConfig()), {"pixel_values": images, "labels": torch.arange(12) % 2}
+    images = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    return ViTForImageClassification(ViTConfig()), {"pixel_values": images, "labels": torch.arange(8) % 2}
 
 
 def _llama() -> tuple[nn.Module, dict[str, Tensor]]:

@@ -112,6 +112,13 @@ class RSTCallback(TrainerCallback):
         self.trainer.detach()  # from a run that an exception ended
         self.trainer.attach(kwargs["optimizer"])
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop the gradients of a support: `Trainer` drops those of the model's own parameters only."""
+        if self.trainer.config.select == "support":
+            kwargs["optimizer"].zero_grad()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the record and the adapter into the checkpoint.
 

@@ -19,6 +19,7 @@ from rst import (
     RSTConfig,
     RSTModel,
     SparseDelta,
+    Support,
     export,
     get_rst_model,
 )
@@ -183,6 +184,49 @@ def test_gradient_accumulation_and_bf16(tmp_path: Path) -> None:
     trainer = by_hand(reference, steps=6, accumulation=2, forward=autocast)
     assert_same(model, reference)
     assert 0 < trainer.export().density < 1
+
+
+def test_a_support_trains_as_by_hand_drops_its_gradients_and_resumes(tmp_path: Path) -> None:
+    def start() -> tuple[Any, ResidualSparseTrainer, torch.optim.Optimizer]:
+        model = bert()
+        trainer = ResidualSparseTrainer(model, RSTConfig(select="support"), support=Support.random(model, 0.1))
+        return model, trainer, torch.optim.AdamW(trainer.parameters(), lr=LR, weight_decay=0.0)
+
+    def run(resume: Any = None) -> tuple[Any, ResidualSparseTrainer]:
+        model, trainer, optimizer = start()
+        args = arguments(tmp_path, max_grad_norm=0, save_strategy="steps", save_steps=3, gradient_accumulation_steps=2)
+        callbacks = [RSTCallback(trainer)]
+        loop = InOrder(
+            model,
+            args,
+            train_dataset=samples(model),
+            callbacks=callbacks,
+            optimizers=(optimizer, None),  # type: ignore[arg-type]
+        )
+        loop.train(resume_from_checkpoint=resume)
+        return model, trainer
+
+    model, trainer = run()
+    reference, wanted, optimizer = start()
+    data = samples(reference)
+    reference.train()
+    transformers.set_seed(0)
+    batches: Iterator[Any] = iter(())
+    for _ in range(6):
+        for _ in range(2):
+            if (inputs := next(batches, None)) is None:
+                batches = iter(DataLoader(data, BATCH))  # type: ignore[arg-type]
+                inputs = next(batches)
+            (reference(**inputs).loss / 2).backward()
+        optimizer.step()
+        wanted.step()
+        optimizer.zero_grad()
+    assert_same(model, reference)
+    assert SparseDelta.load(tmp_path / "delta.safetensors") == trainer.export() == wanted.export()
+    assert wanted.export().nnz > 0
+    resumed, again = run(resume=str(tmp_path / "checkpoint-3"))
+    assert_same(resumed, model)
+    assert export(None, tmp_path / "checkpoint-6") == again.export()
 
 
 def test_scaled_gradients_of_fp16_count_only_real_steps(tmp_path: Path) -> None:
