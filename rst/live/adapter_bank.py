@@ -6,11 +6,16 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from rst.checkpoints.delta_in_module import in_module
+from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import RSTConfig
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError
 from rst.live.adapters import Adapter, StoredAdapter, TrainingAdapter
 from rst.live.undo import UndoOnError
+from rst.naming import unwrap
+from rst.training.support import Support
+from rst.training.tracking import live_tensors
 
 BASE = "__base__"
 """PEFT's name for no adapter, in the adapter names of a mixed batch."""
@@ -80,14 +85,21 @@ class AdapterBank(Mapping[str, Adapter]):
                 self.active = name
             self._put_on(self._chosen())
 
-    def train(self, name: str, config: RSTConfig, start: SparseDelta | None = None) -> None:
-        """Start training an adapter, from a delta if there is one; it becomes active."""
+    def train(
+        self, name: str, config: RSTConfig, *, start: SparseDelta | None = None, support: Support | None = None
+    ) -> None:
+        """Start training an adapter, from a delta if there is one; it becomes active.
+
+        A support that is not given is where the delta changes the base.
+        """
         self._check_new(name)
         found = self._note_requires_grad()
         with self._all_or_nothing():
             self._put_on(None)
             self._set_requires_grad(found)  # another adapter in training may have frozen what this one trains
-            training = TrainingAdapter(self._module, config)
+            if config.select == "support" and support is None and start is not None:
+                support = Support.from_delta(_in_module(start, self._module))
+            training = TrainingAdapter(self._module, config, support)
             self._adapters[name] = training
             if start is not None:
                 training.continue_from(start)
@@ -241,6 +253,7 @@ class AdapterBank(Mapping[str, Adapter]):
             if not self._in_training():
                 self._give_back_requires_grad()
             adapter.trainer.detach()
+            adapter.trainer.suspended = True
 
     def _in_training(self) -> list[TrainingAdapter]:
         return [adapter for adapter in self.values() if isinstance(adapter, TrainingAdapter)]
@@ -254,3 +267,8 @@ class AdapterBank(Mapping[str, Adapter]):
             raise ConfigError("an adapter needs a name")
         if name == BASE:
             raise ConfigError(f"{BASE!r} means the base model; choose another name")
+
+
+def _in_module(delta: SparseDelta, module: nn.Module) -> SparseDelta:
+    inner = unwrap(module)
+    return in_module(delta, coordinates_of(inner), live_tensors(inner))

@@ -16,6 +16,7 @@ from rst.live.undo import UndoOnError
 from rst.naming import unwrap
 from rst.numerics.exactness import bit_equal, same_form
 from rst.operations.cast import cast
+from rst.training.support import Support
 from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
 
@@ -108,10 +109,10 @@ class StoredAdapter:
 class TrainingAdapter:
     """A change in the making: a `ResidualSparseTrainer`, whose weights can step aside and come back."""
 
-    def __init__(self, module: nn.Module, config: RSTConfig) -> None:
+    def __init__(self, module: nn.Module, config: RSTConfig, support: Support | None = None) -> None:
         """Start training at the base's weights, with the change on (there is none yet)."""
         live = live_tensors(unwrap(module))
-        self.trainer = ResidualSparseTrainer(module, config)
+        self.trainer = ResidualSparseTrainer(module, config, support=support)
         # The trainer keeps w0 of what it selects from; these are the others that training moves.
         moving = (*self.trainer.tracked.saved, *self.trainer.tracked.buffers)
         self._originals = {name: live[name].detach().clone() for name in moving}
@@ -144,7 +145,7 @@ class TrainingAdapter:
 
     def continue_from(self, delta: SparseDelta) -> None:
         """Go on from a delta that was saved: put it into the weights for good, with the trainer's w0 below it."""
-        delta.apply(self.trainer.model)
+        self.trainer.continue_from(delta)
 
     @torch.no_grad()
     def off(self) -> None:

@@ -26,6 +26,7 @@ from rst.live.hub import find_adapter, push_adapter
 from rst.live.model_status import ModelStatus
 from rst.naming import unwrap
 from rst.numerics.exactness import is_plain
+from rst.training.support import Support
 from rst.training.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING:
@@ -52,13 +53,20 @@ class RSTModel(nn.Module):
     base_model: nn.Module
     _wraps = "base_model"  # for rst.naming.unwrap
 
-    def __init__(self, model: nn.Module, config: RSTConfig | None = None, adapter_name: str = "default") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RSTConfig | None = None,
+        adapter_name: str = "default",
+        *,
+        support: Support | None = None,
+    ) -> None:
         """Wrap a base model; with a configuration, start training an adapter (see `get_rst_model`)."""
         super().__init__()
         self.base_model = model
         self._bank = AdapterBank(model)
         if config is not None:
-            self._bank.train(adapter_name, config)
+            self._bank.train(adapter_name, config, support=support)
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Run the base model with the active adapter.
@@ -148,6 +156,8 @@ class RSTModel(nn.Module):
         adapter_name: str,
         adapter: SparseDelta | RSTConfig | str | os.PathLike[str],
         is_trainable: bool = False,
+        *,
+        support: Support | None = None,
     ) -> None:
         """Add a delta, or with a configuration start training a new adapter, which then is active.
 
@@ -155,19 +165,25 @@ class RSTModel(nn.Module):
             adapter_name: the name to call it by.
             adapter: a delta, its file or an adapter's folder; or a configuration.
             is_trainable: whether to go on training a delta.
+            support: for `select="support"`: the weights to train. Without it a delta's training goes on at those that
+                it changes.
 
         Raises:
-            ConfigError: the name is taken, or a delta to be trained has no settings.
+            ConfigError: the name is taken, a delta to be trained has no settings, or a support is not trained.
             RSTError: as `load_adapter`.
         """
         if isinstance(adapter, RSTConfig):
-            self._bank.train(adapter_name, adapter)
+            self._bank.train(adapter_name, adapter, support=support)
             return
+        if support is not None and not is_trainable:
+            raise ConfigError(
+                f"{adapter_name}: {support!r} for a delta that is not trained; is_trainable=True trains it"
+            )
         adapter = load_delta(adapter)
         if is_trainable:
             if not adapter.config:
                 raise ConfigError(f"{adapter_name}: the delta has no settings to go on training with")
-            self._bank.train(adapter_name, RSTConfig.from_dict(dict(adapter.config)), start=adapter)
+            self._bank.train(adapter_name, RSTConfig.from_dict(dict(adapter.config)), start=adapter, support=support)
         else:
             self._bank.add(adapter_name, adapter)
 
@@ -390,7 +406,9 @@ class RSTModel(nn.Module):
         return names[0]
 
 
-def get_rst_model(model: nn.Module, config: RSTConfig, adapter_name: str = "default") -> RSTModel:
+def get_rst_model(
+    model: nn.Module, config: RSTConfig, adapter_name: str = "default", *, support: Support | None = None
+) -> RSTModel:
     """Wrap a pretrained model to train an adapter on it, as `peft.get_peft_model` does.
 
     >>> model = get_rst_model(model, RSTConfig(ratio=0.001, modules_to_save=["head"]))
@@ -401,4 +419,4 @@ def get_rst_model(model: nn.Module, config: RSTConfig, adapter_name: str = "defa
     Raises:
         RSTError: as `ResidualSparseTrainer`.
     """
-    return RSTModel(model, config, adapter_name)
+    return RSTModel(model, config, adapter_name, support=support)

@@ -253,15 +253,21 @@ class SupportTraining:
     @contextmanager
     def _pause(self) -> Iterator[None]:
         """Leave gradients to others, and have none left at the end."""
-        self._set_paused(True)
+        self.paused = True
         try:
             yield
         finally:
-            self._set_paused(False)
+            self.paused = False
             for one in self.parameters().values():
                 one.grad = None  # zeros, where processes averaged them
 
-    def _set_paused(self, paused: bool) -> None:
+    @property
+    def paused(self) -> bool:
+        """Whether gradients are left to others."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
         self._paused = paused
         for sampled in self._sampled.values():
             sampled.paused = paused
@@ -272,6 +278,12 @@ class SupportTraining:
             self._sampled[name].move(self.kept[name].places.positions)
         if name in self._trials:
             self._trials[name].again()
+
+    @torch.no_grad()
+    def start_from_weights(self) -> None:
+        """Go on from the weights as they are at the support."""
+        for kept in self.kept.values():
+            kept.values.copy_(read_at(kept.weight, kept.places.positions))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Positions, w0 there, and what the optimiser trains, by parameter."""

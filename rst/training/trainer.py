@@ -93,7 +93,7 @@ class ResidualSparseTrainer:
         self._steps = 0
         self._target: float | None = None
         self._boundary: float | Tensor | None = None
-        self.suspended = False
+        self._suspended = False
         claim(self.model, self)
         self._following: OptimizerSteps | None = None
         self._in_backward: InBackward | None = None
@@ -127,6 +127,17 @@ class ResidualSparseTrainer:
     def steps(self) -> int:
         """Optimiser steps seen so far."""
         return self._steps
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the weights are another's for now: an optimiser's step is refused, a support has no gradients."""
+        return self._suspended
+
+    @suspended.setter
+    def suspended(self, suspended: bool) -> None:
+        self._suspended = suspended
+        if self._kept:
+            self._kept.paused = suspended
 
     def expect_steps(self, total_steps: int) -> None:
         """Say how long the run is, if the configuration does not: the share falls over the first half of it."""
@@ -286,6 +297,17 @@ class ResidualSparseTrainer:
         self._following = self._in_backward = None
         if self.config.base_storage is None and not self._kept and isinstance(self._base, SparseBaseWeights):
             self._base.thicken()
+
+    def continue_from(self, delta: SparseDelta) -> None:
+        """Put a delta into the weights and go on training from there, with w0 below it. Raises as `delta.apply`."""
+        self._base.take()
+        try:
+            delta.apply(self.model)
+            if self._kept:
+                self._kept.start_from_weights()
+                self._kept.stand_in(self._base)
+        finally:
+            self._base.settle()
 
     def weights_are_back(self) -> None:
         """Go on after others wrote to the weights (another adapter), who have put the trained ones, or w0, back."""
