@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rst.printable import in_one_line, printable
+
 
 class RSTError(Exception):
     """Base class. Catch this to catch everything the library refuses.
 
-    Its text is `file: parameter: reason`, without what does not apply.
+    Its text is `file: parameter: reason`, without what does not apply, in one line that is safe to show: names in files
+    may hold what steers a terminal. The attributes have them as they are.
 
     Attributes:
         reason: what happened, with the numbers, and what to do.
@@ -19,7 +22,7 @@ class RSTError(Exception):
     def __init__(
         self, reason: str, *, file: "str | os.PathLike[str] | None" = None, parameter: str | None = None
     ) -> None:
-        """Keep what the error is about; none of it is made safe for a terminal here."""
+        """Keep what the error is about."""
         super().__init__(reason)
         self.reason = reason
         self.file = None if file is None else str(file)
@@ -27,7 +30,8 @@ class RSTError(Exception):
 
     def __str__(self) -> str:
         """Compose the sentence."""
-        return ": ".join(part for part in (self.file, self.parameter, self.reason) if part is not None)
+        about = [printable(part) for part in (self.file, self.parameter) if part is not None]
+        return ": ".join([*about, in_one_line(self.reason)])
 
 
 @contextmanager
@@ -41,7 +45,14 @@ def naming_file(file: "str | os.PathLike[str] | None") -> Iterator[None]:
 
 
 class RSTWarning(UserWarning):
-    """Something is likely not what was meant; the text has the numbers and what to change. Nothing is refused."""
+    """Something is likely not what was meant; the text has the numbers and what to change. Nothing is refused.
+
+    As an error's, its text is one line that is safe to show.
+    """
+
+    def __str__(self) -> str:
+        """Compose the sentence."""
+        return in_one_line(super().__str__())
 
 
 class ConfigError(RSTError):

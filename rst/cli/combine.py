@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json
+from rst.cli.console import human_size, print_json, say
 from rst.cli.export import Encoding
 from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.output_paths import check_output
@@ -111,8 +111,8 @@ def combine(
     if as_json:
         print_json(record)
         return
-    print(f"wrote {output} ({human_size(size)}), {method.value} of {len(deltas)} deltas")
-    print(f"{combined.nnz:,} weights in {len(combined):,} parameters changed")
+    say(f"wrote {output} ({human_size(size)}), {method.value} of {len(deltas)} deltas")
+    say(f"{combined.nnz:,} weights in {len(combined):,} parameters changed")
 
 
 def _repeated(words: Sequence[str]) -> list[str]:

@@ -7,9 +7,14 @@ from typing import Any
 
 import typer
 
-from rst.files.printable import printable
+from rst.printable import in_one_line, printable
 
 _UNBOUNDED = 10_000
+
+
+def say(text: str) -> None:
+    """Print one line of a result. Every command prints by this or its neighbours: names and paths may hold anything."""
+    typer.echo(printable(text))
 
 
 def print_json(record: Mapping[str, Any]) -> None:
@@ -19,7 +24,7 @@ def print_json(record: Mapping[str, Any]) -> None:
 
 def print_error(kind: str, message: str, as_json: bool) -> None:
     """Print one sentence on stderr, or `{"error": {"type": ..., "message": ...}}` on stdout."""
-    sentence = printable(" ".join(message.split()))
+    sentence = in_one_line(" ".join(message.split()))
     if as_json:
         print_json({"error": {"type": kind, "message": sentence}})
     else:
@@ -28,7 +33,12 @@ def print_error(kind: str, message: str, as_json: bool) -> None:
 
 def print_warning(message: str) -> None:
     """Print one sentence on stderr that stops nothing."""
-    typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {printable(message)}", err=True)
+    typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {in_one_line(message)}", err=True)
+
+
+def print_advice(message: str) -> None:
+    """Print what could be better, as part of a result."""
+    typer.echo(f"{typer.style('advice:', fg='yellow', bold=True)} {printable(message)}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

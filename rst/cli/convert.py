@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json
+from rst.cli.console import human_size, print_json, say
 from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
 from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
-from rst.files.printable import printable
 
 if TYPE_CHECKING:
     from rst.delta.sparse_delta import SparseDelta
@@ -128,9 +127,9 @@ def convert(
         print_json(record)
         return
     form = f"encoding {record['encoding']}, op {op}" if target is Target.DELTA else target.value
-    print(f"wrote {output} ({human_size(_size(output))}, {human_size(_size(source))} before), {form}")
+    say(f"wrote {output} ({human_size(_size(output))}, {human_size(_size(source))} before), {form}")
     for name, reason in left_out.items():
-        print(printable(f"not carried as it is: {name} {reason}"))
+        say(f"not carried as it is: {name} {reason}")
 
 
 def _check_options(target: Target, encoding: Encoding | None, operation: Operation | None, partial: bool) -> None:

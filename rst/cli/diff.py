@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json, print_table
+from rst.cli.console import human_size, print_json, print_table, say
 from rst.cli.hub_ids import local_delta, local_weights
-from rst.files.printable import printable
 
 if TYPE_CHECKING:
     from rst.delta.sparse_delta import SparseDelta
@@ -45,12 +44,12 @@ def diff(
         print_json(_record((first, second), deltas, found))
         return
     for label, text in _heading((first, second), deltas, found, base):
-        print(f"{label:<10}{printable(text)}")
+        say(f"{label:<10}{text}")
     ordered = sorted(found.parameters.items(), key=lambda item: (-item[1].shared, -item[1].union, item[0]))
     shown = ordered if show_all else ordered[:limit]
     print_table(_COLUMNS, [_row(name, overlap) for name, overlap in shown])
     if hidden := len(ordered) - len(shown):
-        print(f"and {hidden:,} tensors that share less (--all shows them)")
+        say(f"and {hidden:,} tensors that share less (--all shows them)")
 
 
 def _record(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rst.cli.console import print_json
+from rst.cli.console import print_advice, print_json, say
 from rst.extras import install_command
 
 if TYPE_CHECKING:
@@ -35,17 +35,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     if as_json:
         print_json(_record(versions, optional, backends, speeds, findings))
         return
-    print("  ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
+    say("  ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
     for extra in optional:
-        print(f"{'extra ' + extra.name:<22}{_extra(extra)}")
+        say(f"{'extra ' + extra.name:<22}{_extra(extra)}")
     for label, text in _backend_lines(backends):
-        print(f"{label:<22}{text}")
+        say(f"{label:<22}{text}")
     for speed in speeds:
-        print(f"{speed.name:<22}{speed.value:>8,.2f} {speed.unit:<12}{speed.note}")
+        say(f"{speed.name:<22}{speed.value:>8,.2f} {speed.unit:<12}{speed.note}")
     for finding in findings:
-        print(f"{typer.style('advice:', fg='yellow', bold=True)} {finding}")
+        print_advice(finding)
     if not findings:
-        print("nothing amiss")
+        say("nothing amiss")
 
 
 def _measure(backends: "Backends") -> list["Speed"]:

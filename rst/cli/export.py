@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json, print_warning
+from rst.cli.console import human_size, print_json, print_warning, say
 from rst.cli.dtype_option import CastTuned
 from rst.cli.export_warnings import warn_of_outcome
 from rst.cli.hub_ids import local_weights
@@ -162,9 +162,9 @@ def _print(record: dict[str, Any], base: str) -> None:
     verb = "wrote" if record["written"] else "would write"
     size, whole = record["bytes"], record["tuned_bytes"]
     share = f", {size / whole:.2%} of the tuned weights' {human_size(whole)}" if whole else ""
-    print(f"{verb} {record['output']} ({human_size(size)}{share})")
+    say(f"{verb} {record['output']} ({human_size(size)}{share})")
     more = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
-    print(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
-    print(f"DSP (downstream parameters): {record['dsp']:,}")
+    say(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
+    say(f"DSP (downstream parameters): {record['dsp']:,}")
     if record["written"]:
-        print(f"merge it with: rst merge {quote(base)} {quote(record['output'])}")
+        say(f"merge it with: rst merge {quote(base)} {quote(record['output'])}")

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rst.cli.console import human_size, print_json, print_table
+from rst.cli.console import human_size, print_json, print_table, say
 from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
-from rst.files.printable import printable
 
 if TYPE_CHECKING:
     from rst.delta.sparse_delta import SparseDelta
@@ -53,7 +52,7 @@ def inspect(
     if as_json:
         print_json(record)
     elif html:
-        print(f"wrote {html} ({human_size(html.stat().st_size)}); open it in a browser")
+        say(f"wrote {html} ({human_size(html.stat().st_size)}); open it in a browser")
     else:
         _print(record, len(record["tensors"]) if show_all else limit)
 
@@ -103,13 +102,13 @@ def _file_fields(path: Path) -> dict[str, str]:
 
 def _print(record: dict[str, Any], limit: int) -> None:
     for label, text in _heading(record):
-        print(f"{label:<12}{printable(text)}")
+        say(f"{label:<12}{text}")
     tensors = record["tensors"]
     print_table(
         ("tensor", "shape", "dtype", "DSP", "of", "density", "bytes"), [_row(tensor) for tensor in tensors[:limit]]
     )
     if len(tensors) > limit:
-        print(f"and {len(tensors) - limit:,} smaller tensors (--all shows them)")
+        say(f"and {len(tensors) - limit:,} smaller tensors (--all shows them)")
 
 
 def _heading(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json
+from rst.cli.console import human_size, print_json, say
 from rst.cli.dtype_option import CastDelta
 from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.output_paths import check_output, merged_beside
@@ -83,6 +83,6 @@ def merge(
             }
         )
         return
-    print(f"would write {target} (about {human_size(size)})" if dry_run else f"wrote {target} ({human_size(size)})")
+    say(f"would write {target} (about {human_size(size)})" if dry_run else f"wrote {target} ({human_size(size)})")
     whole = f", {len(change.dense):,} tensors stored whole" if change.dense else ""
-    print(f"{change.nnz:,} weights in {len(change):,} parameters changed{whole}")
+    say(f"{change.nnz:,} weights in {len(change):,} parameters changed{whole}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json
+from rst.cli.console import human_size, print_json, say
 from rst.cli.convert import Operation
 from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
@@ -56,7 +56,7 @@ def publish(
     if as_json:
         print_json(record | {"anchored": True})
         return
-    print(f"{store}: a new chain, step 0 is {publisher.state}")
+    say(f"{store}: a new chain, step 0 is {publisher.state}")
 
 
 def _publish_next(publisher: "Publisher", as_json: bool) -> None:
@@ -66,8 +66,8 @@ def _publish_next(publisher: "Publisher", as_json: bool) -> None:
         print_json(record | {"delta_bytes": done.delta_bytes, "anchored": done.anchor_bytes > 0})
         return
     anchored = f", anchor of {human_size(done.anchor_bytes)}" if done.anchor_bytes else ""
-    print(f"{publisher.store.location}: step {done.step} is {done.state}")
-    print(f"{done.changed:,} of {done.weights:,} weights changed, {human_size(done.delta_bytes)}{anchored}")
+    say(f"{publisher.store.location}: step {done.step} is {done.state}")
+    say(f"{done.changed:,} of {done.weights:,} weights changed, {human_size(done.delta_bytes)}{anchored}")
 
 
 @app.command(epilog=FOLLOW_EXAMPLE)
@@ -100,7 +100,7 @@ def _follow_once(store: str, into: Path, as_json: bool) -> str:
     if as_json:
         print_json({"store": store, "into": str(into), "from_step": came_from, "step": step, "state": state})
     else:
-        print(f"{into}: step {step} is {state}, from {'an anchor' if came_from is None else f'step {came_from}'}")
+        say(f"{into}: step {step} is {state}, from {'an anchor' if came_from is None else f'step {came_from}'}")
     return state
 
 
@@ -119,7 +119,7 @@ def prune(
     if as_json:
         print_json({"store": store, **asdict(pruned)})
         return
-    print(f"{store}: begins with step {pruned.first}; {pruned.anchors:,} anchors and {pruned.deltas:,} deltas deleted")
+    say(f"{store}: begins with step {pruned.first}; {pruned.anchors:,} anchors and {pruned.deltas:,} deltas deleted")
 
 
 @app.command(epilog=VERIFY_EXAMPLE)
@@ -133,8 +133,8 @@ def verify(store: Store, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"ok": True, "store": store, **asdict(report), "anchors": list(report.anchors)})
         return
-    print(f"{store}: intact from step {report.first} to {report.step}, which is {report.state}")
-    print(
+    say(f"{store}: intact from step {report.first} to {report.step}, which is {report.state}")
+    say(
         f"{report.deltas:,} deltas, {len(report.anchors):,} anchors, "
         f"{report.changed:,} changes of {report.weights:,} weights"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json, print_table
+from rst.cli.console import human_size, print_json, print_table, say
 from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
 from rst.cli.progress import byte_progress
@@ -58,7 +58,7 @@ def tau(
     if as_json:
         print_json(_record(base, tuned, curve) | ({"html": str(html)} if html else {}))
     elif html:
-        print(f"wrote {html} ({human_size(html.stat().st_size)}); open it in a browser")
+        say(f"wrote {html} ({human_size(html.stat().st_size)}); open it in a browser")
     else:
         _print(base, tuned, curve)
 
@@ -99,8 +99,8 @@ def _print(base: Path, tuned: Path, curve: "TauCurve") -> None:
         ],
     )
     more = f", {human_size(curve.whole_bytes)} of them stored whole at any tau" if curve.whole_bytes else ""
-    print(f"of {curve.weights:,} weights; the tuned tensors take {human_size(curve.tuned_bytes)}{more}")
+    say(f"of {curve.weights:,} weights; the tuned tensors take {human_size(curve.tuned_bytes)}{more}")
     if not any(point.kept for point in curve.points):
-        print("nothing to select: all weights are those of the base")
+        say("nothing to select: all weights are those of the base")
         return
-    print(f"export with: rst export --base {quote(str(base))} {quote(str(tuned))} --threshold TAU, or --ratio SHARE")
+    say(f"export with: rst export --base {quote(str(base))} {quote(str(tuned))} --threshold TAU, or --ratio SHARE")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import print_json
+from rst.cli.console import print_json, say
 from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.progress import byte_progress
 
@@ -42,6 +42,6 @@ def verify(
             }
         )
         return
-    print(f"{delta}: intact, {len(change):,} parameters, {len(change.dense):,} tensors stored whole")
+    say(f"{delta}: intact, {len(change):,} parameters, {len(change.dense):,} tensors stored whole")
     if base:
-        print(f"{base}: is its base, by the digests of {proven:,} of {len(change):,} changed parameters")
+        say(f"{base}: is its base, by the digests of {proven:,} of {len(change):,} changed parameters")

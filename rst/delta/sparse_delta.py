@@ -14,12 +14,14 @@ from rst.delta.parameter_delta import Op, ParameterDelta, stored_op
 from rst.errors import ParameterMismatchError, RSTWarning
 from rst.numerics.exactness import RESIDUAL_DTYPES, bit_equal
 from rst.numerics.fingerprint import digest, digest_text
+from rst.printable import printable
 
 if TYPE_CHECKING:
     from rst.live.apply import PreparedDelta
 
 Encoding = Literal["coo", "packed"]
 CoordinatesName = Literal["checkpoint", "module"]
+_WIDEST = 200  # characters of a column, however long one name is
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,14 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         """A table in plain text: changed weights, density and bytes of each tensor, the totals, and the DSP."""
         rows = [("tensor", "changed", "of", "density", "bytes")]
         for name, change in self.parameters.items():
-            rows.append((name, f"{change.nnz:,}", f"{change.numel:,}", f"{change.density:.4%}", f"{change.nbytes:,}"))
+            rows.append(
+                (printable(name), f"{change.nnz:,}", f"{change.numel:,}", f"{change.density:.4%}", f"{change.nbytes:,}")
+            )
         for name, tensor in self.dense.items():
-            rows.append((name, f"{tensor.numel():,}", f"{tensor.numel():,}", "whole", f"{tensor.nbytes:,}"))
+            rows.append((printable(name), f"{tensor.numel():,}", f"{tensor.numel():,}", "whole", f"{tensor.nbytes:,}"))
         weights = f"{self.base.weights:,}" if self.base.weights else "?"
         rows.append(("total", f"{self.nnz:,}", weights, f"{self.density:.4%}", f"{self.nbytes:,}"))
-        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        first, *others = (min(max(map(len, column)), _WIDEST) for column in zip(*rows, strict=True))
         lines = [
             "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(texts, others, strict=True))])
             for name, *texts in rows

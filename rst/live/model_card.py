@@ -1,8 +1,7 @@
 """The model card of an adapter: what the hub reads from its front matter, and what a person wants to know first."""
 
-import json
-
 from rst.delta.sparse_delta import SparseDelta
+from rst.printable import markdown_code, yaml_string
 from rst.version import __version__
 
 _LONGEST_TABLE = 20
@@ -15,21 +14,21 @@ def model_card(delta: SparseDelta, file_bytes: int) -> str:
 
 def _front_matter(delta: SparseDelta) -> list[str]:
     lines = ["---", "library_name: rst"]
-    if delta.base.name:  # a JSON string is a YAML string
-        lines += [f"base_model: {json.dumps(delta.base.name)}", "base_model_relation: adapter"]
+    if delta.base.name:
+        lines += [f"base_model: {yaml_string(delta.base.name)}", "base_model_relation: adapter"]
     return [*lines, "tags:", "- rst", "- residual-sparse-training", "- adapter", "---"]
 
 
 def _text(delta: SparseDelta, file_bytes: int) -> list[str]:
-    base = delta.base.name or "the base model"
-    revision = f" at revision `{delta.base.revision}`" if delta.base.revision else ""
+    base = markdown_code(delta.base.name or "the base model")
+    revision = f" at revision {markdown_code(delta.base.revision)}" if delta.base.revision else ""
     threshold = delta.config.get("threshold")
     kept = f"changes larger than {threshold:g}" if isinstance(threshold, float) else "the selected changes"
     whole = f", and {len(delta.dense)} tensors stored whole" if delta.dense else ""
     return [
         "# Sparse residual adapter",
         "",
-        f"{delta.nnz:,} of {delta.base.weights:,} weights ({delta.density:.3%}) of `{base}`{revision} changed{whole}; "
+        f"{delta.nnz:,} of {delta.base.weights:,} weights ({delta.density:.3%}) of {base}{revision} changed{whole}; "
         f"{file_bytes:,} bytes. Trained with Residual Sparse Training, which keeps {kept} and puts every other weight "
         "back. Added to the base it gives the tuned model bit for bit.",
         "",
@@ -47,7 +46,7 @@ def _text(delta: SparseDelta, file_bytes: int) -> list[str]:
 def _table(delta: SparseDelta) -> list[str]:
     largest = sorted(delta.parameters.items(), key=lambda item: -item[1].nnz)
     rows = [
-        f"| `{name}` | {change.nnz:,} | {change.numel:,} | {change.nnz / max(change.numel, 1):.3%} |"
+        f"| {markdown_code(name)} | {change.nnz:,} | {change.numel:,} | {change.nnz / max(change.numel, 1):.3%} |"
         for name, change in largest[:_LONGEST_TABLE]
     ]
     rest = len(largest) - _LONGEST_TABLE

@@ -5,7 +5,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from rst.files.printable import printable
+from rst.printable import printable
 from rst.report.chart import percent
 from rst.report.density_by_layer import bar_share
 

@@ -13,7 +13,7 @@ from tests.fuzz.byte_mutation import mutate_bytes
 
 _PATIENCE = 20  # seconds, for files of some kilobytes
 _PEAK = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_LEAST_MEMORY, _MEMORY_OF_A_BYTE = 96 << 20, 48 << 10
+_LEAST_MEMORY, _MEMORY_OF_A_BYTE = 128 << 20, 2 << 10
 _CORPUS = Path(__file__).parent / "corpus"
 _ALLOCATION = ("can't allocate", "unable to allocate", "memoryerror", "out of memory")
 
