@@ -17,6 +17,7 @@ from rst import (
     RSTConfig,
     RSTModel,
     SparseDelta,
+    Support,
     export,
 )
 from rst.numerics.exactness import bit_equal
@@ -128,6 +129,37 @@ def test_gradient_accumulation_and_mixed_precision(tmp_path: Path) -> None:
     trainer = by_hand(reference, accumulation=2, dtype=torch.bfloat16)
     assert_same(module, reference)
     assert 0 < trainer.export().density < 1
+
+
+class OnASupport(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        support = Support.random(self, 0.2)
+        self.callback = RSTCallback(ResidualSparseTrainer(self, RSTConfig(select="support"), support=support))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.callback.trainer.parameters(), lr=LR)
+
+
+def test_a_support_trains_as_by_hand_is_clipped_and_resumes(tmp_path: Path) -> None:
+    clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}
+    module, reference, again = OnASupport(), OnASupport(), OnASupport()
+    fit(module, module.callback, tmp_path, epochs=4, **clipped)
+    trainer, optimizer = reference.callback.trainer, reference.configure_optimizers()
+    for _ in range(4):
+        for index, (inputs, labels) in enumerate(loader()):
+            (nn.functional.cross_entropy(reference(inputs), labels) / 2).backward()
+            if index % 2:
+                nn.utils.clip_grad_norm_(trainer.parameters(), 0.05)
+                optimizer.step()
+                trainer.step()
+                optimizer.zero_grad()
+    assert_same(module, reference)
+    assert module.callback.export() == trainer.export()
+    assert trainer.export().nnz > 0
+    fit(again, again.callback, tmp_path / "again", epochs=4, resume=tmp_path / "epoch=1.ckpt", **clipped)
+    assert_same(again, module)
+    assert again.callback.export() == module.callback.export()
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
