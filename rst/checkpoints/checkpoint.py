@@ -390,6 +390,8 @@ def _record_in(path: Path, container: Any) -> Mapping[str, Any] | None:
     """The trainer's record in what was unpickled from `path`, if there is one."""
     record = find_record(container)
     tensors = [record.get("base"), record.get("buffers")] if record else []
+    kept = record.get("kept") if record else None
+    tensors += kept.values() if isinstance(kept, Mapping) else []
     for part in tensors:
         if isinstance(part, Mapping):
             check_tensors(str(path), part, path.stat().st_size)

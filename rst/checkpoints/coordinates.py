@@ -89,6 +89,12 @@ class Coordinates:
         """Whether a tensor of the files has its elements elsewhere in the module."""
         return name in self.files and self.files[name].moved
 
+    def has_own(self, source: str) -> bool:
+        """Whether one tensor of the files holds all elements of one of the module's, and each at its place."""
+        files = self.files_of(source)
+        found = self.files.get(files[0]) if len(files) == 1 else None
+        return len(files) == 1 and (found is None or not (found.moved or found.computed))
+
     def name_in_files(self, source: str) -> str:
         """The name in the files of one of the module's tensors; its own if its elements are moved."""
         files = self.files_of(source)

@@ -9,7 +9,7 @@ from torch import Tensor
 from rst.errors import CheckpointError
 
 TRAINER_RECORD = "rst-trainer"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "module", "app")
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
 

@@ -11,6 +11,7 @@ from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
 from rst.delta.sparse_delta import CoordinatesName
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.files.strict_json import check_depth, strings, typed
+from rst.numerics.kept_places import KeptPlaces
 
 _NAME = (str, type(None))
 
@@ -58,6 +59,7 @@ class TrainerRecord:
         places: by name in the checkpoint files, where a module whose tensors are others has it.
         coordinates: "checkpoint" if the names are known to be those of the files.
         ratio: the share that an export keeps; None if the selection has none.
+        kept: of parameters that are not in `base`, by name, where the weights differ from w0, and w0 there.
     """
 
     steps: int
@@ -72,6 +74,7 @@ class TrainerRecord:
     places: Mapping[str, ModulePlace] = field(default_factory=dict)
     coordinates: CoordinatesName | None = None
     ratio: float | None = None
+    kept: Mapping[str, KeptPlaces] = field(default_factory=dict)
 
 
 def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
@@ -83,9 +86,10 @@ def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
         shown = repr(found[:99]) if isinstance(found, str) else f"a {type(found).__name__}"
         raise ConfigError(f"the trainer's state has the format {shown}, wanted {TRAINER_RECORD!r}", file=file)
     try:
-        if typed(state, "version", int) != RECORD_VERSION:
+        if typed(state, "version", int) not in (1, RECORD_VERSION):
             raise ConfigError(
-                f"the trainer's state has version {state['version']}; this library reads {RECORD_VERSION}", file=file
+                f"the trainer's state has version {state['version']}; this library reads 1 and {RECORD_VERSION}",
+                file=file,
             )
         tied, identity = typed(state, "tied", dict), typed(state, "identity", dict)
         strings([*tied, *tied.values()], "tied")
@@ -103,9 +107,15 @@ def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
             {name: _place(place) for name, place in typed(state, "places", dict).items()} if "places" in state else {},
             "checkpoint" if state.get("coordinates") == "checkpoint" else None,
             None if state.get("ratio") is None else typed(state, "ratio", float, int),
+            {name: _kept(one) for name, one in typed(state, "kept", dict).items()} if "kept" in state else {},
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"the trainer's state is malformed ({type(error).__name__}: {error})", file=file) from error
+
+
+def _kept(places: Any) -> KeptPlaces:
+    found = _tensors({"kept": places}, "kept", _has_values)
+    return KeptPlaces(found["positions"], found["origin"])
 
 
 def _place(place: Any) -> ModulePlace:

@@ -2,7 +2,7 @@
 
 import os
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
 from rst.files.partial_folder import job_digest
 from rst.naming import check_patterns, is_bias, matches
+from rst.numerics.kept_places import KeptPlaces
 from rst.operations.extraction import Extraction, Progress
 from rst.operations.resumable_export import export_in_parts
 from rst.operations.stored_twice import stored_twice
@@ -190,12 +191,13 @@ def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extra
 def _planned(
     tuned: Checkpoint, record: TrainerRecord, threshold: float | None, config: Mapping[str, Any], op: Op
 ) -> Extraction:
-    base: Mapping[str, Tensor] = ChainMap(record.base, record.buffers)  # type: ignore[arg-type]  # only read, when asked
-    names = [*record.base, *record.buffers, *record.saved]
+    names = [*record.base, *record.kept, *record.buffers, *record.saved]
     tuned = tuned.named_as(names).in_files(record.places)
     missing = [name for name in names if name not in tuned]
     if missing:
         raise ParameterMismatchError(f"lacks {_shown(missing)}, which the trainer's record names", file=tuned.source)
+    kept = _KeptBase(record.kept, tuned)
+    base: Mapping[str, Tensor] = ChainMap(record.base, record.buffers, kept)  # type: ignore[arg-type]  # only read
     return Extraction(
         base=base,
         tuned=tuned,
@@ -211,6 +213,24 @@ def _planned(
         coordinates=record.coordinates,
         model_config=tuned.model_config,
     )
+
+
+class _KeptBase(Mapping[str, Tensor]):
+    """w0, built from tuned weights when it is asked for. Raises `ParameterMismatchError` for places of others."""
+
+    def __init__(self, kept: Mapping[str, KeptPlaces], tuned: Mapping[str, Tensor]) -> None:
+        self._kept, self._tuned = kept, tuned
+
+    def __getitem__(self, name: str) -> Tensor:
+        places, weight = self._kept[name], self._tuned[name]
+        places.check(name, weight)
+        return places.rebuild(weight)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
 
 def _other_config(base: Checkpoint, tuned: Checkpoint, exclude: Patterns) -> Mapping[str, Any] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rst.errors import ConfigError
-from rst.training.kept_places import KeptPlaces
+from rst.numerics.kept_places import KeptPlaces
 from rst.training.optimizer_steps import optimizers_in
 
 

@@ -16,10 +16,10 @@ from rst.errors import ConfigError
 from rst.numerics.checksum import Checksum, checksum
 from rst.numerics.difference import changed_positions
 from rst.numerics.exactness import bits, is_plain
+from rst.numerics.kept_places import KeptPlaces
 from rst.numerics.places import read_at, write_at_
 from rst.shards.blocks import local
 from rst.training.base_weights import BaseWeights
-from rst.training.kept_places import KeptPlaces
 from rst.training.tracking import TrackedTensors
 
 

@@ -12,7 +12,7 @@ from rst.delta.parameter_delta import index_dtype
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.naming import unwrap
-from rst.training.kept_places import check_positions
+from rst.numerics.kept_places import check_positions
 from rst.training.largest import Largest
 from rst.training.support_gradients import strongest
 from rst.training.tracking import track

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rst.errors import ConfigError, ParameterMismatchError
+from rst.numerics.kept_places import KeptPlaces
 from rst.numerics.places import read_at, write_at_
 from rst.training.base_weights import BaseWeights
-from rst.training.kept_places import KeptPlaces
 from rst.training.largest import LargestOfEach
 from rst.training.moving_support import Move, check_states, move_states_
 from rst.training.sparse_base import SparseBaseWeights

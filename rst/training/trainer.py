@@ -491,7 +491,10 @@ class ResidualSparseTrainer:
         self._check_unchanged(live)
         self._frozen.check_unchanged(live)
         tracked, coordinates = self._tracked, self.coordinates
-        base, buffers = self._recorded(tracked.sparse), self._recorded(tracked.buffers)
+        own = [name for name in tracked.sparse if self._kept and coordinates.has_own(name)]
+        base = self._recorded(name for name in tracked.sparse if name not in own)
+        buffers = self._recorded(tracked.buffers)
+        kept = {coordinates.name_in_files(name): self._places(name) for name in own}
         saved = coordinates.files_of_all(tracked.saved)
         progress = self.config.progress(self._steps)
         tau = self.config.threshold_at(progress) if self.config.select == "threshold" else None
@@ -507,7 +510,8 @@ class ResidualSparseTrainer:
             "buffers": buffers,
             "saved": saved,
             "tied": coordinates.ties_in_files(tracked.tied),
-            "places": coordinates.places([*base, *buffers, *saved]),
+            "kept": kept,
+            "places": coordinates.places([*base, *kept, *buffers, *saved]),
             "coordinates": "checkpoint",
             "identity": {"name": self._identity.name, "revision": self._identity.revision},
         }
@@ -523,7 +527,11 @@ class ResidualSparseTrainer:
         if isinstance(self._base, SparseBaseWeights):
             self._base.expect_load()
         restored = self._restored(record)
-        if different := sorted(restored.keys() ^ self._base.keys()):
+        in_module = {self.coordinates.name_in_files(name): name for name in self._tracked.sparse}
+        kept = {in_module.get(name, name) for name in record.kept}
+        if kept and not self._kept:
+            raise ConfigError(f'the state is of a support, {len(kept)} parameters without all of w0; select="support"')
+        if different := sorted((restored.keys() | kept) ^ self._base.keys()):
             raise ConfigError(f"the state tracks other tensors: {len(different)} differ, first {different[0]}")
         live = locals_of(live_tensors(self.model))
         for name, origin in restored.items():
@@ -534,6 +542,11 @@ class ResidualSparseTrainer:
         self._base.load(restored)
         self._frozen.wait_for_restored()
         self._steps = record.steps
+
+    def _places(self, name: str) -> dict[str, Tensor]:
+        assert isinstance(self._base, SparseBaseWeights)
+        places = self._base.places[name]
+        return {"positions": places.positions, "origin": places.origin}
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Tensor]:
         """w0 of some of the model's tensors as those of the files; of a sharded model only the names are the files'."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rst import ConfigError, ParameterMismatchError, ResidualSparseTrainer, RSTConfig, Support, export
+from rst import CheckpointError, ConfigError, ParameterMismatchError, ResidualSparseTrainer, RSTConfig, Support, export
 from rst.numerics.exactness import bit_equal
 
 SUPPORT = RSTConfig(select="support")
@@ -159,6 +159,32 @@ def test_resuming_continues_bit_for_bit_and_the_checkpoint_alone_gives_the_delta
         train(second, stepped, range(3, 6))
         assert trainer.steps == 6
         assert trainer.export() == wanted
+
+
+def test_the_record_has_w0_of_the_support_alone(tmp_path: Any) -> None:
+    model = Everything()
+    trainer = ResidualSparseTrainer(model, SUPPORT, support=Support.random(model, 0.1))
+    optimizer = Optimizers["adamw"](trainer.parameters())
+    trainer.attach(optimizer)
+    train(model, optimizer, range(2))
+    state = trainer.state_dict()
+    assert not state["base"]
+    assert sum(one["origin"].numel() for one in state["kept"].values()) == trainer.to_support().nnz
+
+    torch.save({"model": model.state_dict(), "rst": state}, tmp_path / "m.pt")
+    assert export(None, tmp_path / "m.pt") == trainer.export()
+    with pytest.raises(ConfigError, match="support"):
+        ResidualSparseTrainer(Everything(), RSTConfig(threshold=0.1)).load_state_dict(state)
+    name, places = next(iter(state["kept"].items()))
+    state["kept"][name] = {**places, "positions": places["positions"] + 1000}
+    torch.save({"model": model.state_dict(), "rst": state}, tmp_path / "m.pt")
+    with pytest.raises(ParameterMismatchError) as caught:
+        export(None, tmp_path / "m.pt")
+    assert caught.value.parameter == name
+    state["kept"][name] = {"positions": "none"}
+    torch.save({"model": model.state_dict(), "rst": state}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError):
+        export(None, tmp_path / "m.pt")
 
 
 def test_a_warm_up_hands_its_weights_and_w0_on() -> None:
