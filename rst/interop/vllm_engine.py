@@ -13,7 +13,7 @@ memory and checks each state against it; where the engine packs its weights, it 
 import warnings
 from dataclasses import dataclass
 
-from rst.errors import RSTWarning
+from rst.errors import ConfigError, RSTWarning
 from rst.interop.vllm import to_engine_patches
 from rst.interop.vllm_model import can_be_patched, check_patched, load_patches, load_whole
 from rst.sync.chain import Pointer, read_delta, read_pointer
@@ -40,7 +40,7 @@ class ChainInit(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class ChainUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """The step to bring the model to, forwards or back; None for the last published one."""
+    """The step to bring the model to, forwards or back; None, for a single worker alone, for the last published one."""
 
     step: int | None = None
 
@@ -79,8 +79,11 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
         Raises:
             ChainError: the step is not published, or a file is missing or damaged and no anchor helps. The model is at
                 the last step that could be had.
+            ConfigError: no step is given and there are several workers, which could find different ones.
             CheckpointError: the engine has other weights than it was given; the next update loads all of them.
         """
+        if update_info.step is None and (workers := self.parallel_config.world_size_across_dp) > 1:
+            raise ConfigError(f"step: must be given, {workers} workers could find different ones to be the last")
         pointer = read_pointer(self._store)
         goal = pointer.step if update_info.step is None else update_info.step
         if not 0 <= goal <= pointer.step:

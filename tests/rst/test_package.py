@@ -58,6 +58,7 @@ PUBLIC = {
     "rst.interop.task_vector": "to_task_vector",
     "rst.interop.transformers": "RSTCallback",
     "rst.interop.vllm": "EnginePatches SparsePatch register to_engine_patches",
+    "rst.interop.vllm_server": "VLLMServer",
     "rst.cli": "main",
 }
 

@@ -58,6 +58,13 @@ def test_a_follower_has_what_the_trainer_trained(tmp_path: Path, every: int) -> 
     assert callback.publisher is not None
 
 
+def test_whoever_asks_is_told_of_each_step_when_it_can_be_had(tmp_path: Path) -> None:
+    told, model, chain = [], gpt2(), tmp_path / "chain"
+    callback = PublishCallback(chain, every=2, on_publish=lambda done: told.append((done.step, verify(chain).step)))
+    transformers.Trainer(model, arguments(tmp_path / "out"), train_dataset=samples(), callbacks=[callback]).train()
+    assert told == [(1, 1), (2, 2), (3, 3)]
+
+
 def test_settings_that_mean_nothing() -> None:
     with refused(ConfigError, "every=0"):
         PublishCallback("chain", every=0)
