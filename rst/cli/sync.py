@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rst.cli.allow_class import AllowClass
-from rst.cli.console import human_size, print_json, say
+from rst.cli.console import human_size, print_json, print_warning, say
 from rst.cli.convert import Operation
 from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
@@ -23,6 +23,8 @@ VERIFY_EXAMPLE = "Example: [bold]rst sync verify s3://bucket/chain --json[/bold]
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The chain's folder, or a URL that fsspec knows.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+_LONGEST_PAUSE = 60.0  # seconds between two tries, while a store does not answer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Exact weight sync by a chain of deltas.")
 
@@ -81,16 +83,24 @@ def follow(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the file --into to the chain's last step, in one atomic write; its weights are held in memory."""
+    """Bring the file --into to the chain's last step, in one atomic write; its weights are held in memory.
+
+    Once it has, --watch waits for a store that does not answer, ever longer, up to a minute.
+    """
     from rst.sync import open_store, read_pointer
 
     check_output(into, [], force=True, kind="what follows a chain")
-    state = _follow_once(store, into, as_json)
-    while watch is not None:
-        if read_pointer(open_store(store)).state != state:
-            state = _follow_once(store, into, as_json)
+    state, pause = _follow_once(store, into, as_json), watch
+    while watch is not None and pause is not None:
         sys.stdout.flush()
-        time.sleep(watch)
+        time.sleep(pause)
+        try:
+            if read_pointer(open_store(store)).state != state:
+                state = _follow_once(store, into, as_json)
+            pause = watch
+        except OSError as error:
+            pause = min(2 * pause, max(watch, _LONGEST_PAUSE))
+            print_warning(f"{store}: {error.strerror or error}; tried again in {pause:g} s")
 
 
 def _follow_once(store: str, into: Path, as_json: bool) -> str:

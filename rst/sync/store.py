@@ -1,5 +1,6 @@
 """Where a chain lies: a folder, or any store that fsspec knows."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -104,17 +105,19 @@ class FsspecStore:
         """Names of the files there, asked for anew."""
         self.filesystem.invalidate_cache(self.path)
         try:
-            return [entry.rpartition("/")[2] for entry in self.filesystem.ls(self.path, detail=False)]
+            with self._answering():
+                return [entry.rpartition("/")[2] for entry in self.filesystem.ls(self.path, detail=False)]
         except FileNotFoundError:
             return []
 
     def put(self, name: str, write: Writer) -> int:
         """Upload a file; see `Store.put`."""
-        self.filesystem.makedirs(self.path, exist_ok=True)
         with _local_folder() as folder:
             local = folder / name
             write(local)
-            self.filesystem.put_file(str(local), f"{self.path}/{name}")
+            with self._answering():
+                self.filesystem.makedirs(self.path, exist_ok=True)
+                self.filesystem.put_file(str(local), f"{self.path}/{name}")
             return local.stat().st_size
 
     @contextmanager
@@ -123,15 +126,27 @@ class FsspecStore:
         with _local_folder() as folder:
             local = folder / name
             try:
-                self.filesystem.get_file(f"{self.path}/{name}", str(local))
+                with self._answering():
+                    self.filesystem.get_file(f"{self.path}/{name}", str(local))
             except FileNotFoundError as error:
                 raise ChainGapError("no such file", file=f"{self.location}/{name}") from error
             yield local
 
     def delete(self, name: str) -> None:
         """Delete a file."""
-        if self.filesystem.exists(f"{self.path}/{name}"):
-            self.filesystem.rm_file(f"{self.path}/{name}")
+        with self._answering():
+            if self.filesystem.exists(f"{self.path}/{name}"):
+                self.filesystem.rm_file(f"{self.path}/{name}")
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Each store has errors of its own for not answering: they become `OSError`, as with a folder."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self.location) from error
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold a lease: a publisher that was killed in it is waited for, a minute."""

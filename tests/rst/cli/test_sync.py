@@ -3,9 +3,12 @@
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
@@ -102,6 +105,41 @@ def test_a_watching_follower_takes_each_step(tmp_path):
             assert "Traceback" not in follower.stderr.read()
         finally:
             follower.kill()
+
+
+class Outages(MemoryFileSystem):
+    """A store that says what happens to each read: "" nothing, None the user's Ctrl-C, anything else an outage."""
+
+    protocol = "outages"
+    to_come: ClassVar[list[str | None]] = []
+
+    def get_file(self, *arguments, **settings):
+        trouble = self.to_come.pop(0) if self.to_come else ""
+        if trouble is None:
+            raise KeyboardInterrupt
+        if trouble:
+            raise RuntimeError(trouble)  # as of a store's own client: no OSError
+        return super().get_file(*arguments, **settings)
+
+
+def test_a_store_that_does_not_answer_is_a_sentence_and_a_watcher_outlasts_it(rst, tmp_path, monkeypatch):
+    fsspec.register_implementation("outages", Outages, clobber=True)
+    write_steps(tmp_path)
+    chain = "outages://chain"
+    assert rst("sync", "publish", chain, "0.safetensors").code == 0
+    monkeypatch.setattr(Outages, "to_come", ["503 busy"])
+    failed = rst("sync", "follow", chain, "--into", "served.safetensors", "--watch", "0.01")
+    assert (failed.code, "503 busy" in failed.err, failed.err.count("\n")) == (2, True, 1)
+    rst("sync", "follow", chain, "--into", "served.safetensors")
+    rst("sync", "publish", chain, "1.safetensors")
+    # the last step, then a watcher's looks: two outages, one that goes well, Ctrl-C
+    reads = ["", "", "", "503 busy", "503 again", "", None]
+    monkeypatch.setattr(Outages, "to_come", reads)
+    watched = rst("sync", "follow", chain, "--into", "served.safetensors", "--watch", "0.01")
+    assert (watched.code, reads) == (130, [])
+    assert "step 1 is" in watched.out
+    assert "503 busy; tried again in 0.02 s" in watched.err
+    assert "503 again; tried again in 0.04 s" in watched.err
 
 
 def _heed_interrupts():
