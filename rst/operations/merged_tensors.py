@@ -1,6 +1,6 @@
 """The tensors of a base with a delta added, made one at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -35,8 +35,18 @@ class MergedTensors:
         for name, tensor in delta.dense.items():
             aliases = [alias for alias in delta.names_of(name) if alias in base]
             self.whole |= dict.fromkeys([name, *aliases], tensor)
+        said = {alias for name in (*delta, *delta.dense) for alias in delta.names_of(name)}
+        self._change_shared(said)
         changed = [name for name in (*self.changed, *self.whole) if name in base]
-        warn_of_twins(base, changed, {alias for name in (*delta, *delta.dense) for alias in delta.names_of(name)})
+        warn_of_twins(base, changed, said)
+
+    def _change_shared(self, said: Collection[str]) -> None:
+        """Change all names of one memory, of which a delta made from files may know one, as on a live module."""
+        for owner in {*self.base.tied.values()}:
+            names = [owner, *(alias for alias, other in self.base.tied.items() if other == owner)]
+            for changes in (self.changed, self.whole):
+                if known := [name for name in names if name in changes]:
+                    changes |= {name: changes[known[0]] for name in names if name not in said}
 
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of every merged tensor, by plain name."""

@@ -77,6 +77,9 @@ def test_a_delta_that_knows_one_name_says_that_the_other_stays(once: str) -> Non
     delta = export(stored(Tied(), once), stored(tuned(), once))
     merged = merge(stored(Tied(), once), delta)
     assert all(torch.equal(tensor, tuned().state_dict()[name]) for name, tensor in merged.items())
+    shared = merge(stored(Tied(), "shared"), delta)
+    assert shared["head.weight"] is shared["emb.weight"]
+    assert torch.equal(shared["head.weight"], tuned().emb.weight)
     with pytest.warns(RSTWarning, match=names("emb.weight", "head.weight")):
         merge(stored(Tied(), "copies"), delta)
 
