@@ -44,9 +44,12 @@ class MergedTensors:
         """Change all names of one memory, of which a delta made from files may know one, as on a live module."""
         for owner in {*self.base.tied.values()}:
             names = [owner, *(alias for alias, other in self.base.tied.items() if other == owner)]
-            for changes in (self.changed, self.whole):
-                if known := [name for name in names if name in changes]:
-                    changes |= {name: changes[known[0]] for name in names if name not in said}
+            unsaid = [name for name in names if name not in said]
+            for name in names:
+                if name in self.changed:
+                    self.changed |= dict.fromkeys(unsaid, self.changed[name])
+                elif name in self.whole:
+                    self.whole |= dict.fromkeys(unsaid, self.whole[name])
 
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of every merged tensor, by plain name."""

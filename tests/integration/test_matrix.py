@@ -1,7 +1,7 @@
 """Every form that weights come in, with everything that is done with a delta: the outcome is the same.
 
-Each test is one pair of forms and one use, with some of the operations, encodings and kinds of change: all of these with
-each use. What a use cannot do it refuses with an error of the library; other outcomes are compared byte by byte.
+Each test is one pair of forms and one use, with some of the operations, encodings and kinds of change: each use sees
+all. What a use cannot do it refuses with an error of the library; other outcomes are compared byte by byte.
 """
 
 import copy
