@@ -150,13 +150,23 @@ class RSTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RSTConfig":
-        """Invert `to_dict`. Raises `ConfigError` for an unknown setting, or one of the wrong kind."""
+        """Invert `to_dict`.
+
+        The values may come from a file of a stranger, so a pattern must be one that is quick (`rst.limited_pattern`).
+
+        Raises:
+            ConfigError: an unknown setting, one of the wrong kind, or such a pattern.
+        """
+        from rst.limited_pattern import check_quick
+
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ConfigError(f"unknown settings {unknown}; known are {[field.name for field in fields(cls)]}")
         for name, fits in _KINDS.items():
             if name in values and not fits(values[name]):
                 raise ConfigError(f"{name}={str(values[name])[:99]!r}: not what this setting can be")
+            if fits is _is_patterns and isinstance(values.get(name), str):
+                check_quick(name, values[name])
         if values.get("select") in ("top", "bias"):  # before 0.2 the unused default was written beside them
             values = {name: value for name, value in values.items() if name != "threshold"}
         scheduled: dict[str, Any] = {name: schedule_from_json(values[name]) for name in _SCHEDULED if name in values}

@@ -23,11 +23,13 @@ class Lock:
 
         Raises:
             HeldElsewhereError: another process has it, or has just given it back.
-            OSError: the file cannot be made.
+            OSError: the file cannot be made, or is a link, which might lead to what must not be emptied.
         """
         from filelock import FileLock, Timeout
 
         file.parent.stat()  # filelock may make what is missing
+        if file.is_symlink():
+            raise OSError(errno.ELOOP, "is a link; remove it", str(file))
         self._file = file
         self._held: BaseFileLock | None = FileLock(file, timeout=0, mode=0o600, thread_local=False)
         try:

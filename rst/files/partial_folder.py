@@ -53,7 +53,8 @@ class PartialFolder:
             files: the names of all files there will be.
 
         Raises:
-            CheckpointError: another process is at work there, or the folder has files that no journal explains.
+            CheckpointError: another process is at work there, or the folder has files that no journal explains, or
+                links, which lead elsewhere.
         """
         self._output = output.resolve()
         self.path = self._output.with_name(f"{self._output.name}.partial")
@@ -108,6 +109,7 @@ class PartialFolder:
                 folder.rmdir()
 
     def _open(self, job: str, files: Collection[str]) -> None:
+        self._check_links()
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
             raise CheckpointError(f"has files but no {_JOURNAL} to continue from; remove it", file=self.path)
         self.path.mkdir(exist_ok=True)
@@ -117,6 +119,8 @@ class PartialFolder:
             if not self._digests:
                 self._start(job)
             self._check_unknown_files()
+            for name in self._files - self._digests.keys():  # not written into: it may have another name elsewhere
+                (self.path / name).unlink(missing_ok=True)
         except BaseException:
             self._journal.close()
             raise
@@ -159,6 +163,12 @@ class PartialFolder:
         self._journal.write(json.dumps(record).encode() + b"\n")
         self._journal.flush()
         os.fsync(self._journal.fileno())
+
+    def _check_links(self) -> None:
+        """Anybody who may write beside the output can have put the folder there."""
+        below = self.path.rglob("*") if self.path.is_dir() and not self.path.is_symlink() else ()
+        if link := next((path for path in (self.path, *below) if path.is_symlink()), None):
+            raise CheckpointError("is a link, which may lead anywhere; remove it", file=link)
 
     def _check_unknown_files(self) -> None:
         known = {*self._files, _JOURNAL, *(folder.name for folder in self._folders())}

@@ -17,13 +17,15 @@ from rst.files.locks import HeldElsewhereError, Lock
 
 Kind = Literal["file", "folder"]
 _TEMPORARY, _LOCK = ".tmp", ".lock"
+_LONGEST = 220  # bytes of a name; file systems take 255
 
 
 @contextmanager
-def temporary_beside(target: Path, kind: Kind = "file") -> Iterator[Path]:
+def temporary_beside(target: Path, kind: Kind = "file", mode: int = 0o600) -> Iterator[Path]:
     """Yield a new, empty `.NAME.xyz.tmp` in the folder of `target`; unless renamed by then it is removed.
 
-    Leftovers of the same target are removed first.
+    Leftovers of the same target are removed first. `mode` is a file's; the process' umask is taken from it. A folder is
+    its owner's alone.
 
     Raises:
         OSError: the folder is missing, read-only or full; the error names `target`.
@@ -34,7 +36,7 @@ def temporary_beside(target: Path, kind: Kind = "file") -> Iterator[Path]:
         while lock is None:
             with suppress(HeldElsewhereError):  # taken for a leftover before it was locked
                 lock = Lock(_lock_of(temporary := _new_name(target)))
-        _make(temporary, kind)
+        _make(temporary, kind, mode)
         yield temporary
     except OSError as error:
         if error.filename is None or Path(str(error.filename)).name in (temporary.name, _lock_of(temporary).name):
@@ -55,7 +57,17 @@ def target_of(name: str) -> str | None:
 
 
 def _new_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{_machine()}{secrets.token_hex(4)}{_TEMPORARY}")
+    return target.with_name(f"{_start(target)}{secrets.token_hex(4)}{_TEMPORARY}")
+
+
+def _start(target: Path) -> str:
+    """What all temporaries of a target and this machine begin with; of a name too long for more, its digest."""
+    name = target.name
+    if len(os.fsencode(name)) > _LONGEST:
+        from rst.numerics.fingerprint import digest_text
+
+        name = digest_text(os.fsencode(name).hex())
+    return f".{name}.{_machine()}"
 
 
 def _lock_of(temporary: Path) -> Path:
@@ -70,15 +82,15 @@ def _machine() -> str:
     return digest_text(platform.node())[:6]
 
 
-def _make(path: Path, kind: Kind) -> None:
+def _make(path: Path, kind: Kind, mode: int) -> None:
     if kind == "folder":
         path.mkdir(mode=0o700)
     else:
-        path.touch(mode=0o600, exist_ok=False)
+        path.touch(mode=mode, exist_ok=False)
 
 
 def _remove_leftovers(target: Path) -> None:
-    start = f".{target.name}.{_machine()}"
+    start = _start(target)
     with os.scandir(target.parent) as entries:
         found = {entry.name.removesuffix(_LOCK) for entry in entries if entry.name.startswith(start)}
     for name in found:

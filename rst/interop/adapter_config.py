@@ -1,12 +1,17 @@
 """What an untrusted `adapter_config.json` may not make PEFT do: import, read elsewhere, or take memory without end."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rst.errors import CheckpointError
-from rst.files.strict_json import parse_json
+from safetensors import SafetensorError, safe_open
 
+from rst.errors import CheckpointError, ConfigError
+from rst.files.strict_json import parse_json
+from rst.limited_pattern import check_quick
+
+_WEIGHTS = "adapter_model.safetensors"
 _FILE = "adapter_config.json"
 # PEFT imports the module that `megatron_core` names, X-LoRA reads the folders that `adapters` names, and replicated
 # layers are no change of the base's weights.
@@ -21,21 +26,29 @@ _RANKS = (
     "boft_block_size",
     "num_virtual_tokens",
 )
+_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")  # patterns where they are text, not lists
+_ALWAYS_PATTERNS = ("layers_pattern", "rank_pattern", "alpha_pattern")  # and the keys of these
+_FREE_ELEMENTS = 1 << 24
+_MOST_PATTERNS = 1000  # each is tried on each module
 
 
-def check_adapter_config(folder: Path) -> None:
+def check_adapter_config(folder: Path, shapes: Sequence[tuple[int, ...]]) -> None:
     """Look at a configuration before PEFT does.
 
+    Args:
+        folder: the adapter's.
+        shapes: of the base's parameters. Factors of a rank that all of them had must not be larger than twice the base.
+
     Raises:
-        CheckpointError: there is none, it is no JSON object, it asks for what a delta cannot be made from, or for ranks
-            larger than the folder's files.
+        CheckpointError: there is none, it is no JSON object, it asks for what a delta cannot be made from, for ranks
+            larger than the folder's tensors, or has a pattern that could take for ever.
     """
     path = folder / _FILE
     if not path.is_file():
         raise CheckpointError(f"no folder of a PEFT adapter, which has an {_FILE}", file=folder)
     try:
         config = parse_json(path.read_bytes())
-        largest = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        largest = _largest_size(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read ({error})", file=path) from error
     if not isinstance(config, dict):
@@ -43,9 +56,41 @@ def check_adapter_config(folder: Path) -> None:
     for key in _REFUSED:
         if config.get(key):
             raise CheckpointError(f"has {key}, which is not followed", file=path)
+    weights = sum(map(math.prod, shapes))
+    edges = sum(shape[0] + math.prod(shape[1:]) for shape in shapes if len(shape) > 1)
     for key in _RANKS:
-        if any(number > largest for number in _numbers(config.get(key))):
-            raise CheckpointError(f"{key} is larger than the {largest} bytes of the adapter", file=path)
+        rank = max(_numbers(config.get(key)), default=0)
+        if rank > largest:
+            raise CheckpointError(f"{key} is larger than {largest}, the largest size of its tensors", file=path)
+        if rank * edges > _FREE_ELEMENTS + 2 * weights:
+            raise CheckpointError(
+                f"{key} {rank} is more than the base is worth: up to {rank * edges} numbers for {weights}", file=path
+            )
+    try:
+        for key in (*_PATTERNS, *_ALWAYS_PATTERNS):
+            for pattern in _patterns(key, config.get(key)):
+                check_quick(key, pattern)
+    except ConfigError as error:
+        raise CheckpointError(error.reason, file=path) from error
+
+
+def _largest_size(folder: Path) -> int:
+    """The largest dimension of a stored tensor, which any rank is one of; the bytes of the files where none tells."""
+    try:
+        with safe_open(folder / _WEIGHTS, framework="np") as file:
+            return max((size for name in file.keys() for size in file.get_slice(name).get_shape()), default=0)  # noqa: SIM118
+    except (SafetensorError, OSError):  # weights of the other kind; or damaged ones, of which PEFT tells
+        return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _patterns(key: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if key not in _ALWAYS_PATTERNS or not isinstance(value, (list, dict)):
+        return []
+    if len(value) > _MOST_PATTERNS:
+        raise ConfigError(f"{key}: {len(value)} patterns; {_MOST_PATTERNS} are tried at most")
+    return [pattern for pattern in value if isinstance(pattern, str)]
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -66,7 +66,7 @@ def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float
 
 
 def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
-    check_adapter_config(Path(adapter))
+    check_adapter_config(Path(adapter), [tuple(parameter.shape) for parameter in model.parameters()])
     try:
         from peft import PeftModel
         from peft.utils import load_peft_weights

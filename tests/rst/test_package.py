@@ -16,7 +16,7 @@ import rst
 ROOT = Path(rst.__file__).parent
 # Each line may import from itself and from the lines above it.
 LAYERS = (
-    ("version", "printable", "errors", "extras", "config", "schedule", "naming"),
+    ("version", "printable", "errors", "extras", "config", "schedule", "naming", "limited_pattern"),
     ("numerics",),
     ("files",),
     ("shards",),
