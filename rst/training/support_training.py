@@ -324,7 +324,11 @@ class SupportTraining:
             if self._paused:
                 return
             gradient, weight.grad = weight.grad, None
-            assert gradient is not None
+            if gradient is None:
+                raise ConfigError(
+                    "another support that trains here has taken the gradient; detach() that trainer first",
+                    parameter=kept.name,
+                )
             kept.collect(gradient)
             if kept.name in self._trials:
                 self._trials[kept.name].dense += read_at(gradient, kept.places.positions)

@@ -93,7 +93,7 @@ class ResidualSparseTrainer:
         self._steps = 0
         self._target: float | None = None
         self._boundary: float | Tensor | None = None
-        self._suspended = False
+        self._suspended = self._left = False
         claim(self.model, self)
         self._following: OptimizerSteps | None = None
         self._in_backward: InBackward | None = None
@@ -136,8 +136,11 @@ class ResidualSparseTrainer:
     @suspended.setter
     def suspended(self, suspended: bool) -> None:
         self._suspended = suspended
+        self._pause_support()
+
+    def _pause_support(self) -> None:
         if self._kept:
-            self._kept.paused = suspended
+            self._kept.paused = self._suspended or self._left
 
     def expect_steps(self, total_steps: int) -> None:
         """Say how long the run is, if the configuration does not: the share falls over the first half of it."""
@@ -196,6 +199,8 @@ class ResidualSparseTrainer:
         optimizers = list(optimizers_in(optimizer))
         stepped = {id(weight) for inner in optimizers for group in inner.param_groups for weight in group["params"]}
         self._check_stepped(stepped)
+        self._left = False
+        self._pause_support()
         if not self._kept and isinstance(self._base, SparseBaseWeights) and not may_write_between_steps(optimizer):
             self._base.thin(name for name, weight in self._tracked.sparse.items() if id(weight) in stepped)
         self._following = OptimizerSteps(
@@ -289,7 +294,9 @@ class ResidualSparseTrainer:
         return moved
 
     def detach(self) -> None:
-        """Undo `attach`; without one, do nothing."""
+        """Undo `attach`. A support gathers no gradients from then on, until another `attach`."""
+        self._left = True
+        self._pause_support()
         if self._following:
             self._following.detach()
         if self._in_backward:

@@ -187,6 +187,27 @@ def test_the_record_has_w0_of_the_support_alone(tmp_path: Any) -> None:
         export(None, tmp_path / "m.pt")
 
 
+def test_one_support_follows_another_once_that_is_detached() -> None:
+    model = Everything()
+    first = ResidualSparseTrainer(model, SUPPORT, support=Support.random(model, 0.1))
+    optimizer = Optimizers["sgd"](first.parameters())
+    first.attach(optimizer)
+    second = ResidualSparseTrainer(model, SUPPORT, support=Support.random(model, 0.1, seed=1))
+    with pytest.raises(ConfigError) as caught:
+        loss(model, 0).backward()
+    assert caught.value.parameter in dict(model.named_parameters())
+    first.detach()
+    for values in first.parameters():
+        values.grad = None
+    loss(model, 0).backward()
+    assert all(values.grad is None for values in first.parameters())
+    assert all(values.grad is not None for values in second.parameters())
+    second.detach()
+    first.attach(optimizer)
+    loss(model, 0).backward()
+    assert any(values.grad is not None for values in first.parameters())
+
+
 def test_a_warm_up_hands_its_weights_and_w0_on() -> None:
     model = Everything()
     warm = ResidualSparseTrainer(model, RSTConfig(ratio=0.1))
