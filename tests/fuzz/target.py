@@ -11,7 +11,7 @@ from typing import Any
 from rst import RSTError
 from tests.fuzz.byte_mutation import mutate_bytes
 
-_PATIENCE = 20  # seconds, for files of some kilobytes
+_PATIENCE = 20  # seconds of processor time, as other work may share the machine
 _PEAK = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _LEAST_MEMORY, _MEMORY_OF_A_BYTE = 128 << 20, 2 << 10
 _CORPUS = Path(__file__).parent / "corpus"
@@ -61,7 +61,7 @@ def judge(target: Target, folder: Path, contents: bytes) -> str:
 
     Raises:
         FuzzError: another exception, a message without the file's name, more memory than the file's size allows, or
-            more than 20 seconds.
+            more than 20 seconds of processor time.
     """
     path = folder / target.file_name
     path.write_bytes(contents)
@@ -121,13 +121,13 @@ def _in_time() -> Iterator[None]:
     def late(*_: object) -> None:
         raise FuzzError(f"takes more than {_PATIENCE} s")
 
-    previous = signal.signal(signal.SIGALRM, late)
-    signal.alarm(_PATIENCE)
+    previous = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, _PATIENCE)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def _reset_peak() -> None:
