@@ -38,14 +38,13 @@ START_WITHIN = 600  # seconds; a minute on two cores
 def main(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, each of them published.")] = 10,
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-5,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="Workers of the server.")] = 1,
 ) -> None:
     """Train, publish and update the server at each step; then compare with a server of the trained model."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = generated_model(vocabulary=VOCABULARY)
         save(model, folder / "start")
-        with serve(folder / "start", tensor_parallel, "--load-format", "dummy") as url:
+        with serve(folder / "start", "--load-format", "dummy") as url:
             server = VLLMServer(url, folder / "chain")
 
             def update(done: Published) -> None:
@@ -60,7 +59,7 @@ def main(
             train(model, folder, steps, lr, PublishCallback(folder / "chain", on_publish=update, op="replace"))
             followed = answer(url)
         save(model, folder / "trained")
-        with serve(folder / "trained", tensor_parallel) as url:
+        with serve(folder / "trained") as url:
             loaded = answer(url)
     same = followed == loaded
     print(f"{len(loaded)} log-probabilities {'identical' if same else 'DIFFERENT'}: {loaded[:3]} ...")
@@ -97,13 +96,13 @@ def save(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def serve(folder: Path, workers: int, *options: str) -> Iterator[str]:
+def serve(folder: Path, *options: str) -> Iterator[str]:
     """Run vLLM's server on a model folder, small enough for a laptop; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "examples.weight_sync.vllm_process", "--model", str(folder), "--dtype", "bfloat16"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(workers)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--max-model-len",
         "128",
