@@ -23,10 +23,21 @@ def check_pickle(file: BinaryIO, budget: Budget) -> None:
     """
     scan = _Scan(budget)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(_Within(file, budget.file_bytes)):
             scan.follow(opcode, argument)
     except (IndexError, KeyError, TypeError) as error:
         raise ValueError("its instructions take what is not there") from error
+
+
+class _Within:
+    """A file that is asked for no more than it has: it would take memory for the length that a string claims."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.tell, self.readline = file.tell, file.readline
+        self._file, self._size = file, size
+
+    def read(self, length: int) -> bytes:
+        return self._file.read(min(length, max(self._size - self.tell(), 0)))
 
 
 class _Tuple:
