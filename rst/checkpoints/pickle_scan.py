@@ -5,7 +5,7 @@ key that takes days. Integers that are equal modulo 2^61 - 1 share a hash, so th
 """
 
 import pickletools
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from rst.files.budget import Budget, BudgetError
 
@@ -23,7 +23,7 @@ def check_pickle(file: BinaryIO, budget: Budget) -> None:
     """
     scan = _Scan(budget)
     try:
-        for opcode, argument, _ in pickletools.genops(_Within(file, budget.file_bytes)):
+        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Within(file, budget.file_bytes))):
             scan.follow(opcode, argument)
     except (IndexError, KeyError, TypeError) as error:
         raise ValueError("its instructions take what is not there") from error
@@ -46,8 +46,8 @@ class _Tuple:
     __slots__ = ("largest", "weight")
 
     def __init__(self, parts: list[Any]) -> None:
-        self.weight = 1 + sum(part.weight if type(part) is _Tuple else 1 for part in parts)
-        self.largest = max((part for part in parts if type(part) is int), default=0)
+        self.weight: int = 1 + sum(part.weight if type(part) is _Tuple else 1 for part in parts)
+        self.largest: int = max((part for part in parts if type(part) is int), default=0)
 
 
 class _Scan:
