@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ParameterMismatchError,
         RSTError,
         RSTWarning,
+        SignatureError,
         WrongBaseError,
     )
     from rst.interop.official import from_official
@@ -68,6 +69,7 @@ _MODULE_OF = {
     "RSTModel": "rst.live.model",
     "RSTWarning": "rst.errors",
     "ResidualSparseTrainer": "rst.training.trainer",
+    "SignatureError": "rst.errors",
     "SparseDelta": "rst.delta.sparse_delta",
     "Support": "rst.training.support",
     "TrainingStatus": "rst.training.status",
@@ -107,6 +109,7 @@ __all__ = [
     "RSTModel",
     "RSTWarning",
     "ResidualSparseTrainer",
+    "SignatureError",
     "SparseDelta",
     "Support",
     "TrainingStatus",

@@ -79,5 +79,9 @@ class NonFiniteError(RSTError):
     """NaN where a weight should be."""
 
 
+class SignatureError(RSTError):
+    """An adapter is not signed, by none of the trusted keys, or was changed since."""
+
+
 class NotCarriedError(RSTError):
     """Another format has no place for parts of a delta."""

@@ -1,5 +1,5 @@
 """The command line: `rst export`, `rst merge`, `rst inspect`, `rst verify`, `rst convert`, `rst diff`, `rst combine`,
-`rst sync`, `rst doctor`.
+`rst tau`, `rst sign`, `rst sync`, `rst doctor`.
 
 Commands import torch inside their bodies, so that `rst --help` answers at once.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sync, tau, verify
+from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sign, sync, tau, verify
 from rst.cli.console import print_error, print_warning
 from rst.errors import RSTError, RSTWarning
 from rst.version import __version__
@@ -28,6 +28,7 @@ app.command(epilog=tau.EXAMPLE)(tau.tau)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=verify.EXAMPLE)(verify.verify)
+app.command(epilog=sign.EXAMPLE)(sign.sign)
 app.command(epilog=convert.EXAMPLE)(convert.convert)
 app.command(epilog=diff.EXAMPLE)(diff.diff)
 app.command(epilog=combine.EXAMPLE, cls=combine.WeightsInARow)(combine.combine)

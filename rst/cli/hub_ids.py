@@ -1,6 +1,7 @@
 """`owner/name` or `owner/name@revision` in place of a path: the hub's files, downloaded to its cache or found there."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rst.errors import CheckpointError
@@ -11,18 +12,19 @@ _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # a merged folder g
 _NOT_NEEDED = ("*.fp16.*", "*.bf16.*", "onnx/*", "openvino/*", "original/*", "checkpoint-*")
 
 
-def local_delta(path: Path) -> Path:
+def local_delta(path: Path, trusted_keys: Sequence[Path] | None = None) -> Path:
     """Where a delta is: `path` itself if it is there, else the adapter's folder of that id in the hub's cache.
 
     Raises:
         CheckpointError: neither a file or folder here nor an adapter on the hub.
+        SignatureError: what was downloaded is not as one of the keys signed it.
     """
     from rst.live.hub import find_adapter
 
     if (found := hub_id(path)) is None:
         return path
     repository, revision = found
-    return find_adapter(repository, revision=revision)
+    return find_adapter(repository, revision=revision, trusted_keys=trusted_keys)
 
 
 def local_weights(path: Path) -> Path:

@@ -10,7 +10,11 @@ from rst.cli.console import print_json, say
 from rst.cli.hub_ids import local_delta, local_weights
 from rst.cli.progress import byte_progress
 
-EXAMPLE = "Example: [bold]rst verify model.delta.safetensors --base base.pt[/bold]"
+EXAMPLE = (
+    "Example: [bold]rst verify model.delta.safetensors --base base.pt[/bold], or "
+    "[bold]rst verify adapter/ --signed-by alice.pub.pem[/bold]"
+)
+_NOT_CHECKED = 1
 
 
 def verify(
@@ -18,30 +22,52 @@ def verify(
     base: Annotated[
         Path | None, typer.Option("--base", "-b", help="Weights to check every changed parameter's digest against.")
     ] = None,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(help="A public key, or the issuer's certificate; may be repeated. One must have signed it."),
+    ] = None,
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check a delta's digest and structure, and with --base that it was made from these weights."""
+    """Check a delta's digest and structure, and with --base that it was made from these weights.
+
+    A digest finds damage, not deceit: whoever changes a file can change its digest. For that there is --signed-by.
+
+    With --base the exit code is 1 for a delta that has no digests of its base: nothing is proven then.
+    """
     from rst.delta.sparse_delta import SparseDelta
+    from rst.live.signature import check_signature
     from rst.operations.merge import rehearse
 
-    change = SparseDelta.load(local_delta(delta))
+    place = local_delta(delta, signed_by)
+    signer = check_signature(place, signed_by) if signed_by else None
+    change = SparseDelta.load(place)
     if base:
         with byte_progress("checking") as on_progress:
             rehearse(local_weights(base), change, on_progress=on_progress)
     proven = sum(parameter.base is not None for parameter in change.values())
+    unchecked = base is not None and proven < len(change)
     if as_json:
         print_json(
             {
-                "ok": True,
+                "ok": not unchecked,
                 "delta": str(delta),
                 "base": str(base) if base else None,
                 "parameters": len(change),
                 "stored_whole": len(change.dense),
                 "base_digests": proven,
+                "signed_by": str(signer) if signer else None,
             }
         )
-        return
+        raise typer.Exit(_NOT_CHECKED if unchecked else 0)
     say(f"{delta}: intact, {len(change):,} parameters, {len(change.dense):,} tensors stored whole")
+    if signer:
+        say(f"{delta}: all files as the key {signer} signed them")
+    if unchecked:
+        say(
+            f"{base}: names, shapes and dtypes fit; not checked further, as the delta has digests of its base for "
+            f"{proven:,} of {len(change):,} changed parameters"
+        )
+        raise typer.Exit(_NOT_CHECKED)
     if base:
-        say(f"{base}: is its base, by the digests of {proven:,} of {len(change):,} changed parameters")
+        say(f"{base}: is its base, by the digests of all {len(change):,} changed parameters")

@@ -11,13 +11,14 @@ from rst.delta.sparse_delta import Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError
 from rst.extras import install_command
 from rst.live.adapter_folder import CARD_FILE, write_adapter
+from rst.live.signature import check_signature
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class HubOptions(TypedDict, total=False):
-    """Where and how to look for an adapter, as huggingface_hub calls it."""
+    """Where and how to look for an adapter, as huggingface_hub calls it, and whom to trust."""
 
     subfolder: str | None
     """Of the folder or the repository."""
@@ -29,6 +30,8 @@ class HubOptions(TypedDict, total=False):
     """Where downloaded files are kept."""
     local_files_only: bool
     """Do not go to the network."""
+    trusted_keys: Sequence[str | os.PathLike[str]] | None
+    """Take only what one of these signed: PEM files, see `rst.live.signature`."""
 
 
 class PushOptions(TypedDict, total=False):
@@ -54,24 +57,38 @@ def find_adapter(
     Args:
         model_id: a folder that `save_pretrained` wrote, a delta's file, or a repository on the hub.
         files: what is needed of it.
-        **options: see `HubOptions`.
+        **options: see `HubOptions`. Of a repository with `trusted_keys` all files are downloaded.
 
     Raises:
         CheckpointError: no such folder, file or adapter on the hub, or the hub cannot be reached.
         ConfigError: an unknown option.
+        SignatureError: with `trusted_keys`, it is not signed by one of them, or was changed since.
     """
     _check_options(options, HubOptions)
+    trusted_keys = options.pop("trusted_keys", None)
     local, model_id = Path(model_id), os.fspath(model_id)
     if local.is_dir():
-        return local / (options.get("subfolder") or "")
-    if local.is_file():
-        return local
+        place = local / (options.get("subfolder") or "")
+    elif local.is_file():
+        place = local
+    else:
+        place = _download(model_id, files, whole=trusted_keys is not None, **options)
+    if trusted_keys is not None:
+        check_signature(place, trusted_keys)
+    return place
+
+
+def _download(model_id: str, files: Sequence[str], *, whole: bool, **options: Any) -> Path:
+    """The adapter's folder in the hub's cache, with some of its files or all that a signature is about."""
     hub = import_hub(f"{model_id}: no such folder; to look for it on the hub")
     try:
-        found = [hub.hf_hub_download(model_id, name, **options) for name in files]
+        if not whole:
+            return [Path(hub.hf_hub_download(model_id, name, **options)).parent for name in files][-1]
+        subfolder = options.pop("subfolder", None)
+        patterns = None if subfolder is None else [f"{subfolder}/*"]
+        return Path(hub.snapshot_download(model_id, allow_patterns=patterns, **options)) / (subfolder or "")
     except Exception as error:  # a network's failures have another class in each version of huggingface_hub
         raise CheckpointError(f"{model_id}: no such folder, and not an RST adapter on the hub ({error})") from error
-    return Path(found[0]).parent
 
 
 def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", **options: "Unpack[PushOptions]") -> str:

@@ -1,0 +1,34 @@
+"""`rst sign`: say who made an adapter, in a way that others can check."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rst.cli.console import print_json, say
+
+EXAMPLE = "Example: [bold]rst sign adapter/ --key private.pem[/bold], checked by [bold]rst verify --signed-by[/bold]"
+
+
+def sign(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, or a delta's file.")],
+    key: Annotated[Path, typer.Option("--key", help="A private key of an elliptic curve, as PEM.")],
+    password: Annotated[
+        str | None, typer.Option(envvar="RST_KEY_PASSWORD", help="Of the key, where it has one.", show_envvar=True)
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="The key's certificate, for those who trust its issuer; PEM.")
+    ] = None,
+    chain: Annotated[
+        list[Path] | None, typer.Option(help="A certificate between that and the issuer's own; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Sign all files of ADAPTER with OpenSSF's model-signing, whose own command can check and make such a file too."""
+    from rst.live.signature import sign as sign_adapter
+
+    written = sign_adapter(adapter, key, password=password, certificate=certificate, chain=chain or ())
+    if as_json:
+        print_json({"adapter": str(adapter), "signature": str(written)})
+    else:
+        say(f"wrote {written}; check it with: rst verify {adapter} --signed-by PUBLIC_KEY")

@@ -1,0 +1,117 @@
+"""Who made an adapter: signatures over all files of its folder, by OpenSSF's model-signing.
+
+A digest finds damage, not deceit: whoever changes a delta can compute it anew. A signature needs the private key.
+"""
+
+import os
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rst.errors import CheckpointError, SignatureError
+from rst.extras import install_command
+
+SIGNATURE_FILE = "model.sig"
+_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+PathLike = str | os.PathLike[str]
+
+
+def sign(
+    adapter: PathLike,
+    private_key: PathLike,
+    *,
+    password: str | None = None,
+    certificate: PathLike | None = None,
+    chain: Iterable[PathLike] = (),
+) -> Path:
+    """Sign an adapter's folder, `rst_config.json` and the card included, or a delta's file.
+
+    >>> sign("adapter/", "private.pem")  # writes adapter/model.sig
+
+    Args:
+        adapter: the folder, or the file.
+        private_key: a PEM file with a private key of an elliptic curve (P-256, P-384 or P-521).
+        password: of the key, if it has one.
+        certificate: of the key, for those who trust who issued it; PEM.
+        chain: certificates between that and the issuer's own.
+
+    Returns:
+        Where the signature is: `model.sig` in the folder, or the file's name and `.sig`.
+
+    Raises:
+        CheckpointError: no such folder or file, or model-signing is not installed.
+        SignatureError: the key or a certificate is unreadable or of another kind.
+    """
+    place = Path(adapter)
+    if not place.exists():
+        raise CheckpointError("no such file or folder", file=place)
+    signing, hashing = _import("signing"), _import("hashing")
+    written = _signature_of(place)
+    config = signing.Config().set_hashing_config(
+        hashing.Config().set_ignored_paths(paths=[written.name]).set_allow_symlinks(True)
+    )
+    secret = password.encode() if password else None  # as cryptography takes it, to which it is passed on
+    try:
+        if certificate is None:
+            config.use_elliptic_key_signer(private_key=Path(private_key), password=secret)
+        else:
+            config.use_certificate_signer(
+                private_key=Path(private_key),
+                signing_certificate=Path(certificate),
+                certificate_chain=[*map(Path, chain)] or [Path(certificate)],  # an empty one is refused
+            )
+        config.sign(place, written)
+    except Exception as error:  # those of cryptography, OpenSSL and model-signing have no class in common
+        raise SignatureError(f"cannot be signed with {private_key} ({_reason(error)})", file=place) from error
+    return written
+
+
+def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path:
+    """Check that an adapter is, to the byte, what one of the keys signed, with no file more and none less.
+
+    Args:
+        adapter: the folder, or the delta's file.
+        trusted_keys: PEM files with a public key, or with the certificate of who issued the signer's.
+
+    Returns:
+        The first of `trusted_keys` that fits.
+
+    Raises:
+        CheckpointError: model-signing is not installed.
+        SignatureError: there is no signature, it is another's, or a file was changed, added or removed since.
+    """
+    place = Path(adapter)
+    verifying, hashing = _import("verifying"), _import("hashing")
+    signature = _signature_of(place)
+    if not signature.is_file():
+        raise SignatureError(f"is not signed; there is no {signature.name}", file=place)
+    reasons = []
+    for key in map(Path, trusted_keys):
+        config = verifying.Config().set_hashing_config(hashing.Config().set_allow_symlinks(True))  # the hub's cache
+        try:
+            if _CERTIFICATE in key.read_bytes():
+                config.use_certificate_verifier(certificate_chain=[key])
+            else:
+                config.use_elliptic_key_verifier(public_key=key)
+            config.verify(place, signature)
+        except Exception as error:  # as in `sign`
+            reasons.append(f"{key}: {_reason(error)}")
+        else:
+            return key
+    raise SignatureError(f"not as any trusted key signed it ({'; '.join(reasons) or 'none is given'})", file=place)
+
+
+def _signature_of(place: Path) -> Path:
+    return place / SIGNATURE_FILE if place.is_dir() else place.with_name(f"{place.name}.sig")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _import(module: str) -> Any:
+    try:
+        return import_module(f"model_signing.{module}")
+    except ImportError as error:
+        raise CheckpointError(f"for signatures, {install_command('sign')}") from error
