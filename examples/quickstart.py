@@ -28,7 +28,7 @@ from rst import SparseDelta, merge
 
 CACHE = Path(".cache")
 TABLE = Path(__file__).with_name("quickstart-table.md")
-"""The table as it was measured last: `--record` writes it, the README shows it."""
+"""The table as it was measured last: `--record` writes it, the examples' README shows it."""
 METHODS = (
     Method("Source-only fine-tuning", cmkd=False),
     Method("Linear probe with CMKD", train_encoder=False),
@@ -154,7 +154,9 @@ def _raw(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Pretrained models, and runs of each method.")] = 3,
     output: Annotated[Path, typer.Option(help="Folder for the artefacts and the figure.")] = Path("outputs/quickstart"),
-    record: Annotated[bool, typer.Option("--record", help=f"Write the table to {TABLE.name}, for the README.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help=f"Write the table to {TABLE.name}, for the examples' README.")
+    ] = False,
 ) -> None:
     """Adapt a small CLIP to handwritten digits and ship the change as a sparse delta."""
     torch.set_num_threads(1)  # one core a run; sums are split among threads, so this also fixes the last digits

@@ -47,7 +47,7 @@ def table(runs: Iterable[Run]) -> Table:
 
 
 def markdown(runs: Iterable[Run]) -> str:
-    """The same table as the README has it."""
+    """The same table as the examples' README has it."""
     rule = "|---|" + "---:|" * (len(COLUMNS) - 1)
     header, *rows = [f"| {' | '.join(row)} |" for row in (COLUMNS, *_rows(runs))]
     return "\n".join([header, rule, *rows]) + "\n"
