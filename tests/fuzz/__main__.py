@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 _FINDINGS = Path("outputs/fuzz")
-_START = 120.0  # seconds to import and to finish
+_START = 600.0  # seconds to import and to finish, as other work may share the machine
 _COLUMNS = "{:<16} {:>10} {:>9} {:>8} {:>7} {:>7}"
 
 
@@ -47,15 +47,16 @@ def _fuzz(name: str, seconds: float) -> dict[str, int]:
         command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz.worker", name, str(seconds), scratch]
         try:
             ran = subprocess.run(command, capture_output=True, timeout=seconds + _START)
+            said, died = ran.stderr, f"exit code {ran.returncode}" if ran.returncode else ""
         except subprocess.TimeoutExpired as error:
-            ran = subprocess.CompletedProcess(command, -1, stderr=error.stderr or b"")
+            said, died = error.stderr or b"", f"has not ended after {seconds + _START:g} s"
         result = folder / "result.json"
         found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"verdicts": {}, "findings": {}}
-        if ran.returncode != 0:  # the process itself died
+        if died:
             current = folder / "current"
-            found["findings"][f"exit code {ran.returncode}"] = current.read_bytes().hex() if current.exists() else ""
+            found["findings"][died] = current.read_bytes().hex() if current.exists() else ""
             found["verdicts"]["crashes"] = found["verdicts"].get("crashes", 0) + 1
-            print(ran.stderr.decode(errors="replace")[-2000:], file=sys.stderr)
+            print(said.decode(errors="replace")[-2000:], file=sys.stderr)
     for number, (reason, contents) in enumerate(found["findings"].items()):
         _FINDINGS.mkdir(parents=True, exist_ok=True)
         path = _FINDINGS / f"{name}-{number}.hex"
