@@ -196,7 +196,7 @@ def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
     if file.name == PIPELINE:
         beside += [part for weights in components(file.parent).values() for part in checkpoint_files(weights)]
     elif is_index(file.name):
-        beside += [file.parent / shard for shard in sorted(set(_read_index(file).values()))]
+        beside += [file.parent / shard for shard in sorted(set(read_weight_map(file).values()))]
     return [file, *beside]
 
 
@@ -299,7 +299,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
 
 
 def _from_shards(path: Path) -> Checkpoint:
-    weight_map = _read_index(path)
+    weight_map = read_weight_map(path)
     if not weight_map:
         raise CheckpointError("holds no tensors", file=path)
     shards = {
@@ -355,7 +355,8 @@ def _from_dcp(folder: Path, key: str | None) -> Checkpoint:
     return Checkpoint(str(folder), names, weights.__getitem__, record=weights.record, outlines=weights.outlines)
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_weight_map(path: Path) -> dict[str, str]:
+    """File by tensor, out of an index of shards. Raises `CheckpointError`, also for a file outside of the folder."""
     try:
         weight_map: dict[str, str] = parse_json(path.read_bytes())["weight_map"]
         shards = set(strings(list(weight_map.values()), "weight_map"))

@@ -1,5 +1,6 @@
 """`rst sync`: checkpoints as steps of a chain that others follow."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -76,27 +77,33 @@ def _publish_next(publisher: "Publisher", as_json: bool) -> None:
 def follow(
     store: Store,
     into: Annotated[
-        Path, typer.Option("--into", help="A .safetensors file to bring up to date; written anew if missing.")
+        str,
+        typer.Option("--into", help="A .safetensors file or model FOLDER/ to bring up to date; made anew if missing."),
     ],
     watch: Annotated[
         float | None, typer.Option(min=0.01, metavar="SECONDS", help="Go on, and look so often for new steps.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the file --into to the chain's last step, in one atomic write; its weights are held in memory.
+    """Bring the file or folder --into to the chain's last step, all of it or nothing.
+
+    A file's weights are held in memory; a folder's shards are on the disk twice meanwhile.
 
     Once it has, --watch waits for a store that does not answer, ever longer, up to a minute.
     """
     from rst.sync import open_store, read_pointer
 
-    check_output(into, [], force=True, kind="what follows a chain")
-    state, pause = _follow_once(store, into, as_json), watch
+    target = Path(into)
+    is_folder = target.is_dir() or into.endswith(("/", os.sep))
+    kind = None if is_folder else "what follows a chain, unless it is a FOLDER/,"
+    check_output(target, [], force=True, kind=kind, is_folder=is_folder)
+    state, pause = _follow_once(store, target, as_json), watch
     while watch is not None and pause is not None:
         sys.stdout.flush()
         time.sleep(pause)
         try:
             if read_pointer(open_store(store)).state != state:
-                state = _follow_once(store, into, as_json)
+                state = _follow_once(store, target, as_json)
             pause = watch
         except OSError as error:
             pause = min(2 * pause, max(watch, _LONGEST_PAUSE))

@@ -1,5 +1,7 @@
-"""A safetensors file read at once: for small files, ten times faster than asking for one tensor after another."""
+"""A safetensors file read at once, ten times faster than one tensor after another where it is small; or written to."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,23 @@ def read_safetensors(source: str) -> Contents:
         CheckpointError: there is no such file.
         DeltaFormatError: it cannot be read, or is no safetensors file.
     """
+    return _contents(source, lambda: np.fromfile(source, dtype=np.uint8))
+
+
+@contextmanager
+def map_safetensors(source: str) -> Iterator[dict[str, Tensor]]:
+    """Map a file: what is written to its tensors is in the file, and on the disk afterwards. Raises as reading it."""
+    mapped = np.memmap(source, dtype=np.uint8, mode="r+")
+    yield _contents(source, lambda: mapped).arrays
+    mapped.flush()
+
+
+def _contents(source: str, read: Callable[[], np.ndarray[Any, Any]]) -> Contents:
     if not Path(source).is_file():
         raise CheckpointError("no such file", file=source)
     try:
         with safe_open(source, framework="np"):  # judges the header, which may be hostile
-            data = np.fromfile(source, dtype=np.uint8)
+            data = read()
         end = 8 + int.from_bytes(data[:8], "little")
         header = parse_json(data[8:end].tobytes())
         metadata = header.pop("__metadata__", None) or {}

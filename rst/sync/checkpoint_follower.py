@@ -1,4 +1,7 @@
-"""A safetensors file that follows a chain: read, brought up to date in memory, replaced in one atomic write."""
+"""A file or model folder that follows a chain: a file is brought up to date in memory, and replaced at once.
+
+Shards are brought up to date one at a time: see `rst.sync.folder_follower`.
+"""
 
 import os
 from collections.abc import Mapping
@@ -9,29 +12,48 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import open_checkpoint
 from rst.files.atomic import atomic_write
 from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, specs_of, write_safetensors
-from rst.sync.chain import read_pointer
+from rst.files.weight_names import is_index
+from rst.sync.chain import Pointer, read_pointer
+from rst.sync.folder_follower import Followed, alone_in, follow_into_shards, make_shards, weights_to_follow
 from rst.sync.follower import Follower
 from rst.sync.store import Store, open_store
 
 
-def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | Store) -> tuple[int | None, int, str]:
-    """Bring a file to the last published step. A killed process leaves the old file or the new one.
+def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | Store) -> Followed:
+    """Bring a file or a model folder to the last published step. A killed process leaves the old weights or the new.
 
     Args:
-        path: a `.safetensors` file; a missing one is made from the nearest anchor.
+        path: a `.safetensors` file, or a folder of transformers or diffusers: one such file, or shards and their index.
+            What is missing is made from the nearest anchor; a folder's settings and tokenizer are no part of a chain.
         store: as `Follower` takes it.
 
     Returns:
-        `(came_from, step, state)`: the step that the file was at (None: not a step that the chain knows, so that it was
-        written anew), the step it is at now, and that step's state.
+        `(came_from, step, state)`: the step that the weights were at (None: not a step that the chain knows, so that
+        they were written anew), the step they are at now, and that step's state.
 
     Raises:
-        CheckpointError: the file is unreadable.
-        ChainError: as `Follower.update`; the file is left as it is.
-        ParameterMismatchError: the file has other tensors than the chain.
+        CheckpointError: the weights are unreadable, a folder's are no safetensors files or have a link for an index, or
+            another process brings the folder up to date.
+        ChainError: as `Follower.update`; the weights are left as they are.
+        ParameterMismatchError: they have other tensors than the chain.
     """
     target, store = Path(path), open_store(store)
     pointer = read_pointer(store)
+    if target.suffix == ".safetensors" and not target.is_dir():
+        return _follow_into_file(target, store, pointer)
+    target.mkdir(exist_ok=True)
+    with alone_in(target):
+        file = weights_to_follow(target)
+        if file is None:
+            follower = Follower.from_last_anchor(store, pointer)
+            step = follower.update().step
+            make_shards(target, follower)
+            return None, step, follower.state
+        follow = follow_into_shards if is_index(file.name) else _follow_into_file
+        return follow(file, store, pointer)
+
+
+def _follow_into_file(target: Path, store: Store, pointer: Pointer) -> Followed:
     if not target.exists():
         follower = Follower.from_last_anchor(store, pointer)
         came_from, step = None, follower.update().step

@@ -1,5 +1,6 @@
 """Everything that writes a file which counts, each with an older result that must not get lost."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rst import ResidualSparseTrainer, SparseDelta, export, merge
+from rst import ResidualSparseTrainer, SparseDelta, export, merge, open_checkpoint
 from rst.cli import main
 from rst.errors import RSTError
 from rst.interop.task_vector import to_task_vector
@@ -100,6 +101,20 @@ def _chain(folder: Path) -> None:
     publisher.publish()
 
 
+def _chain_and_shards(folder: Path) -> None:
+    _chain(folder)
+    model = folder / "model"
+    model.mkdir()
+    files = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(weights(1), 1)}
+    for name, file in files.items():
+        save_file({name: weights(1)[name]}, model / file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def _weights_of_shards(folder: Path) -> Any:
+    return {name: tensor.tolist() for name, tensor in open_checkpoint(folder / "model").items()}
+
+
 def _record(folder: Path, number: int) -> None:
     from rst.interop.transformers import _write_record
 
@@ -154,6 +169,9 @@ JOBS = {
         _chain,
         lambda folder: follow_into(folder / "followed.safetensors", folder / "chain"),
         contents("followed.safetensors"),
+    ),
+    "follow shards": Job(
+        _chain_and_shards, lambda folder: follow_into(folder / "model", folder / "chain"), _weights_of_shards
     ),
     "training checkpoint": Job(lambda folder: _record(folder, 1), lambda folder: _record(folder, 2), _record_there),
     "SHiRA": Job(lambda folder: _shira(folder, 1), lambda folder: _shira(folder, 2), _shira_there),

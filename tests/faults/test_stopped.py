@@ -39,16 +39,16 @@ def temporaries(folder: Path) -> list[str]:
 
 def names(folder: Path) -> set[str]:
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return {name for name in found if ".tmp" not in name}
+    return {name for name in found if ".tmp" not in name and not name.endswith(".lock")}
 
 
 def results(folder: Path, job: Job) -> tuple[Any, Any, set[str]]:
     """The old result, the new one, and the names of all files there may be."""
     folder.mkdir()
     job.prepare(folder)
-    old = job.result(folder)
+    old, before = job.result(folder), names(folder)
     job.run(folder)
-    return old, job.result(folder), names(folder)
+    return old, job.result(folder), before | names(folder)
 
 
 def test_killed_at_every_operation(tmp_path: Path, job: Job) -> None:

@@ -1,5 +1,6 @@
 """`rst sync publish`, `follow` and `verify`: a chain of checkpoints, by command."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -52,6 +53,28 @@ def test_a_missing_file_comes_from_an_anchor(rst, tmp_path):
     assert "step 2 is" in rst("sync", "follow", "chain", "--into", "new.safetensors").out
     new, wanted = load_file(tmp_path / "new.safetensors"), load_file(tmp_path / "2.safetensors")
     assert all(torch.equal(new[name.removeprefix("module.")], wanted[name]) for name in wanted)
+
+
+def test_a_folder_follows_or_is_made(rst, tmp_path):
+    write_steps(tmp_path)
+    for step in range(3):
+        rst("sync", "publish", "chain", f"{step}.safetensors", "--anchor-every", "1")
+    assert "step 2 is" in rst("sync", "follow", "chain", "--into", "model/").out
+    new, wanted = load_file(tmp_path / "model" / "model.safetensors"), load_file(tmp_path / "2.safetensors")
+    assert all(torch.equal(new[name.removeprefix("module.")], wanted[name]) for name in wanted)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    old, files = load_file(tmp_path / "1.safetensors"), {}
+    for name, tensor in old.items():
+        files[name] = f"model-0000{len(files) + 1}-of-00002.safetensors"
+        save_file({name: tensor}, tmp_path / "model" / files[name])
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    followed = rst("sync", "follow", "chain", "--into", "model", "--json").json
+    assert (followed["from_step"], followed["step"]) == (1, 2)
+    for name, file in json.loads(index.read_text())["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "model" / file)[name], wanted[name])
+    missing = rst("sync", "follow", "chain", "--into", "elsewhere")
+    assert (missing.code, "FOLDER/" in missing.err) == (2, True)
 
 
 def test_refusals_name_what_is_wrong_and_leave_the_file(rst, tmp_path):

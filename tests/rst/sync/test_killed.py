@@ -1,5 +1,6 @@
 """A process killed at any point: what was published stays, and no model or file is ever half a step on."""
 
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rst import CheckpointError, open_checkpoint
 from rst.live.patch import Patch
 from rst.numerics.exactness import bit_equal
 from rst.sync import Follower, Publisher, fingerprint_state, read_pointer, verify
@@ -174,6 +176,44 @@ def test_a_following_file_is_old_or_new_wherever_its_follower_is_killed(tmp_path
         if not killed:
             break
     assert seen == {0, 2}
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["shards", "nothing there"])
+def test_a_following_folder_is_old_or_new_wherever_its_follower_is_killed(tmp_path, begun, monkeypatch) -> None:
+    monkeypatch.setattr("rst.sync.folder_follower.LARGEST_SHARD", 1)
+    live = state_at(0)
+    publisher = Publisher(live, tmp_path / "chain")
+    for step in (1, 2):
+        for name, tensor in state_at(step).items():
+            live[name].copy_(tensor)
+        publisher.publish()
+    seen = set()
+    for point in count():
+        folder = tmp_path / f"{point}"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        if begun:
+            files = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(live, 1)}
+            for name, file in files.items():
+                save_file({name: state_at(0)[name]}, folder / file)
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+        killed = killed_at(point, lambda folder=folder: follow_into(folder, tmp_path / "chain"))
+        try:
+            found = {name: tensor.clone() for name, tensor in open_checkpoint(folder).items()}
+            step = next((step for step in (0, 2) if same(found, state_at(step))), None)
+            assert step is not None
+        except CheckpointError:
+            assert not begun
+            step = None
+        seen.add(step)
+        assert follow_into(folder, tmp_path / "chain")[:2] == (step, 2)
+        assert same(dict(open_checkpoint(folder)), state_at(2))
+        assert len(list(folder.glob("*.safetensors"))) == 2
+        assert not list(folder.glob(".*.tmp"))
+        if not killed:
+            break
+    assert seen == {0 if begun else None, 2}
+    assert point >= 10
 
 
 @pytest.mark.parametrize("by_anchor", [False, True])
