@@ -1,15 +1,18 @@
 """A look at a pickle's instructions before they are followed: they must not cost more than its bytes explain.
 
 Hashing a tuple visits all of it, however often its parts are shared: forty tuples of two, each twice in the next, are a
-key that takes days. Integers that are equal modulo 2^61 - 1 share a hash, so that a dict of n of them takes n^2.
+key that takes days. Integers that are equal modulo 2^61 - 1 share a hash, so that a dict or a set of n of them takes
+n^2. A call, of `set` on a list say, copies what it is given, and a few bytes call it on the same list again.
 """
 
 import pickletools
+from collections.abc import Iterable
 from typing import Any, BinaryIO, cast
 
 from rst.files.budget import Budget, BudgetError
 
 _COLLIDE_FROM = (1 << 61) - 1
+_STEPS_A_COPY = 16  # of one object: an entry of a set takes that much more memory than an instruction
 _TAKES_A_SIZE = ("bytearray", "torch Tensor", "Storage")
 _MARK = object()
 
@@ -40,18 +43,42 @@ class _Within:
         return self._file.read(min(length, max(self._size - self.tell(), 0)))
 
 
-class _Tuple:
-    """How many objects one visits to hash a tuple, and the largest integer right in it."""
+class _Group:
+    """A tuple, list, dict or set, or what a call has made of some.
 
-    __slots__ = ("largest", "weight")
+    Attributes:
+        size: how many objects one visits to hash all that is in it; of a dict, its keys.
+        colliding: how many things in it can be made to share a hash.
+        largest: the largest integer right in it.
+        groups: those right in it.
+        weight: how many objects one visits to hash it. What can still grow cannot be hashed.
+    """
 
-    def __init__(self, parts: list[Any]) -> None:
-        self.weight: int = 1 + sum(part.weight if type(part) is _Tuple else 1 for part in parts)
-        self.largest: int = max((part for part in parts if type(part) is int), default=0)
+    __slots__ = ("colliding", "groups", "largest", "size", "weight")
+
+    def __init__(self, parts: Iterable[Any] = (), grows: bool = False) -> None:
+        self.size = self.colliding = self.largest = 0
+        self.groups: list[_Group] = []
+        self.add(parts)
+        self.weight = 1 if grows else 1 + self.size
+
+    def add(self, parts: Iterable[Any]) -> None:
+        for part in parts:
+            self.size += 1
+            self.colliding += _can_collide(part)
+            if type(part) is _Group:
+                self.size += part.weight - 1
+                self.groups.append(part)
+            elif type(part) is int:
+                self.largest = max(self.largest, part)
+
+
+def _can_collide(part: Any) -> bool:
+    return type(part) is _Group or (type(part) is int and not -_COLLIDE_FROM < part < _COLLIDE_FROM)
 
 
 class _Scan:
-    """The stack of an unpickler, with stand-ins: tuples, integers and names of classes as such, None for all else."""
+    """The stack of an unpickler, with stand-ins: groups, integers and names of classes as such, None for all else."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -70,14 +97,23 @@ class _Scan:
         elif name == "MARK":
             self._stack.append(_MARK)
         elif name.startswith("TUPLE"):
-            self._push(_Tuple(self._above_mark() if name == "TUPLE" else self._pop(int(name[5:]))))
-        elif name in ("SETITEM", "SETITEMS"):
-            parts = self._above_mark() if name == "SETITEMS" else self._pop(2)
-            self._set(parts[::2])
+            self._push(_Group(self._above_mark() if name == "TUPLE" else self._pop(int(name[5:]))))
+        elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+            self._push(_Group(grows=True))
+        elif name in ("LIST", "DICT", "FROZENSET"):
+            self._make(name, self._above_mark())
+        elif name in ("APPEND", "APPENDS"):
+            parts = self._above_mark() if name == "APPENDS" else self._pop(1)
+            self._add(parts)
+        elif name in ("SETITEM", "SETITEMS", "ADDITEMS"):
+            parts = self._pop(2) if name == "SETITEM" else self._above_mark()
+            self._set(parts if name == "ADDITEMS" else parts[::2])
         elif name == "DUP":
             self._push(self._stack[-1])
         elif name == "REDUCE":
             self._call(*self._pop(2))
+        elif name == "BUILD":
+            self._copy(self._pop(1))
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             if argument is None:
                 self._pop(2)
@@ -97,9 +133,9 @@ class _Scan:
             self._push(argument if type(argument) is int else None)
 
     def _push(self, item: Any) -> None:
-        if type(item) is _Tuple:
+        if type(item) is _Group:
             self._budget.take("steps", item.weight)
-        elif type(item) is int and not -_COLLIDE_FROM < item < _COLLIDE_FROM:
+        elif _can_collide(item):
             self._colliding += 1
             self._budget.take("steps", self._colliding)
         self._stack.append(item)
@@ -117,15 +153,38 @@ class _Scan:
             parts.append(item)
         return parts[::-1]
 
+    def _make(self, name: str, parts: list[Any]) -> None:
+        self._push(_Group(grows=name != "FROZENSET"))
+        if name == "LIST":
+            self._add(parts)
+        else:
+            self._set(parts[::2] if name == "DICT" else parts)
+
+    def _add(self, parts: list[Any]) -> None:
+        if type(self._stack[-1]) is _Group:
+            self._stack[-1].add(parts)
+
     def _set(self, keys: list[Any]) -> None:
         """Tuples of integers can be made to share a hash too."""
         for key in keys:
-            if type(key) is _Tuple:
+            if type(key) is _Group:
                 self._keys += 1
                 self._budget.take("steps", self._keys)
+        self._add(keys)
 
     def _call(self, called: Any, arguments: Any) -> None:
-        size = arguments.largest if type(arguments) is _Tuple else 0
+        size = arguments.largest if type(arguments) is _Group else 0
         if str(called).endswith(_TAKES_A_SIZE) and size > self._budget.file_bytes:
             raise BudgetError(f"makes {called} of {size}, in a file of {self._budget.file_bytes} bytes")
-        self._stack.append(None)
+        self._push(self._copy([arguments]))
+
+    def _copy(self, given: list[Any]) -> _Group:
+        """Take what it costs to make sets of all that is given, and of all that is right in it."""
+        copy = _Group()
+        for group in given:
+            for one in (group, *group.groups) if type(group) is _Group else ():
+                copy.size += one.size
+                copy.colliding += one.colliding
+        copy.weight += copy.size
+        self._budget.take("steps", _STEPS_A_COPY * copy.size + copy.colliding * (copy.colliding + 1) // 2)
+        return copy

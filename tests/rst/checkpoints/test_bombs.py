@@ -44,6 +44,32 @@ def pairs_as_keys(count: int) -> bytes:
     return b"\x80\x02}(" + b"".join(b"J" + n.to_bytes(4, "little") + b"K\x00\x86K\x01" for n in range(count)) + b"u."
 
 
+def pairs(count: int) -> bytes:
+    return b"".join(b"J" + n.to_bytes(4, "little") + b"K\x00\x86" for n in range(count))
+
+
+def called(name: bytes, items: bytes) -> bytes:
+    """One call on a list of the items."""
+    return b"\x80\x02c" + name + b"\n](" + items + b"e\x85R."
+
+
+def called_again_and_again(name: bytes, items: bytes, calls: int) -> bytes:
+    """The same call on the same list."""
+    return b"\x80\x02c" + name + b"\nq\x00](" + items + b"e\x85q\x01](" + b"h\x00h\x01R" * calls + b"e."
+
+
+def a_call_of_a_call(name: bytes, calls: int) -> bytes:
+    """Each takes the one before, and so copies it; what it takes grows by no byte of the file."""
+    first = b"\x80\x02](c" + name + b"\nq\x00](" + b"".join(map(integer, range(1000))) + b"e\x85Rq\x01"
+    return first + b"h\x00h\x01\x85Rq\x01" * calls + b"e."
+
+
+def built_again_and_again(calls: int) -> bytes:
+    """Dicts whose attributes are the items of one and the same dict."""
+    state = b"}q\x01(" + b"".join(b"J" + n.to_bytes(4, "little") + b"K\x01" for n in range(5000)) + b"u0"
+    return b"\x80\x02ccollections\nOrderedDict\nq\x00" + state + b"](" + b"h\x00)Rh\x01b" * calls + b"e."
+
+
 def immense_bytes(_: int) -> bytes:
     return b"\x80\x02cbuiltins\nbytearray\n" + integer(1 << 40) + b"\x85R."
 
@@ -55,9 +81,21 @@ def immense_bytes(_: int) -> bytes:
         colliding_integers(20_000),
         one_long_tuple_as_key_again_and_again(20_000),
         pairs_as_keys(20_000),
+        called(b"builtins\nset", pairs(20_000)),
+        called(b"collections\nOrderedDict", b"".join(pair + b"K\x01\x86" for pair in [pairs(1)] * 20_000)),
+        called_again_and_again(b"builtins\nset", b"".join(map(integer, range(5000))), 5000),
+        called_again_and_again(b"builtins\nset", b"".join(integer(n * _HASH) for n in range(500)), 5000),
+        a_call_of_a_call(b"collections\nCounter", 20_000),
+        built_again_and_again(5000),
+        b"\x80\x04\x8f(" + pairs(20_000) + b"\x90.",
+        b"\x80\x04(" + pairs(20_000) + b"\x91.",
+        b"\x80\x02(" + b"".join(pair + b"K\x01" for pair in [pairs(1)] * 20_000) + b"d.",
         immense_bytes(0),
     ],
-    ids=["nested tuples", "colliding integers", "one long key", "pairs", "bytearray"],
+    ids=[
+        *("nested tuples", "colliding integers", "one long key", "pairs", "set", "ordered", "set again and again"),
+        *("colliding again and again", "a call of a call", "build", "additems", "frozenset", "dict", "bytearray"),
+    ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_whose_keys_take_for_ever_is_refused(tmp_path: Path, bomb: bytes, zipped: bool) -> None:
@@ -83,6 +121,8 @@ def test_honest_keys_are_read(tmp_path: Path) -> None:
         "state_dict": {"w": torch.ones(2)},
         "seen": {(1, 2): 3, 1 << 70: 4},
         "times": list(range(1 << 60, (1 << 60) + 9000)),
+        "pairs": [(n, n) for n in range(20_000)],
+        "epochs": set(range(20_000)),
     }
     for zipped in (True, False):
         torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
