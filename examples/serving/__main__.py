@@ -13,7 +13,7 @@ from torch import nn
 
 from examples.serving.bank import DeltaBank
 from examples.serving.scheduler import Scheduler
-from examples.serving.server import create_app
+from examples.serving.server import MAX_BODY, READ_SECONDS, create_app
 
 
 def load_base(factory: str) -> nn.Module:
@@ -32,6 +32,8 @@ def main(
     base: Annotated[str, typer.Option(help="package.module:function that returns the base model with its weights.")],
     adapters: Annotated[Path, typer.Option(help="Folder with one adapter folder a domain.", file_okay=False)],
     max_bytes: Annotated[int, typer.Option(help="Memory for adapters that are ready, in bytes.")] = 256 * 2**20,
+    max_body: Annotated[int, typer.Option(help="Bytes that one request may have.")] = MAX_BODY,
+    read_seconds: Annotated[float, typer.Option(help="Time for one request to arrive.")] = READ_SECONDS,
     device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
@@ -39,7 +41,7 @@ def main(
     """Serve one base model and its adapters over HTTP."""
     model = load_base(base).to(device)
     scheduler = Scheduler(model, DeltaBank(model, adapters, max_bytes))
-    uvicorn.run(create_app(scheduler, device), host=host, port=port)
+    uvicorn.run(create_app(scheduler, device, max_body, read_seconds), host=host, port=port)
 
 
 if __name__ == "__main__":

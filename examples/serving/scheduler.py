@@ -59,7 +59,7 @@ class Scheduler:
         self._waiting: OrderedDict[str, deque[Request]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
-        self._active: tuple[str, PreparedDelta] | None = None
+        self._active: tuple[tuple[str, tuple[int, ...]], PreparedDelta] | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
@@ -114,12 +114,13 @@ class Scheduler:
         return adapter, [request for request in taken if request.outputs.set_running_or_notify_cancel()]
 
     def _switch_to(self, adapter: str) -> None:
-        if self._active is not None and self._active[0] == adapter:
+        wanted = adapter, self.bank.version(adapter)
+        if self._active is not None and self._active[0] == wanted:
             return
         self._deactivate()  # first, as the bank prepares against the base
         prepared = self.bank.prepared(adapter)
         prepared.apply()
-        self._active = adapter, prepared
+        self._active = wanted, prepared
         self.swaps += 1
 
     def _deactivate(self) -> None:

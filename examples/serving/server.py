@@ -22,7 +22,10 @@ from examples.serving.bank import AdapterTooLargeError, UnknownAdapterError
 from examples.serving.scheduler import ClosedError, ForwardError, Scheduler
 from rst import RSTError
 
+MAX_BODY = 64 * 2**20
+READ_SECONDS = 30.0
 PERCENTS = (50.0, 90.0, 99.0, 99.9)
+_LAST = {"Connection": "close"}  # what is left of the body is not read
 _STATUS: dict[type[Exception], int] = {
     UnknownAdapterError: 404,
     ForwardError: 400,
@@ -32,8 +35,20 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
-def create_app(scheduler: Scheduler, device: torch.device | str = "cpu") -> FastAPI:
-    """Return the application; it closes the scheduler when the server shuts down."""
+def create_app(
+    scheduler: Scheduler,
+    device: torch.device | str = "cpu",
+    max_body: int = MAX_BODY,
+    read_seconds: float = READ_SECONDS,
+) -> FastAPI:
+    """Return the application; it closes the scheduler when the server shuts down.
+
+    Args:
+        scheduler: runs the requests.
+        device: where the model is.
+        max_body: bytes of one request; more is answered 413.
+        read_seconds: for the whole body of one request to arrive; a slower one is answered 408.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +59,11 @@ def create_app(scheduler: Scheduler, device: torch.device | str = "cpu") -> Fast
 
     @app.post("/predict/{adapter}")
     async def predict(adapter: str, request: Request) -> Response:
-        inputs = _inputs(await request.body())
+        try:
+            body = await asyncio.wait_for(_body(request, max_body), read_seconds)
+        except asyncio.TimeoutError as error:  # TimeoutError itself from Python 3.11 on
+            raise HTTPException(408, f"the body took more than {read_seconds:g} s", _LAST) from error
+        inputs = _inputs(body)
         try:
             outputs = await asyncio.wrap_future(scheduler.submit(adapter, inputs.to(device)))
         except tuple(_STATUS) as error:
@@ -72,10 +91,20 @@ def create_app(scheduler: Scheduler, device: torch.device | str = "cpu") -> Fast
     return app
 
 
+async def _body(request: Request, most: int) -> bytes:
+    """All of the body, as it arrives: a length that a header claims, or leaves out, is no bound."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            raise HTTPException(413, f"the body may have {most:,} bytes", _LAST)
+    return bytes(body)
+
+
 def _inputs(body: bytes) -> Tensor:
     try:
         return load(body)["inputs"]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError, OverflowError, RuntimeError, TypeError) as error:
         raise HTTPException(400, f'the body must be safetensors with one tensor "inputs" ({error})') from error
 
 

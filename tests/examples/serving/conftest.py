@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -64,12 +65,12 @@ def expected(adapters: Path, images: Tensor) -> dict[str, Tensor]:
 
 
 @contextmanager
-def serving(model: nn.Module, folder: Path, max_bytes: int) -> Iterator[tuple[httpx.Client, Scheduler]]:
+def serving(model: nn.Module, folder: Path, max_bytes: int, **limits: Any) -> Iterator[tuple[httpx.Client, Scheduler]]:
     """A real server in a thread, and a client of it."""
     scheduler = Scheduler(model, DeltaBank(model, folder, max_bytes))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(scheduler), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(create_app(scheduler, **limits), log_level="error"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -46,6 +46,20 @@ def test_an_evicted_adapter_gives_the_same_again(
     assert bank.use.adapters == 1
 
 
+def test_a_replaced_adapter_is_read_again(
+    base: nn.Module, adapters: Path, images: Tensor, expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    shutil.copytree(adapters, tmp_path, dirs_exist_ok=True)
+    bank = DeltaBank(base, tmp_path, 2**30)
+    with bank.prepared(NAMES[0]), torch.inference_mode():
+        assert torch.equal(base(images), expected[NAMES[0]])
+    (tmp_path / NAMES[1] / "delta.safetensors").replace(tmp_path / NAMES[0] / "delta.safetensors")
+    with bank.prepared(NAMES[0]), torch.inference_mode():
+        assert torch.equal(base(images), expected[NAMES[1]])
+    assert (bank.use.loads, bank.use.adapters, bank.use.hits) == (2, 1, 0)
+    assert bank.use.bytes == size_of(adapters, NAMES[1], base)
+
+
 def test_one_adapter_above_the_bound_is_refused_and_nothing_dropped(base: nn.Module, adapters: Path) -> None:
     sizes = {name: size_of(adapters, name, base) for name in NAMES}
     small, large = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
@@ -56,7 +70,10 @@ def test_one_adapter_above_the_bound_is_refused_and_nothing_dropped(base: nn.Mod
     assert bank.use.adapters == 1
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../outside", "/etc", "a/../outside", "..\\outside", "a\0b", "none"])
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../outside", "/etc", "a/../outside", "..\\outside", "a\0b", "none", "x" * 100_000, "\ud800"],
+)
 def test_no_name_leads_out_of_the_folder(name: str, base: nn.Module, adapters: Path, tmp_path: Path) -> None:
     shutil.copytree(adapters / NAMES[0], tmp_path / "outside")
     shutil.copy(adapters / NAMES[0] / "delta.safetensors", tmp_path)

@@ -1,8 +1,10 @@
 """The server over HTTP: concurrent requests get what each adapter alone gives, bit for bit."""
 
 import copy
+import json
 import random
 import shutil
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,6 +79,54 @@ def test_bad_requests_get_a_status_and_a_sentence(
         response = client.post(f"/predict/{NAMES[2]}", content=body)
         assert response.status_code == 507
         assert "may hold 100" in response.json()["detail"]
+
+
+def header_of(shape: list[int]) -> bytes:
+    header = json.dumps({"inputs": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**63, 0], [2**64 - 1, 0], [2**40, 2**40, 0], [0] * 100])
+def test_a_shape_that_no_tensor_has_is_refused(base: nn.Module, adapters: Path, shape: list[int]) -> None:
+    with serving(base, adapters, max_bytes=2**30) as (client, _):
+        assert client.post(f"/predict/{NAMES[0]}", content=header_of(shape)).status_code == 400
+
+
+def test_a_name_longer_than_file_names_is_unknown(base: nn.Module, adapters: Path, images: Tensor) -> None:
+    with serving(base, adapters, max_bytes=2**30) as (client, _):
+        response = client.post(f"/predict/{'x' * 5000}", content=save({"inputs": images}))
+    assert response.status_code == 404
+    assert len(response.json()["detail"]) < 200
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_body_above_the_limit_is_refused(base: nn.Module, adapters: Path, images: Tensor, claimed: bool) -> None:
+    body = save({"inputs": images})
+    with serving(base, adapters, 2**30, max_body=len(body)) as (client, _):
+        assert torch.equal(predict(client, NAMES[0], images), predict(client, NAMES[0], images))
+        response = client.post(f"/predict/{NAMES[0]}", content=body + b"x" if claimed else iter([body, b"x"]))
+    assert response.status_code == 413
+    assert f"{len(body):,}" in response.json()["detail"]
+
+
+def test_a_body_that_does_not_arrive_is_given_up(base: nn.Module, adapters: Path) -> None:
+    with serving(base, adapters, 2**30, read_seconds=0.1) as (client, _), socket.socket() as slow:
+        slow.settimeout(30)
+        slow.connect((client.base_url.host, client.base_url.port))
+        slow.sendall(b"POST /predict/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nfew")
+        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server closes it
+    assert b" 408 " in answer.splitlines()[0]
+    assert b"0.1 s" in answer
+
+
+def test_a_replaced_adapter_is_noticed_while_it_is_the_active_one(
+    base: nn.Module, adapters: Path, images: Tensor, expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    shutil.copytree(adapters, tmp_path, dirs_exist_ok=True)
+    with serving(base, tmp_path, max_bytes=2**30) as (client, _):
+        assert torch.equal(predict(client, NAMES[0], images), expected[NAMES[0]])
+        (tmp_path / NAMES[1] / "delta.safetensors").replace(tmp_path / NAMES[0] / "delta.safetensors")
+        assert torch.equal(predict(client, NAMES[0], images), expected[NAMES[1]])
 
 
 def test_load_test_reports_and_draws(base: nn.Module, adapters: Path, tmp_path: Path) -> None:
