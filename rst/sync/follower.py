@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,17 @@ from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.parameter_delta import gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.files.safetensors_writer import specs_of
+from rst.interop.vllm import EnginePatches
 from rst.live.apply import PreparedDelta
 from rst.sync.anchor import last_anchor, read_anchor
 from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
+from rst.sync.engine_patches import Exchange, patches_between, patches_of
 from rst.sync.errors import ChainError, ChainGapError, ChainOrderError, ChainStateError
 from rst.sync.live import Model, as_module, check_same_specs, coordinates_of_weights, live_weights
 from rst.sync.state import changed_state, fingerprint_state
 from rst.sync.store import Store, open_store
+
+OnPatches = Callable[[EnginePatches], object] | None
 
 
 @dataclass(frozen=True)
@@ -115,13 +119,20 @@ class Follower:
         """`fingerprint_state` of the model, as this follower left it."""
         return self._state
 
-    def update(self) -> Update:
+    def update(self, on_patches: OnPatches = None) -> Update:
         """Apply what has been published since, step by step, each all or nothing.
 
         Where a step is missing, damaged or contradicts the chain, and for a model at no known step, it goes on from the
         last intact anchor. Damage it reports with a warning.
 
+        Args:
+            on_patches: given each step, or what an anchor changes, as patches for an inference engine, before the model
+                itself is written. Where it raises, the model stays at the step before, and the next call hands the
+                same patches on again: their values are absolute, and twice does no harm.
+
         Raises:
+            NotCarriedError: `on_patches` is given and a step has no patches: it changes integers or a tensor of 2^31
+                elements and more.
             ChainGapError: there is no chain, or a file is missing and no later anchor is there.
             ChainDamageError: a file is damaged and no later anchor is there.
             ChainOrderError: a file is of another step or chain and no later anchor is there, or the chain went back.
@@ -138,20 +149,20 @@ class Follower:
             )
         before, anchor, read, changed = self._step, None, 0, Counter[str]()
         if before is None:
-            step = anchor = self._load_anchor(pointer, changed)
+            step = anchor = self._load_anchor(pointer, changed, on_patches)
         else:
             step = before
         while step != pointer.step:
             try:
                 delta, link, size = read_delta(self.store, step + 1)
                 self._check_place(link, pointer, step)
-                step = self._apply(delta, link)
+                step = self._apply(delta, link, on_patches)
                 read += size
                 changed.update({name: change.nnz for name, change in delta.items()})
             except ChainError as error:
                 if isinstance(error, ChainStateError) and not self._is_untouched():
                     raise  # not the chain's fault
-                step = anchor = self._go_round(error, pointer, changed)
+                step = anchor = self._go_round(error, pointer, changed, on_patches)
         if self._state != pointer.state:
             raise ChainStateError(
                 f"{self._where()} is {self._state}, the chain's is {pointer.state}", file=self.store.location
@@ -199,30 +210,36 @@ class Follower:
                 file=self.store.location,
             )
 
-    def _apply(self, delta: SparseDelta, link: Link) -> int:
+    def _apply(self, delta: SparseDelta, link: Link, on_patches: OnPatches = None) -> int:
         if link.state_before != self._state:
             raise ChainStateError(
                 f"step {link.to_step} applies to {link.state_before}, {self._where()} is {self._state}",
                 file=self.store.location,
             )
         prepared = delta.prepare(self._module)
-        state = self._state_after(delta, prepared)
+        changes = self._changes(delta, prepared)
+        state = self._state
+        for name, change in delta.items():
+            state = changed_state(state, name, change.dtype, change.shape, change.indices, *changes[name])
         if state != link.state_after:
             raise ChainStateError(
                 f"step {link.to_step} should make {link.state_after} and would make {state}: the model was changed "
                 "where the step changes it; a new Follower starts from an anchor",
                 file=self.store.location,
             )
+        if on_patches is not None:
+            exchanges = {name: Exchange(change.indices, *changes[name]) for name, change in delta.items()}
+            on_patches(patches_of(exchanges, self.weights))
         prepared.apply()
         self._state, self._step = state, link.to_step
         return link.to_step
 
-    def _state_after(self, delta: SparseDelta, prepared: PreparedDelta) -> str:
-        """The state, one of the files' tensors, that a step makes of the elements that the model has now.
+    def _changes(self, delta: SparseDelta, prepared: PreparedDelta) -> dict[str, tuple[Tensor, Tensor]]:
+        """The elements that the model has now where a step changes it, and what they become, by the files' tensors.
 
-        Not of those the file says: a foreign change shows here.
+        Not those the file says were there: a foreign change shows here.
         """
-        coordinates, state, found = coordinates_of(self._module), self._state, {}
+        coordinates, found = coordinates_of(self._module), {}
         for patch in prepared.patches:
             device = patch.live.tensor.device
             found[coordinates.name_in_files(patch.live.name)] = (
@@ -235,24 +252,23 @@ class Follower:
                 flat = weights[name].reshape(-1)
                 origin = gather(flat, change.indices.to(flat.device, torch.int64))
                 found[name] = origin, change.to(flat.device).tuned_values(origin)
-            state = changed_state(state, name, change.dtype, change.shape, change.indices, *found[name])
-        return state
+        return found
 
     def _is_untouched(self) -> bool:
         """Whether the model is still as this follower left it, in O(weights)."""
         return fingerprint_state(self.weights) == self._state
 
-    def _go_round(self, error: ChainError, pointer: Pointer, changed: Counter[str]) -> int:
+    def _go_round(self, error: ChainError, pointer: Pointer, changed: Counter[str], on_patches: OnPatches) -> int:
         """Load an anchor beyond a step that cannot be applied. Raises `error` if there is none."""
         try:
-            reached = self._load_anchor(pointer, changed)
+            reached = self._load_anchor(pointer, changed, on_patches)
         except ChainError:
             raise error from None
         if not isinstance(error, ChainGapError):  # pruned steps are no damage
             warnings.warn(f"{error}; went on from the anchor of step {reached}", stacklevel=3)
         return reached
 
-    def _load_anchor(self, pointer: Pointer, changed: Counter[str]) -> int:
+    def _load_anchor(self, pointer: Pointer, changed: Counter[str], on_patches: OnPatches) -> int:
         """Load the last intact anchor beyond the step that the model is at; returns its step."""
         above = -1 if self._step is None else self._step
         found = last_anchor(self.store, pointer, above)
@@ -265,6 +281,8 @@ class Follower:
         weights, link = found
         own, tied = live_weights(self._module)
         check_same_specs(specs_of(own), specs_of(weights), "the model")
+        if on_patches is not None:
+            on_patches(patches_between(own, weights))
         whole = SparseDelta({}, dense=weights, tied=tied, coordinates=coordinates_of_weights(self._module))
         whole.apply(self._module)
         changed.update({name: weight.numel() for name, weight in weights.items()})
