@@ -7,13 +7,15 @@ n^2. A call, of `set` on a list say, copies what it is given, and a few bytes ca
 
 import pickletools
 from collections.abc import Iterable
+from math import prod
 from typing import Any, BinaryIO, cast
 
 from rst.files.budget import Budget, BudgetError
 
 _COLLIDE_FROM = (1 << 61) - 1
 _STEPS_A_COPY = 16  # of one object: an entry of a set takes that much more memory than an instruction
-_TAKES_A_SIZE = ("bytearray", "torch Tensor", "Storage")
+_TAKES_A_SIZE = ("bytearray", "Tensor", "Storage")
+_REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor", "_rebuild_from_type_v2")
 _MARK = object()
 
 
@@ -49,28 +51,26 @@ class _Group:
     Attributes:
         size: how many objects one visits to hash all that is in it; of a dict, its keys.
         colliding: how many things in it can be made to share a hash.
-        largest: the largest integer right in it.
-        groups: those right in it.
+        parts: what is right in it; of what a call has made, also what is in that.
         weight: how many objects one visits to hash it. What can still grow cannot be hashed.
     """
 
-    __slots__ = ("colliding", "groups", "largest", "size", "weight")
+    __slots__ = ("colliding", "parts", "size", "weight")
 
     def __init__(self, parts: Iterable[Any] = (), grows: bool = False) -> None:
-        self.size = self.colliding = self.largest = 0
-        self.groups: list[_Group] = []
+        self.size = self.colliding = 0
+        self.parts: list[Any] = []
         self.add(parts)
         self.weight = 1 if grows else 1 + self.size
 
     def add(self, parts: Iterable[Any]) -> None:
         for part in parts:
-            self.size += 1
+            self.size += part.weight if type(part) is _Group else 1
             self.colliding += _can_collide(part)
-            if type(part) is _Group:
-                self.size += part.weight - 1
-                self.groups.append(part)
-            elif type(part) is int:
-                self.largest = max(self.largest, part)
+            self.parts.append(part)
+
+    def integers(self) -> list[int]:
+        return [part for part in self.parts if type(part) is int]
 
 
 def _can_collide(part: Any) -> bool:
@@ -113,7 +113,9 @@ class _Scan:
         elif name == "REDUCE":
             self._call(*self._pop(2))
         elif name == "BUILD":
-            self._copy(self._pop(1))
+            state = self._pop(1)
+            self._check_extent("state", state[0])
+            self._copy(state)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             if argument is None:
                 self._pop(2)
@@ -173,18 +175,32 @@ class _Scan:
         self._add(keys)
 
     def _call(self, called: Any, arguments: Any) -> None:
-        size = arguments.largest if type(arguments) is _Group else 0
+        size = prod(max(part, 1) for part in arguments.integers()) if type(arguments) is _Group else 0
         if str(called).endswith(_TAKES_A_SIZE) and size > self._budget.file_bytes:
             raise BudgetError(f"makes {called} of {size}, in a file of {self._budget.file_bytes} bytes")
+        if str(called).endswith(_REBUILDS) and type(arguments) is _Group:
+            for one in (arguments, *arguments.parts):
+                self._check_extent(str(called), one)
         self._push(self._copy([arguments]))
+
+    def _check_extent(self, called: str, arguments: Any) -> None:
+        """Storage, offset, size and stride: torch makes the storage larger where it is too small for them."""
+        match arguments.parts[1:4] if type(arguments) is _Group else ():
+            case [int(offset), _Group() as size, _Group() as stride]:
+                pairs = list(zip(size.integers(), stride.integers(), strict=False))
+                extent = offset + 1 + sum((length - 1) * step for length, step in pairs)
+                if extent > self._budget.file_bytes and all(length for length, _ in pairs):
+                    raise BudgetError(f"{called} reaches to {extent}, in a file of {self._budget.file_bytes} bytes")
 
     def _copy(self, given: list[Any]) -> _Group:
         """Take what it costs to make sets of all that is given, and of all that is right in it."""
         copy = _Group()
         for group in given:
-            for one in (group, *group.groups) if type(group) is _Group else ():
-                copy.size += one.size
-                copy.colliding += one.colliding
+            for one in (group, *group.parts) if type(group) is _Group else ():
+                if type(one) is _Group:
+                    copy.size += one.size
+                    copy.colliding += one.colliding
+                    copy.parts += one.parts
         copy.weight += copy.size
         self._budget.take("steps", _STEPS_A_COPY * copy.size + copy.colliding * (copy.colliding + 1) // 2)
         return copy

@@ -110,6 +110,36 @@ def test_a_pickle_whose_keys_take_for_ever_is_refused(tmp_path: Path, bomb: byte
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("name", [b"torch._utils\n_rebuild_tensor_v2", b"torch._utils\n_rebuild_qtensor"])
+def test_a_tensor_that_reaches_beyond_its_file_is_refused(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes().replace(b"torch._utils\n_rebuild_tensor_v2", name)
+    assert b"K\x03\x85" in whole
+    path.write_bytes(whole.replace(b"K\x03\x85", integer(1 << 40) + b"\x85"))
+    with refused(CheckpointError, f"{1 << 40}", name.decode().split()[1], file=path):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("sizes", [[1 << 40], [1 << 14, 1 << 14, 1 << 14]])
+def test_a_tensor_of_nothing_but_its_size_is_refused(tmp_path: Path, sizes: list[int]) -> None:
+    call = b"\x80\x02ctorch\nFloatTensor\n(" + b"".join(map(integer, sizes)) + b"tR."
+    with refused(CheckpointError, "FloatTensor", file=tmp_path / "x.pt"):
+        open_checkpoint(write(tmp_path / "x.pt", call + b"\0" * (1 << 15)))
+
+
+class Wide(torch.Tensor):
+    """A class of tensors, which is rebuilt by a function of a function."""
+
+
+def test_a_tensor_of_a_class_that_reaches_beyond_its_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(3).as_subclass(Wide)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"K\x03\x85", integer(1 << 40) + b"\x85"))
+    with refused(CheckpointError, f"{1 << 40}", "_rebuild_from_type_v2", file=path):
+        open_checkpoint(path)
+
+
 def test_a_compressed_member_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.pt", b"\x80\x02](" + b"]" * 1_000_000 + b"e.", zipfile.ZIP_DEFLATED)
     with refused(CheckpointError, "data.pkl", file=path):
