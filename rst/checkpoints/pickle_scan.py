@@ -17,6 +17,7 @@ _STEPS_A_COPY = 16  # of one object: an entry of a set takes that much more memo
 _TAKES_A_SIZE = ("bytearray", "Tensor", "Storage")
 _REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor", "_rebuild_from_type_v2")
 _MARK = object()
+_NOTHING: list[Any] = []
 
 
 def check_pickle(file: BinaryIO, budget: Budget) -> None:
@@ -59,11 +60,14 @@ class _Group:
 
     def __init__(self, parts: Iterable[Any] = (), grows: bool = False) -> None:
         self.size = self.colliding = 0
-        self.parts: list[Any] = []
-        self.add(parts)
+        self.parts: list[Any] = _NOTHING  # a million empty lists must not take a million more
+        if parts:
+            self.add(parts)
         self.weight = 1 if grows else 1 + self.size
 
     def add(self, parts: Iterable[Any]) -> None:
+        if self.parts is _NOTHING:
+            self.parts = []
         for part in parts:
             self.size += part.weight if type(part) is _Group else 1
             self.colliding += _can_collide(part)
@@ -200,7 +204,7 @@ class _Scan:
                 if type(one) is _Group:
                     copy.size += one.size
                     copy.colliding += one.colliding
-                    copy.parts += one.parts
+                    copy.parts = [*copy.parts, *one.parts]
         copy.weight += copy.size
         self._budget.take("steps", _STEPS_A_COPY * copy.size + copy.colliding * (copy.colliding + 1) // 2)
         return copy
