@@ -20,7 +20,8 @@ def warn_of_outcome(delta: "SparseDelta", tuned: Path, record: Mapping[str, Any]
         tuned: where the weights were.
         record: the trainer's, where its base was used.
     """
-    from rst.training.outcome import FAR, LARGE_SHARE
+    from rst.operations.top_share import FAR
+    from rst.training.outcome import LARGE_SHARE
 
     weights, asked = delta.base.weights, delta.config.get("ratio") if delta.config.get("select") == "top" else None
     if record is not None and record.get("steps") == 0:

@@ -30,6 +30,10 @@ def tau(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Which of several sets of weights in TUNED, such as state_dict_ema.")
+    ] = None,
+    base_key: Annotated[str | None, typer.Option(help="The same of BASE.")] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the curve, one file that needs no network.")
     ] = None,
@@ -51,7 +55,13 @@ def tau(
         raise ConfigError("--force is for the page; name it with --html tau.html")
     with byte_progress("comparing") as on_progress:
         curve = tau_curve(
-            before, after, modules_to_save=modules_to_save, exclude_modules=exclude, on_progress=on_progress
+            before,
+            after,
+            modules_to_save=modules_to_save,
+            exclude_modules=exclude,
+            key=key,
+            base_key=base_key,
+            on_progress=on_progress,
         )
     if html:
         _write_page(html, base, tuned, curve)

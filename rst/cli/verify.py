@@ -22,6 +22,9 @@ def verify(
     base: Annotated[
         Path | None, typer.Option("--base", "-b", help="Weights to check every changed parameter's digest against.")
     ] = None,
+    base_key: Annotated[
+        str | None, typer.Option(help="Which of several sets of weights in the base, such as state_dict_ema.")
+    ] = None,
     signed_by: Annotated[
         list[Path] | None,
         typer.Option(help="A public key, or the issuer's certificate; may be repeated. One must have signed it."),
@@ -44,7 +47,7 @@ def verify(
     change = SparseDelta.load(place)
     if base:
         with byte_progress("checking") as on_progress:
-            rehearse(local_weights(base), change, on_progress=on_progress)
+            rehearse(local_weights(base), change, key=base_key, on_progress=on_progress)
     proven = sum(parameter.base is not None for parameter in change.values())
     unchecked = base is not None and proven < len(change)
     if as_json:

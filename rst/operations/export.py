@@ -1,6 +1,7 @@
 """Export of a delta from two sets of weights, or from one training checkpoint that remembers its base."""
 
 import os
+import warnings
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,14 +18,14 @@ from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.config import Patterns, RSTConfig, Selection
 from rst.delta.parameter_delta import Op
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
-from rst.errors import CheckpointError, ConfigError, ParameterMismatchError
+from rst.errors import CheckpointError, ConfigError, ParameterMismatchError, RSTWarning
 from rst.files.partial_folder import job_digest
 from rst.naming import check_patterns, is_bias, matches
 from rst.numerics.kept_places import KeptPlaces
 from rst.operations.extraction import Extraction, Progress
 from rst.operations.resumable_export import export_in_parts
 from rst.operations.stored_twice import stored_twice
-from rst.operations.top_share import keep_top_share
+from rst.operations.top_share import FAR, has_residuals, keep_top_share
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
@@ -97,7 +98,9 @@ def export(
     if rule.get("select") == "bias":
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
     if (share := rule.get("ratio")) is not None:
-        extraction, on_progress = keep_top_share(extraction, share, on_progress)
+        extraction, on_progress, changed = keep_top_share(extraction, share, on_progress)
+        if base is None and threshold is ratio is select is None:
+            _warn_of_cut(extraction, share, changed)
     if output is None:
         return extraction.run(on_progress)
     inputs = [tuned] if base is None else [tuned, base]
@@ -109,6 +112,20 @@ def export(
     delta = extraction.run(on_progress)
     delta.save(output, encoding)
     return delta
+
+
+def _warn_of_cut(extraction: Extraction, share: float, changed: int) -> None:
+    """Say that a checkpoint of a running training has more changes than its record's own rule keeps."""
+    outlines = map(extraction.outline, extraction.parameters())
+    kept = round(share * sum(outline.numel() for outline in outlines if has_residuals(outline)))
+    if changed > FAR * kept:
+        warnings.warn(
+            f"{extraction.source}: {changed:,} weights differ from w0, and the export keeps {kept:,}, by the record's "
+            f"ratio={share:g}: its share had not fallen yet, and a score of the checkpoint is not the delta's; "
+            "threshold=0 (--threshold 0) keeps all that differ",
+            RSTWarning,
+            stacklevel=3,
+        )
 
 
 def _rule(threshold: float | None, ratio: float | None, select: Selection | None) -> dict[str, Any]:

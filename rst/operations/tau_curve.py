@@ -75,6 +75,8 @@ def tau_curve(
     *,
     modules_to_save: Sequence[str] | None = None,
     exclude_modules: Patterns = None,
+    key: str | None = None,
+    base_key: str | None = None,
     on_progress: Progress | None = None,
 ) -> TauCurve:
     """Try tau = 0 and those that keep about `SHARES` of the weights, rounded to two digits.
@@ -86,13 +88,15 @@ def tau_curve(
         tuned: as there.
         modules_to_save: as there; not selected from.
         exclude_modules: as there.
+        key: as there.
+        base_key: as there.
         on_progress: called after each tensor with bytes done and bytes in all.
 
     Raises:
         As `rst.export`.
     """
     settings = {"modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
-    extraction = from_two(open_checkpoint(base), open_checkpoint(tuned), settings, "add")
+    extraction = from_two(open_checkpoint(base, base_key), open_checkpoint(tuned, key), settings, "add")
     names = [name for name in extraction.parameters() if has_residuals(extraction.outline(name))]
     once = sum(map(extraction.nbytes, names))
     weights = sum(extraction.outline(name).numel() for name in names)
@@ -153,14 +157,15 @@ class _Trial:
         base, tuned = extraction.pair(name)
         with naming_file(extraction.source):
             positions, origin, target = changed_weights(name, base, tuned)
-        squares = 0.0
+        squares = largest = 0.0
         for point in self.points:
             change = (target - origin).abs_()
             dropped = change <= point.tau  # w0 may be NaN
             put_back = change[dropped].double()
             squares += float(put_back.square().sum())
             point.dropped_l2 += squares  # as a square until the end
-            point.dropped_max = max(point.dropped_max, float(put_back.max()) if put_back.numel() else 0.0)
+            largest = max(largest, float(put_back.max()) if put_back.numel() else 0.0)
+            point.dropped_max = max(point.dropped_max, largest)
             positions, origin, target = positions[~dropped], origin[~dropped], target[~dropped]
             point.kept += positions.numel()
             if positions.numel():

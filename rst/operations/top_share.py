@@ -11,12 +11,15 @@ from rst.numerics.radix_select import keys_of, kth_smallest, number_of, rounds
 from rst.numerics.rounding import wide_dtype
 from rst.operations.extraction import Extraction, Progress, shifted
 
+FAR = 2.0
+"""Times more changed weights than are kept that are worth a warning, and times fewer than asked for."""
+
 _CHUNK = 1 << 22
 
 
 def keep_top_share(
     extraction: Extraction, ratio: float, on_progress: Progress | None = None
-) -> tuple[Extraction, Progress | None]:
+) -> tuple[Extraction, Progress | None, int]:
     """Have an extraction keep the `ratio` of all its weights that changed most, fewer only where fewer changed.
 
     Of equal changes at the boundary the first are kept, in the order of the names and of the elements. Tensors without
@@ -29,7 +32,7 @@ def keep_top_share(
         on_progress: called after each tensor with bytes done and bytes in all, the extraction's own run included.
 
     Returns:
-        The extraction that does so, and the progress of its run.
+        The extraction that does so, the progress of its run, and how many weights changed (0 where none is kept).
 
     Raises:
         ParameterMismatchError: shapes or dtypes differ.
@@ -39,16 +42,19 @@ def keep_top_share(
     total = sum(extraction.outline(name).numel() for name in names)
     budget = round(ratio * total)
     if not budget:
-        return replace(extraction, threshold=float("inf"), ties={}), on_progress
+        return replace(extraction, threshold=float("inf"), ties={}), on_progress, 0
     width = 8 * wide.itemsize
     passes = rounds(width)
     total_bytes = sum(map(extraction.nbytes, extraction.names)) if on_progress else 0
-    done = 0
+    done = changed = 0
 
     def keys() -> Iterator[Tensor]:
-        nonlocal done
+        nonlocal done, changed
+        changed = 0  # counted anew in each pass
         for name in names:
-            yield from map(keys_of, changes(extraction, name, wide))
+            for change in changes(extraction, name, wide):
+                changed += int(change.count_nonzero())
+                yield keys_of(change)
             done += extraction.nbytes(name)
             if on_progress:
                 on_progress(done, total_bytes * (passes + 1))
@@ -58,7 +64,7 @@ def keep_top_share(
     wanted = budget - (total - below - equal)
     ties = _first_ties(extraction, names, boundary, wanted) if boundary > 0 else {}
     after = shifted(on_progress, total_bytes * passes, total_bytes * (passes + 1))
-    return replace(extraction, threshold=boundary, ties=ties), after
+    return replace(extraction, threshold=boundary, ties=ties), after, changed
 
 
 def has_residuals(outline: Tensor) -> bool:

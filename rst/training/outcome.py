@@ -9,14 +9,12 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import nn
 
-from rst.config import RSTConfig
+from rst.config import ASSUMED_STEPS, RSTConfig
 from rst.errors import RSTWarning
+from rst.operations.top_share import FAR
 
 LARGE_SHARE = 0.3
 """Above this a delta is hardly smaller than the model."""
-
-FAR = 2.0
-"""Times fewer changed weights than asked for that are worth a warning."""
 
 _WATCHED: "WeakKeyDictionary[nn.Module, ReferenceType[Claimant]]" = WeakKeyDictionary()
 
@@ -74,7 +72,9 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, be
     elif share > LARGE_SHARE:
         _say(f"{share:.1%} of {total:,} weights are kept after {steps} steps; {_advice(config, more=False)}")
     elif config.select == "top" and before > FAR * changed:
-        length = "an assumed length" if config.total_steps is None else f"total_steps={config.total_steps}"
+        length = (
+            f"total_steps={config.total_steps}" if config.total_steps else f"{ASSUMED_STEPS} steps, as none were named"
+        )
         _say(
             f"{before:,} of {total:,} weights were kept when the run ended after {steps} steps, and the export keeps "
             f"{changed:,}: a score that was taken before is not the delta's. The share falls over {length}; give "

@@ -116,3 +116,27 @@ def test_a_pair_without_a_change_is_told_so_and_offers_no_export(rst, pair: tupl
     assert ran.code == 0
     assert "rst export" not in ran.out
     assert "rst export" in rst("tau", *pair).out
+
+
+def test_the_largest_put_back_counts_all_smaller_taus(rst, tmp_path: Path) -> None:
+    base = {"w": torch.zeros(4, 100)}
+    tuned = {"w": torch.linspace(0.01, 0.04, 400).reshape(4, 100)}
+    save_file(base, tmp_path / "b.safetensors")
+    save_file(tuned, tmp_path / "t.safetensors")
+    points = rst("tau", "b.safetensors", "t.safetensors", "--json").json["points"]
+    for point in points[1:]:
+        put_back = tuned["w"][tuned["w"] <= point["tau"]]
+        assert point["dropped_max"] == pytest.approx(float(put_back.max()), rel=1e-6)
+
+
+def test_one_of_several_sets_is_named(rst, tmp_path: Path) -> None:
+    base = {"w": torch.zeros(4, 100)}
+    ema = {"w": torch.ones(4, 100)}
+    torch.save({"state_dict": base, "state_dict_ema": base}, tmp_path / "b.pt")
+    torch.save({"state_dict": base, "state_dict_ema": ema}, tmp_path / "t.pt")
+    assert "--base-key" in rst("tau", "b.pt", "t.pt").err
+    keys = ("--key", "state_dict_ema", "--base-key", "state_dict")
+    assert rst("tau", "b.pt", "t.pt", *keys, "--json").json["points"][0]["kept"] == 400
+    assert rst("export", "--base", "b.pt", "t.pt", *keys, "-o", "d.safetensors").code == 0
+    assert rst("verify", "d.safetensors", "--base", "b.pt").code == 2
+    assert rst("verify", "d.safetensors", "--base", "b.pt", "--base-key", "state_dict").code == 0

@@ -3,12 +3,13 @@
 import gc
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rst import ResidualSparseTrainer, RSTConfig, get_rst_model
+from rst import ResidualSparseTrainer, RSTConfig, export, get_rst_model
 from rst.errors import RSTWarning
 
 
@@ -101,6 +102,16 @@ def test_a_run_that_ends_before_its_share_has_fallen_says_what_the_export_cuts()
     kept = trainer.status().kept
     with pytest.warns(RSTWarning, match=f"{kept:,} of 2,632 .* 20 steps.* 26: .*total_steps=1000"):
         assert trainer.export().nnz == 26
+
+
+def test_a_checkpoint_from_before_its_share_has_fallen_says_so_too(tmp_path: Path) -> None:
+    tuned = model()
+    trainer = train(tuned, RSTConfig(ratio=0.01, total_steps=1000), steps=20, lr=1e-3)
+    torch.save({"state_dict": tuned.state_dict(), "rst": trainer.state_dict()}, tmp_path / "mid.ckpt")
+    changed = trainer.count_changed()
+    with pytest.warns(RSTWarning, match=f"mid.ckpt: {changed:,} weights .* 26, .*ratio=0.01.*--threshold 0"):
+        assert export(None, tmp_path / "mid.ckpt").nnz == 26
+    assert export(None, tmp_path / "mid.ckpt", threshold=0).nnz == changed
 
 
 def test_a_second_adapter_whose_base_was_put_back_is_no_second_trainer() -> None:
