@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.sparse_delta import SparseDelta
-from rst.errors import CheckpointError, NonFiniteError, ParameterMismatchError
+from rst.errors import CheckpointError, NonFiniteError, ParameterMismatchError, naming_file
 from rst.extras import install_command
 from rst.interop.adapter_config import check_adapter_config
 from rst.interop.model_folder import load_model
@@ -58,7 +58,8 @@ def from_peft(adapter: PathLike, base: PathLike | nn.Module, *, threshold: float
     saved = whole if all(_is_within(name, whole) for name in in_files) else in_files
     tuned = _weights_of_base(origin, open_checkpoint(merged), in_files)
     try:
-        delta = export(base, tuned, threshold=threshold, modules_to_save=saved or None)
+        with naming_file(adapter):
+            delta = export(base, tuned, threshold=threshold, modules_to_save=saved or None)
     except NonFiniteError as error:
         raise NonFiniteError(f"{error.reason} once merged", file=adapter, parameter=error.parameter) from error
     config = {**delta.config, "converted_from": {"peft_type": kind}}

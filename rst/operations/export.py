@@ -99,7 +99,7 @@ def export(
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
     if (share := rule.get("ratio")) is not None:
         extraction, on_progress, changed = keep_top_share(extraction, share, on_progress)
-        if base is None and threshold is ratio is select is None:
+        if base is None and threshold is None and ratio is None and select is None:
             _warn_of_cut(extraction, share, changed)
     if output is None:
         return extraction.run(on_progress)
