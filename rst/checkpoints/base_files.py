@@ -1,6 +1,6 @@
-"""The names of the tensors in the files that a model of transformers was loaded from, where these are at hand."""
+"""Names and shapes of the tensors in the files that a model of transformers was loaded from, where they are at hand."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,24 @@ def names_in_base(model: nn.Module) -> Collection[str]:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # what cannot be read names nothing
         pass
     return ()
+
+
+def shapes_in_base(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """The shapes in those of the files of `names_in_base` that are at hand, by name; reads headers alone."""
+    names = names_in_base(model)
+    if not names:
+        return {}
+    single, index = _find(model, _SINGLE), _find(model, _INDEX)
+    found: dict[str, tuple[int, ...]] = {}
+    try:
+        shards = set(parse_json(index.read_bytes())["weight_map"].values()) if index else ()
+        for path in [_find(model, shard) for shard in sorted(shards)] if index else [single]:
+            if path:
+                with safe_open(path, framework="pt") as file:
+                    found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # what cannot be read says nothing
+        pass
+    return found
 
 
 def _find(model: nn.Module, file: str) -> Path | None:

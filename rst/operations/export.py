@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rst.checkpoints.cast import open_cast
 from rst.checkpoints.checkpoint import RECORD_FILE, Checkpoint, Weights, checkpoint_files, open_checkpoint
 from rst.checkpoints.model_config import tuned_config
+from rst.checkpoints.not_in_base import warn_of_what_base_module_lacks
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.config import Patterns, RSTConfig, Selection
 from rst.delta.parameter_delta import Op
@@ -95,6 +96,8 @@ def export(
         settings = {**rule, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
         opened = open_checkpoint(tuned, key) if dtype is None else open_cast(tuned, dtype, key)
         extraction = from_two(open_checkpoint(base, base_key), opened, settings, op)
+        if isinstance(base, nn.Module):
+            warn_of_what_base_module_lacks(base, modules_to_save, stacklevel=2)
     if rule.get("select") == "bias":
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
     if (share := rule.get("ratio")) is not None:

@@ -17,6 +17,7 @@ from rst.checkpoints.coordinates import Coordinates
 from rst.checkpoints.delta_in_module import in_module
 from rst.checkpoints.model_config import config_of_module
 from rst.checkpoints.nested_state import RECORD_VERSION, TRAINER_RECORD
+from rst.checkpoints.not_in_base import warn_of_what_base_lacks
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import RSTConfig
@@ -63,6 +64,9 @@ class ResidualSparseTrainer:
     def __init__(self, model: nn.Module, config: RSTConfig | None = None, *, support: Support | None = None) -> None:
         """Remember the weights of `model`, which must be the pretrained ones, as w0.
 
+        Warns (`RSTWarning`) of parameters that a model of transformers did not load from its files, a fresh head or a
+        resized vocabulary, and that `modules_to_save` leaves out: base and delta do not give them back.
+
         Args:
             model: the module to train, possibly wrapped.
             config: what to keep.
@@ -95,6 +99,7 @@ class ResidualSparseTrainer:
         self._boundary: float | Tensor | None = None
         self._suspended = self._left = False
         claim(self.model, self)
+        warn_of_what_base_lacks(self.model, frozenset(self._tracked.saved), stacklevel=2)
         self._following: OptimizerSteps | None = None
         self._in_backward: InBackward | None = None
 
