@@ -78,10 +78,12 @@ def _lacking(
     model: nn.Module, coordinates: Coordinates, in_base: frozenset[str], parameters: Mapping[str, set[str]]
 ) -> set[str]:
     """Those that the files have under none of their names."""
+    loaded = {plain_name(name) for name, parameter in model.named_parameters() if _was_loaded(parameter)}
     found = {
         first
         for first, names in parameters.items()
-        if not any(in_base.issuperset(coordinates.files_of(name)) for name in names)
+        if first not in loaded
+        and not any(in_base.issuperset(coordinates.files_of(name)) for name in names)
         and not any(_is_remade(model, spelled) for name in names for spelled in (name, *coordinates.spellings(name)))
     }
     if not _is_quantised(model):
@@ -104,6 +106,11 @@ def _reshaped(model: nn.Module, coordinates: Coordinates, parameters: Mapping[st
             if not file.computed and len(file.sources) == 1 and shapes[file.name] != file.shape:
                 found[first] = f"{first} {_by(file.shape)}, in the files {_by(shapes[file.name])}"
     return found
+
+
+def _was_loaded(parameter: nn.Parameter) -> bool:
+    """Whether transformers 5 notes that it did not draw the values: some parts' names in the files are not known."""
+    return getattr(parameter, "_is_hf_initialized", False) is True
 
 
 def _is_remade(model: nn.Module, name: str) -> bool:

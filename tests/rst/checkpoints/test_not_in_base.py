@@ -14,7 +14,7 @@ from rst import ResidualSparseTrainer, RSTConfig, RSTModel, export, get_rst_mode
 from rst.config import Patterns
 from rst.errors import RSTWarning
 from tests.rst.checkpoints import tiny_models
-from tests.rst.checkpoints.tiny_models import same_weights
+from tests.rst.checkpoints.tiny_models import RENAMING, same_weights
 
 SIZES: dict[str, Any] = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -120,6 +120,14 @@ def test_parts_and_tied_heads_of_a_folder_are_quiet(tmp_path: Path) -> None:
     gpt2 = tiny_models.gpt2()
     cast(PreTrainedModel, gpt2.base_model).save_pretrained(tmp_path / "gpt2")
     assert not said(type(gpt2).from_pretrained(tmp_path / "gpt2"))
+
+
+@RENAMING
+def test_a_part_whose_names_in_the_files_are_not_known_was_loaded_all_the_same(tmp_path: Path) -> None:
+    whole = tiny_models.qwen2_vl()
+    whole.save_pretrained(tmp_path)
+    part = cast(PreTrainedModel, whole.model)
+    assert not said(type(part).from_pretrained(tmp_path))
 
 
 def test_files_of_another_model_are_not_the_base(headless: Path) -> None:
