@@ -116,7 +116,7 @@ class _Folder:
         if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype in _QUANTISED:
             raise CheckpointError(
                 f"{entry.properties.dtype}: torch.distributed.checkpoint saves a quantised tensor but reads none; "
-                "exclude_modules leaves it as the base has it",
+                "exclude_modules (--exclude) leaves it as the base has it",
                 file=self._path,
                 parameter=key,
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rst.checkpoints.coordinates import Coordinates, FileTensor
+from rst.delta.cast_advice import cast_advice
 from rst.delta.parameter_delta import ParameterDelta, gather, index_dtype
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ParameterMismatchError
@@ -159,7 +160,8 @@ def _tuned(name: str, one: FileTensor, piece: Piece, numbers: _Numbers, elements
     one.check_laid_out()
     if tuple(piece.shape) != one.shape or piece.dtype != elements.dtype:
         raise ParameterMismatchError(
-            f"the delta is for {piece.dtype} {tuple(piece.shape)}, the files have {elements.dtype} {one.shape}",
+            f"the delta is for {piece.dtype} {tuple(piece.shape)}, the files have {elements.dtype} {one.shape}"
+            f"{cast_advice(piece, one.shape, elements.dtype)}",
             parameter=name,
         )
     piece = piece.to(elements.device)

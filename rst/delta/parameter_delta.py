@@ -350,13 +350,14 @@ def check_carried(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a tensor whose change no delta can hold: complex, or not strided memory."""
     if not is_plain(tensor):
         raise ParameterMismatchError(
-            f"{_form(tensor)}: a delta holds strided tensors; exclude_modules leaves it as the base has it",
+            f"{_form(tensor)}: a delta holds strided tensors; exclude_modules (--exclude) leaves it as the base has it",
             parameter=name,
         )
     check_real(name, tensor)
     if tensor.dtype not in NAME_OF_DTYPE:
         raise ParameterMismatchError(
-            f"a delta cannot hold {tensor.dtype}; exclude_modules leaves it as the base has it", parameter=name
+            f"a delta cannot hold {tensor.dtype}; exclude_modules (--exclude) leaves it as the base has it",
+            parameter=name,
         )
 
 
@@ -375,7 +376,7 @@ def check_real(name: str, tensor: Tensor) -> None:
     if tensor.is_complex():
         raise ParameterMismatchError(
             f"{tensor.dtype} cannot change in a delta; split it into real and imaginary parts, or exclude it with "
-            "exclude_modules",
+            "exclude_modules (--exclude)",
             parameter=name,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rst.checkpoints.delta_in_module import in_module
 from rst.checkpoints.transformers_files import coordinates_of
+from rst.delta.cast_advice import cast_advice
 from rst.delta.concatenation import batches, concatenate_changes, concatenate_tensors
 from rst.delta.parameter_delta import ParameterDelta
 from rst.delta.sparse_delta import SparseDelta
@@ -245,7 +246,8 @@ def _find(name: str, places: Places, delta: SparseDelta) -> LiveTensor:
     if tuple(found.tensor.shape) != tuple(wanted.shape) or found.tensor.dtype != wanted.dtype:
         raise ParameterMismatchError(
             f"the delta is for {wanted.dtype} {tuple(wanted.shape)}, "
-            f"the module has {found.tensor.dtype} {tuple(found.tensor.shape)}",
+            f"the module has {found.tensor.dtype} {tuple(found.tensor.shape)}"
+            f"{cast_advice(wanted, tuple(found.tensor.shape), found.tensor.dtype)}",
             parameter=name,
         )
     return found

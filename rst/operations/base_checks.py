@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
+from rst.delta.cast_advice import cast_advice
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import ParameterMismatchError, WrongBaseError
-from rst.numerics.exactness import RESIDUAL_DTYPES, bit_equal
+from rst.numerics.exactness import bit_equal
 
 
 def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
@@ -25,8 +26,7 @@ def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
     for candidate in present:
         tensor = base.outline(candidate)
         if (tuple(tensor.shape), tensor.dtype) != (change.shape, change.dtype):
-            castable = tuple(tensor.shape) == change.shape and {tensor.dtype, change.dtype} <= {*RESIDUAL_DTYPES}
-            cast = f"; delta.to(dtype={tensor.dtype}), or --dtype, casts it, not bit for bit" if castable else ""
+            cast = cast_advice(change, tuple(tensor.shape), tensor.dtype)
             raise ParameterMismatchError(
                 f"{tensor.dtype} {tuple(tensor.shape)}, the delta is for {change.dtype} {change.shape}{cast}",
                 file=base.source,

@@ -27,6 +27,7 @@ from rst.operations.extraction import Extraction, Progress
 from rst.operations.resumable_export import export_in_parts
 from rst.operations.stored_twice import stored_twice
 from rst.operations.top_share import FAR, has_residuals, keep_top_share
+from rst.operations.tuned_checks import check_forms
 
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES_SHOWN = 3
@@ -86,6 +87,7 @@ def export(
         NonFiniteError: `tuned` has a NaN.
     """
     rule = _rule(threshold, ratio, select)
+    before = None
     if base is None:
         if modules_to_save or exclude_modules or dtype:
             raise ConfigError(
@@ -95,11 +97,14 @@ def export(
     else:
         settings = {**rule, "modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
         opened = open_checkpoint(tuned, key) if dtype is None else open_cast(tuned, dtype, key)
-        extraction = from_two(open_checkpoint(base, base_key), opened, settings, op)
+        before = open_checkpoint(base, base_key)
+        extraction = from_two(before, opened, settings, op)
         if isinstance(base, nn.Module):
             warn_of_what_base_module_lacks(base, modules_to_save, stacklevel=2)
     if rule.get("select") == "bias":
         extraction = replace(extraction, left={name for name in extraction.parameters() if not is_bias(name)})
+    if before is not None:
+        check_forms(extraction, before, may_cast=dtype is None)
     if (share := rule.get("ratio")) is not None:
         extraction, on_progress, changed = keep_top_share(extraction, share, on_progress)
         if base is None and threshold is None and ratio is None and select is None:

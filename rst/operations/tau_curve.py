@@ -19,6 +19,7 @@ from rst.numerics.exactness import bytes_of_tensor
 from rst.operations.export import from_two
 from rst.operations.extraction import Extraction, Progress, shifted
 from rst.operations.top_share import changes, has_residuals
+from rst.operations.tuned_checks import check_forms
 
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001)
 """Shares of all weights for which a tau is tried, besides tau = 0."""
@@ -96,7 +97,9 @@ def tau_curve(
         As `rst.export`.
     """
     settings = {"modules_to_save": modules_to_save, "exclude_modules": exclude_modules}
-    extraction = from_two(open_checkpoint(base, base_key), open_checkpoint(tuned, key), settings, "add")
+    before = open_checkpoint(base, base_key)
+    extraction = from_two(before, open_checkpoint(tuned, key), settings, "add")
+    check_forms(extraction, before, may_cast=False)
     names = [name for name in extraction.parameters() if has_residuals(extraction.outline(name))]
     once = sum(map(extraction.nbytes, names))
     weights = sum(extraction.outline(name).numel() for name in names)

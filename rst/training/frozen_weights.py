@@ -15,6 +15,7 @@ class FrozenWeights:
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         """Freeze `weights`, by name, and read them once."""
         self._weights = weights
+        self._found_frozen = {name for name, weight in weights.items() if not weight.requires_grad}
         for weight in weights.values():
             weight.requires_grad_(False)
         self._sums: dict[str, Checksum | None] | None = None
@@ -29,31 +30,44 @@ class FrozenWeights:
         self._read()
         for name, weight in self._weights.items():
             if weight.requires_grad:
-                _refuse_thawed(name)
+                self._refuse_thawed(name)
 
     def check_unchanged(self, live: Mapping[str, Tensor]) -> None:
         """Raise `ConfigError` if one was thawed or, by the model's tensors as they are now, has other values."""
         for name, known in self._read().items():
             if isinstance(live[name], nn.Parameter) and live[name].requires_grad:
-                _refuse_thawed(name)
+                self._refuse_thawed(name)
             found = checksum(local(live[name]))
             if known != found and None not in (known, found):
-                raise ConfigError(
-                    "frozen, and changed since the trainer was made, which an export would lose; name it in "
-                    "target_modules or modules_to_save, or make the trainer after the change",
-                    parameter=name,
-                )
+                self._refuse_changed(name)
+
+    def _refuse_thawed(self, name: str) -> None:
+        if name in self._found_frozen:
+            raise ConfigError(
+                "made trainable, and frozen when the trainer was made, so its change would be lost; name its module in "
+                "modules_to_save, which stores it whole, or make the trainer while it is trainable (with a callback: "
+                "RSTCallback(ResidualSparseTrainer(model, config)) before it is frozen for a while)",
+                parameter=name,
+            )
+        raise ConfigError(
+            "made trainable after the trainer froze it, as target_modules or exclude_modules leaves it out, so its "
+            "change would be lost; have them take it in, or name its module in modules_to_save",
+            parameter=name,
+        )
+
+    def _refuse_changed(self, name: str) -> None:
+        trained = (
+            "make the trainer while it is trainable"
+            if name in self._found_frozen
+            else "have target_modules and exclude_modules take it in"
+        )
+        raise ConfigError(
+            "frozen, and changed since the trainer was made, which an export would lose; name its module in "
+            f'modules_to_save, or make the trainer after the change; or {trained}, with base_storage="device"',
+            parameter=name,
+        )
 
     def _read(self) -> dict[str, Checksum | None]:
         if self._sums is None:
             self._sums = {name: checksum(local(weight)) for name, weight in self._weights.items()}
         return self._sums
-
-
-def _refuse_thawed(name: str) -> None:
-    raise ConfigError(
-        "made trainable after the trainer froze it, so its change would be lost; make the trainer while it is "
-        "trainable (with a callback: RSTCallback(ResidualSparseTrainer(model, config)) before it is frozen for a "
-        "while), or target it",
-        parameter=name,
-    )

@@ -48,6 +48,9 @@ class SparseBaseWeights(BaseWeights):
         """
         super().__init__(copied, "device")
         self.copies = self._copies
+        self.attached: str | None = None
+        """The optimiser that trains, by its class, while there is one."""
+        self._fixed = frozenset(fixed)
         self._live = live
         self._places: dict[str, KeptPlaces] = {}
         self._writes: dict[str, int | None] = {}  # None: as many as there will be at the next look
@@ -58,7 +61,7 @@ class SparseBaseWeights(BaseWeights):
         }
         self.sums: dict[str, Checksum | None] = {}
         self._thin = dict.fromkeys(thin)
-        for name in self._thin | dict.fromkeys(fixed):
+        for name in self._thin | dict.fromkeys(self._fixed):
             weight = local(live[name])
             nowhere = torch.empty(0, dtype=index_dtype(weight.numel()), device=weight.device)
             if name in self._thin:
@@ -116,11 +119,19 @@ class SparseBaseWeights(BaseWeights):
     def lost(self, name: str, weight: Tensor) -> ConfigError:
         """What to say of a weight whose w0 is not known."""
         writes = weight._version - (self._writes[name] or 0)
-        return ConfigError(
-            f"written to {writes} times outside the attached optimiser's step, so its w0 is gone; "
-            'trainer.attach(optimizer) before training, or keep a copy of w0 with RSTConfig(base_storage="device")',
-            parameter=name,
-        )
+        if name in self._fixed:
+            advice = "with a support write to trainer.parameters() instead, then call trainer.select()"
+        elif self.attached:
+            advice = (
+                'keep a copy of w0 with RSTConfig(base_storage="device"), which bears averages and restored weights; '
+                f"or, if an optimiser around this {self.attached} wrote it, attach that one"
+            )
+        else:
+            advice = (
+                'trainer.attach(optimizer) before training, or keep a copy of w0 with RSTConfig(base_storage="device")'
+            )
+        which = f"outside the attached optimiser's step ({self.attached})" if self.attached else "with none attached"
+        return ConfigError(f"written to {writes} times {which}, so its w0 is gone; {advice}", parameter=name)
 
     def overwritten(self, name: str) -> ConfigError:
         """What to say of a weight that has other values than the last step left."""
@@ -194,6 +205,7 @@ class SparseBaseWeights(BaseWeights):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies count the writes to their own weights."""
         self.__dict__.update(state)
+        self.attached = None
         self.trust()
 
 

@@ -208,6 +208,7 @@ class ResidualSparseTrainer:
         self._pause_support()
         if not self._kept and isinstance(self._base, SparseBaseWeights) and not may_write_between_steps(optimizer):
             self._base.thin(name for name, weight in self._tracked.sparse.items() if id(weight) in stepped)
+        self._say_attached(type(optimizer).__name__)
         self._following = OptimizerSteps(
             optimizer,
             self._before,
@@ -307,6 +308,7 @@ class ResidualSparseTrainer:
         if self._in_backward:
             self._in_backward.remove()
         self._following = self._in_backward = None
+        self._say_attached(None)
         if self.config.base_storage is None and not self._kept and isinstance(self._base, SparseBaseWeights):
             self._base.thicken()
 
@@ -591,6 +593,10 @@ class ResidualSparseTrainer:
             raise ConfigError('select="support" of a sharded model is not supported; use a threshold, or "top"')
         leave_out_of_ddp(model, self.model, self._tracked.sparse)
         return SupportTraining(self.model, self._tracked.sparse, support)
+
+    def _say_attached(self, optimizer: str | None) -> None:
+        if isinstance(self._base, SparseBaseWeights):
+            self._base.attached = optimizer
 
     def _check_stepped(self, stepped: Set[int]) -> None:
         if self._kept and not any(id(values) in stepped for values in self._kept.parameters().values()):

@@ -38,6 +38,7 @@ def test_float32_weights_tuned_from_a_bfloat16_base(rst, tmp_path):
     words = ("export", "tuned.safetensors", "--base", "half.safetensors", "-o", "d.safetensors")
     refused = rst(*words, "--json").json["error"]
     assert refused["type"] == "ParameterMismatchError"
+    assert "--dtype bfloat16" in refused["message"]
     exported = rst(*words, "--dtype", "bfloat16")
     assert exported.code == 0
     assert "1 tensors of tuned.safetensors cast to torch.bfloat16" in exported.err
@@ -45,6 +46,17 @@ def test_float32_weights_tuned_from_a_bfloat16_base(rst, tmp_path):
     found = load_file(tmp_path / "m.safetensors")
     assert torch.equal(found["w"], TUNED["w"].bfloat16())
     assert torch.equal(found["steps"], TUNED["steps"])
+
+
+def test_a_base_of_two_dtypes_is_not_told_the_cast_that_was_made(rst, tmp_path):
+    save_file({**half(BASE), "norm": torch.ones(2)}, tmp_path / "mixed.safetensors")
+    save_file({**TUNED, "norm": torch.full((2,), 3.0)}, tmp_path / "tuned.safetensors")
+    words = ("export", "tuned.safetensors", "--base", "mixed.safetensors", "-o", "d.safetensors", "--dtype", "bfloat16")
+    refused = rst(*words)
+    assert "norm" in refused.err
+    assert "--dtype float32" not in refused.err
+    assert "--modules-to-save" in refused.err
+    assert rst(*words, "--modules-to-save", "norm").code == 0
 
 
 def test_a_cast_needs_a_base(rst):

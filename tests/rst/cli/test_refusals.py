@@ -275,6 +275,27 @@ def test_tuned_weights_that_do_not_fit_the_base(rst, tmp_path, pair):
     assert is_one_sentence(other)
     assert "fewer.pt: lacks scale of base.pt" in fewer.err
     assert "other.pt: scale: torch.float32 (2,) does not fit" in other.err
+    tau = rst("tau", "base.pt", "other.pt")
+    for option in ("--modules-to-save", "--exclude"):
+        assert option in other.err
+        assert option in tau.err
+        words = ("export", "other.pt", "--base", "base.pt", option, "scale", "-o", f"{option}.safetensors")
+        assert rst(*words).code == 0
+        merged = f"{option}.merged.pt"
+        assert rst("merge", "base.pt", f"./{option}.safetensors", "-o", merged).code == 0
+        found = torch.load(tmp_path / merged)["scale"]
+        assert torch.equal(found, torch.ones(2) if option == "--modules-to-save" else base["scale"])
+
+
+def test_a_complex_tensor_names_the_option_that_leaves_it(rst, tmp_path):
+    for name, value in (("base.pt", 1.0), ("tuned.pt", 2.0)):
+        state = {"w": torch.full((3,), value), "c": torch.full((3,), value, dtype=torch.complex64)}
+        torch.save(state, tmp_path / name)
+    words = ("export", "tuned.pt", "--base", "base.pt")
+    refused = rst(*words)
+    assert "--exclude" in refused.err
+    assert "tuned.pt: c" in refused.err
+    assert rst(*words, "--exclude", "c").code == 0
 
 
 def test_ctrl_c_before_the_command_has_begun(rst, monkeypatch):

@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from rst import DeltaFormatError, ParameterDelta, ParameterMismatchError, SparseDelta, WrongBaseError, export
+from rst import DeltaFormatError, ParameterDelta, ParameterMismatchError, RSTModel, SparseDelta, WrongBaseError, export
+from rst.errors import RSTWarning
 from rst.live.patch import Patch
 from rst.numerics.exactness import bit_equal
 
@@ -393,3 +395,40 @@ def test_weights_that_are_a_view_of_larger_memory() -> None:
         assert_state(live, snapshot(changed()))
         assert not live[2].weight.is_contiguous()
     assert_state(live, snapshot(model()))
+
+
+@pytest.mark.parametrize("use", ["prepare", "apply", "add_adapter", "from_pretrained"])
+@pytest.mark.parametrize("whole", [None, ["0"]], ids=["sparse", "stored whole"])
+def test_a_model_of_another_dtype_is_told_the_cast(use: str, whole: list[str] | None, tmp_path: Any) -> None:
+    base = nn.Sequential(nn.Linear(4, 4))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned[0].weight[1, 2] += 1
+    delta = export(base, tuned, modules_to_save=whole)
+    delta.save(tmp_path / "delta.safetensors")
+    live = copy.deepcopy(base).bfloat16()
+    uses = {
+        "prepare": lambda: delta.prepare(live),
+        "apply": lambda: delta.apply(live),
+        "add_adapter": lambda: RSTModel(live).add_adapter("one", delta),
+        "from_pretrained": lambda: RSTModel.from_pretrained(live, tmp_path / "delta.safetensors"),
+    }
+    with pytest.raises(ParameterMismatchError) as caught:
+        uses[use]()
+    assert caught.value.parameter in {"0.weight", "0.bias"}
+    assert "delta.to(dtype=torch.bfloat16)" in str(caught.value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RSTWarning)
+        delta = delta.to(dtype=torch.bfloat16)
+    delta.apply(live)
+
+
+def test_no_cast_is_advised_where_the_shape_differs() -> None:
+    base = nn.Sequential(nn.Linear(4, 4))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned[0].weight[1, 2] += 1
+    with pytest.raises(ParameterMismatchError) as caught:
+        export(base, tuned).apply(nn.Sequential(nn.Linear(5, 4)).bfloat16())
+    assert caught.value.parameter == "0.weight"
+    assert "delta.to" not in str(caught.value)

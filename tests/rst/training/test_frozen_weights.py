@@ -112,3 +112,61 @@ def test_any_kind_of_tensor_may_be_frozen(weight: torch.Tensor) -> None:
     with torch.no_grad():
         tuned[0].weight += 1
     assert set(trainer.export()) == {"0.weight"}
+
+
+def by_the_user(tuned: nn.Sequential) -> RSTConfig:
+    tuned[0].requires_grad_(False)
+    return RSTConfig(threshold=0.0, target_modules=["0", "1"])
+
+
+def by_the_trainer(tuned: nn.Sequential) -> RSTConfig:
+    return RSTConfig(threshold=0.0, target_modules=["1"])
+
+
+def train_a_step(tuned: nn.Sequential, trainer: ResidualSparseTrainer, between: Callable[[nn.Sequential], None]) -> int:
+    """The number of tensors of layer 0 in what is exported."""
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=0.1)
+    trainer.attach(optimizer)
+    between(tuned)
+    tuned(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    delta = trainer.export()
+    return sum(name.startswith("0.") for name in (*delta, *delta.dense))
+
+
+@pytest.mark.parametrize("spoil", [thaw, change])
+@pytest.mark.parametrize(
+    ("freeze", "named", "unnamed"),
+    [(by_the_user, "while it is trainable", "target_modules"), (by_the_trainer, "target_modules", "while it is")],
+)
+def test_who_froze_it_decides_what_is_advised(
+    freeze: Callable[[nn.Sequential], RSTConfig], named: str, unnamed: str, spoil: Callable[[nn.Sequential], None]
+) -> None:
+    tuned = model()
+    trainer = ResidualSparseTrainer(tuned, freeze(tuned))
+    spoil(tuned)
+    with pytest.raises(ConfigError) as caught:
+        trainer.export()
+    text = str(caught.value)
+    assert "modules_to_save" in text
+    assert named in text
+    assert unnamed not in text
+    assert ("base_storage" in text) == (spoil is change)
+
+
+@pytest.mark.parametrize("spoil", [thaw, change])
+def test_a_frozen_module_that_is_saved_whole_may_be_thawed_or_changed(spoil: Callable[[nn.Sequential], None]) -> None:
+    tuned = model()
+    tuned[0].requires_grad_(False)
+    trainer = ResidualSparseTrainer(tuned, RSTConfig(threshold=0.0, target_modules=["1"], modules_to_save=["0"]))
+    assert train_a_step(tuned, trainer, spoil) == 2
+
+
+@pytest.mark.parametrize("spoil", [lambda tuned: tuned[0].requires_grad_(True), change])
+def test_what_was_trainable_and_targeted_may_be_frozen_thawed_and_changed(
+    spoil: Callable[[nn.Sequential], None],
+) -> None:
+    tuned = model()
+    trainer = ResidualSparseTrainer(tuned, RSTConfig(threshold=0.0, target_modules=["0", "1"], base_storage="device"))
+    tuned[0].requires_grad_(False)
+    assert train_a_step(tuned, trainer, spoil) == (1 if spoil is change else 2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rst import ConfigError, Constant, ParameterMismatchError, ResidualSparseTrainer, RSTConfig, merge
+from rst.training.support import Support
 from tests.rst.training.test_trainer import TAU, Optimizers, small_model, train
 
 
@@ -155,3 +156,83 @@ def test_a_write_that_torch_does_not_count_is_told_of_and_a_copy_of_w0_bears_it(
     before, model, trainer = run("device")
     merged = merge(before, trainer.export())
     assert all(torch.equal(merged[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Decay(torch.optim.Optimizer):
+    """Steps another optimiser, which no attribute that is known leads to, and then shrinks the weights."""
+
+    def __init__(self, other: torch.optim.Optimizer) -> None:
+        super().__init__([weight for group in other.param_groups for weight in group["params"]], {})
+        self.step_inside = other.step
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.step_inside()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.mul_(0.999)
+
+
+@pytest.mark.parametrize("attached", ["inner", "outer"])
+def test_an_optimiser_around_the_attached_one_is_to_be_attached_itself(attached: str) -> None:
+    model = small_model()
+    trainer = ResidualSparseTrainer(model, RSTConfig(threshold=TAU))
+    inner = torch.optim.SGD(model.parameters(), lr=0.05)
+    outer = Decay(inner)
+    trainer.attach(inner if attached == "inner" else outer)
+    if attached == "outer":
+        train(model, outer, 3)
+        assert trainer.export().nnz
+        return
+    train(model, outer, 1)
+    with pytest.raises(ConfigError) as caught:
+        trainer.export()
+    text = str(caught.value)
+    assert "SGD" in text
+    assert 'base_storage="device"' in text
+    assert "trainer.attach" not in text
+
+
+def test_restored_weights_are_told_of_with_what_bears_them_and_a_detached_trainer_says_attach() -> None:
+    def restore(storage: str | None, *, detach: bool = False) -> ResidualSparseTrainer:
+        model = small_model()
+        trainer, optimizer = trained(model, storage)
+        train(model, optimizer, 2)
+        best = copy.deepcopy(model.state_dict())
+        train(model, optimizer, 1)
+        if detach:
+            trainer.detach()
+        model.load_state_dict(best)
+        return trainer
+
+    for storage in (None, "sparse"):
+        with pytest.raises(ConfigError) as caught:
+            restore(storage).export()
+        assert 'base_storage="device"' in str(caught.value)
+        assert "trainer.attach" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"trainer\.attach"):
+        restore("sparse", detach=True).export()
+    assert restore("device").export().nnz
+
+
+def test_with_a_support_its_own_values_are_to_be_written_for_a_copy_of_w0_is_refused() -> None:
+    model = small_model()
+    trainer = ResidualSparseTrainer(model, RSTConfig(select="support"), support=Support.random(model, 0.1))
+    optimizer = torch.optim.SGD(trainer.parameters(), lr=0.05)
+    trainer.attach(optimizer)
+    train(model, optimizer, 1)
+    kept = {name: weight.clone() for name, weight in model.state_dict().items()}
+    values = [value.detach().clone() for value in trainer.parameters()]
+    train(model, optimizer, 1)
+    with torch.no_grad():
+        for value, old in zip(trainer.parameters(), values, strict=True):
+            value.copy_(old)
+    trainer.select()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, kept[name])
+    with torch.no_grad():
+        model[0].weight.mul_(2.0)
+    with pytest.raises(ConfigError) as caught:
+        trainer.export()
+    assert "trainer.parameters()" in str(caught.value)
+    assert "base_storage" not in str(caught.value)
