@@ -111,6 +111,11 @@ def test_bad_deltas_are_refused_before_anything_is_moved() -> None:
     with pytest.raises(ParameterMismatchError, match=r"\(3, 4\)") as shape:
         in_module(SparseDelta({}, dense={"qk": torch.zeros(3, 4)}), coordinates, live)
     assert shape.value.parameter == "qk"
+    with pytest.raises(ParameterMismatchError) as dtype:
+        in_module(SparseDelta({}, dense={"qk": torch.zeros(4, 3, dtype=torch.bfloat16)}), coordinates, live)
+    assert dtype.value.parameter == "qk"
+    assert "delta.to(dtype=torch.float32)" in str(dtype.value)
+    assert "delta.to" not in str(shape.value)
     twice = {"qk": torch.zeros(4, 3), "old.qk": torch.zeros(4, 3)}
     renamed = replace(coordinates, spellings=lambda name: [name.removeprefix("old.")])
     with pytest.raises(ParameterMismatchError) as both:
