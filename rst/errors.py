@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rst.printable import in_one_line, printable
+from rst.printable import in_one_line, printable, shortened
 
 
 class RSTError(Exception):
@@ -30,7 +30,7 @@ class RSTError(Exception):
 
     def __str__(self) -> str:
         """Compose the sentence."""
-        about = [printable(part) for part in (self.file, self.parameter) if part is not None]
+        about = [shortened(printable(part)) for part in (self.file, self.parameter) if part is not None]
         return ": ".join([*about, in_one_line(self.reason)])
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 
+_LONGEST = 2000  # characters; no file system has longer names
+
 
 def printable(text: str) -> str:
     """Escape what could steer a terminal, end a line, or turn the order of reading round.
@@ -17,7 +19,14 @@ def printable(text: str) -> str:
 
 def in_one_line(sentence: str) -> str:
     """The same of a sentence, whose own line breaks become spaces: what other libraries say often has some."""
-    return printable(" ".join(sentence.splitlines()))
+    return shortened(printable(" ".join(sentence.splitlines())))
+
+
+def shortened(text: str) -> str:
+    """The beginning and the end of what names in files have made immensely long."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]} ... ({len(text):,} characters) ... {text[-_LONGEST // 2 :]}"
 
 
 def markdown_code(text: str) -> str:

@@ -18,6 +18,7 @@ from rst.files.budget import Budget, BudgetError
 from rst.numerics.exactness import plain_parts
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
+_RUNS_CODE = re.compile(r"(?:os|posix|nt|pty|runpy|subprocess)\.|builtins\.(?:eval|exec|compile|__import__)$")
 _REFUSED_CLASS = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]{1,99})(?: was not an allowed global)?")
 _REASON = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
 _LAYOUTS = {
@@ -63,6 +64,11 @@ def _way_out(name: str) -> str:
         return (
             f"not read: it holds a whole module ({name}), which torch.load(weights_only=True) does not trust. Save "
             "the weights alone: torch.save(model.state_dict(), file)"
+        )
+    if _RUNS_CODE.match(name):
+        return (
+            f"not read: it would call {name}, which runs whatever the file says. Do not trust it: no checkpoint of "
+            "weights needs that"
         )
     option = f"give --allow-class {name} to rst, or " if harmless(name) else ""
     return (

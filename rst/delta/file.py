@@ -96,9 +96,13 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     if not digest_fits(contents.data, contents.metadata.get("digest", "")):
         raise DeltaFormatError("the digest does not fit the contents; the file was altered or damaged", file=source)
     try:
-        return _rebuild(source, contents.metadata, contents.arrays, Budget(contents.data.nbytes))
+        found = _rebuild(source, contents.metadata, contents.arrays, Budget(contents.data.nbytes))
     except _DAMAGE as error:
         raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
+    for name, count in (("nnz", found.nnz), ("dsp", found.dsp())):
+        if (said := contents.metadata.get(name, str(count))) != str(count):
+            raise DeltaFormatError(f"the metadata says {name} {said[:20]}, the arrays have {count}", file=source)
+    return found
 
 
 def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseIdentity]:

@@ -4,6 +4,7 @@ A digest finds damage, not deceit: whoever changes a delta can compute it anew. 
 """
 
 import os
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from rst.errors import CheckpointError, SignatureError
 from rst.extras import install_command
 
 SIGNATURE_FILE = "model.sig"
+_DIGESTS = re.compile(r": Expected .*?\)\\?', Actual .*?\)\\?'", re.DOTALL)  # raw bytes, in what it says
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 PathLike = str | os.PathLike[str]
 
@@ -68,7 +70,7 @@ def sign(
 
 
 def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path:
-    """Check that an adapter is, to the byte, what one of the keys signed, with no file more and none less.
+    """Check that an adapter is, to the byte, what one of the keys signed, with no file more or less but those of git.
 
     Args:
         adapter: the folder, or the delta's file.
@@ -107,7 +109,8 @@ def _signature_of(place: Path) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    text = _DIGESTS.sub("", str(error)) or type(error).__name__
+    return f"{text}; RST_KEY_PASSWORD, or password=, is for that" if "Password was not given" in text else text
 
 
 def _import(module: str) -> Any:

@@ -66,6 +66,7 @@ RUNS: dict[str, list[list[str]]] = {
     ],
     "inspect": [["inspect", DELTA], ["inspect", DELTA, "--html", f"{OUT}.html"], ["inspect", BAD]],
     "verify": [["verify", DELTA], ["verify", DELTA, "--base", BASE], ["verify", DELTA, "--base", BAD], ["verify", BAD]],
+    "sign": [["sign", DELTA, "--key", BAD], ["sign", f"no{HOSTILE}", "--key", BAD]],
     "convert": [
         ["convert", DELTA, f"{OUT}.safetensors", "--encoding", "packed"],
         ["convert", DELTA, f"{OUT}.safetensors", "--to", "task-vector", "--partial"],
@@ -150,6 +151,7 @@ def test_errors_and_warnings_are_one_safe_line_and_keep_their_fields() -> None:
     error = RSTError(f"reason {HOSTILE}", file=f"f{HOSTILE}", parameter=NAME)
     assert is_safe(str(error))
     assert "\n" not in str(error)
+    assert len(str(RSTError("reason", parameter="x" * 200_000))) < 5_000
     assert (error.file, error.parameter, error.reason) == (f"f{HOSTILE}", NAME, f"reason {HOSTILE}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import pathlib
 import pickle
 from collections import OrderedDict
@@ -80,6 +81,19 @@ def test_a_refusal_names_the_class_and_a_way_out(tmp_path, content, named, way_o
         open_checkpoint(tmp_path / "a.pt")
     assert "\x1b" not in str(caught.value)
     assert "two options" not in str(caught.value)
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_what_runs_commands_is_not_offered_as_something_to_allow(tmp_path):
+    torch.save({"w": torch.ones(2), "x": Command()}, tmp_path / "a.pt")
+    with refused(CheckpointError, ".system", file="a.pt") as caught:
+        open_checkpoint(tmp_path / "a.pt")
+    assert "add_safe_globals" not in str(caught.value)
+    assert "--allow-class" not in str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -344,6 +344,8 @@ FORGERIES: dict[str, Forge] = {
     "base named by a list": tell("base", '{"name": ["x"], "revision": null, "weights": 42}'),
     "tied to a number": tell("tied", '{"a": 1}'),
     "tied and stored": tell("tied", '{"head": "w"}'),
+    "another number of weights": lambda metadata, _: metadata.update(nnz="9" * 200_000),
+    "another number of DSP": lambda metadata, _: metadata.update(dsp="1"),
     "changed and stored whole": lambda metadata, arrays: (
         metadata.update(dense='{"names": ["head", "w"], "buffers": []}'),
         arrays.update({"w.dense": torch.ones(30)}),
