@@ -77,7 +77,17 @@ class _Push:
         self._module, self._spellings, self._base_files = weakref.ref(module), spellings, base_files
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {self._name(name): tensor for name, tensor in _revert(self._module(), dict(tensors)).items()}
+        found = self._revert(dict(tensors))
+        prefix = getattr(self._module(), "base_model_prefix", "")
+        if prefix and self._base_files and not self._base_files.issuperset(found):
+            # As a part of the headed model whose files it comes from, which are converted otherwise.
+            headed = self._revert({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
+            if len(self._base_files & headed.keys()) > len(self._base_files & found.keys()):
+                return headed
+        return found
+
+    def _revert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {self._name(name): tensor for name, tensor in _revert(self._module(), tensors).items()}
 
     def _name(self, name: str) -> str:
         if not self._base_files or name in self._base_files:

@@ -60,6 +60,20 @@ def test_live_and_folder(build: Callable[[], PreTrainedModel], loaded: bool, tmp
     assert same_weights(base, type(model).from_pretrained(tmp_path / "base"))
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "gemma3", "paligemma", "bert", "gpt2", "llama"])
+def test_the_part_below_a_head_has_the_names_of_the_files_with_the_head(name: str, tmp_path: Path) -> None:
+    headed = built(getattr(tiny_models, name))
+    headed.save_pretrained(tmp_path / "base")
+    part = type(getattr(headed, headed.base_model_prefix)) if headed.base_model is not headed else type(headed)
+    model = part.from_pretrained(tmp_path / "base")
+    base = copy.deepcopy(model)
+    trained(model).save(tmp_path / "delta.safetensors")
+    merge(tmp_path / "base", tmp_path / "delta.safetensors", tmp_path / "tuned")
+    assert same_weights(part.from_pretrained(tmp_path / "tuned"), model)
+    with SparseDelta.load(tmp_path / "delta.safetensors").apply(base):
+        assert same_weights(base, model)
+
+
 def fused_pair() -> tuple[nn.Module, Coordinates]:
     """A module with q and k apart, whose files have them in one; a scale that the files hold doubled."""
     module = nn.ParameterDict({name: nn.Parameter(torch.randn(2, 3)) for name in ("q", "k")} | {"v": torch.randn(2)})
