@@ -144,13 +144,6 @@ class _Streams:
         edges = np.searchsorted(positions, np.array(starts, dtype=positions.dtype))
         return positions, np.diff(edges).tolist()
 
-    def values(self, name: str, dtype: torch.dtype, lengths: Sequence[int]) -> tuple[Tensor, ...]:
-        """Invert `_join`: for each part its own values."""
-        array = self.array(name, dtype)
-        if array.numel() != sum(lengths):
-            raise DeltaFormatError(f"{array.numel()} {name} for {sum(lengths)} positions", file=self.source)
-        return torch.split(array, list(lengths))
-
 
 def _split(positions: Positions, counts: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
     """Cut positions into parts, each in the dtype that suits its parameter."""
@@ -161,11 +154,15 @@ def _split(positions: Positions, counts: Sequence[int], sizes: Sequence[int]) ->
 def _read_values(
     streams: _Streams, kind: str, headers: Mapping[str, ParameterHeader], counts: Sequence[int]
 ) -> dict[str, Tensor]:
-    lengths = dict(zip(headers, counts, strict=True))
+    """Invert `_join`: for each parameter its own values."""
+    lengths_of = dict(zip(headers, counts, strict=True))
     values: dict[str, Tensor] = {}
     for dtype in dict.fromkeys(header.dtype for header in headers.values()):
         alike = [name for name, header in headers.items() if header.dtype == dtype]
         stored = step_dtype(dtype) if kind == "values" and headers[alike[0]].op == "step" else dtype
-        parts = streams.values(f"{kind}.{NAME_OF_DTYPE[dtype]}", stored, [lengths[name] for name in alike])
-        values |= dict(zip(alike, parts, strict=True))
+        stream, lengths = f"{kind}.{NAME_OF_DTYPE[dtype]}", [lengths_of[name] for name in alike]
+        array = streams.array(stream, stored)
+        if array.numel() != sum(lengths):
+            raise DeltaFormatError(f"{array.numel()} {stream} for {sum(lengths)} positions", file=streams.source)
+        values |= dict(zip(alike, torch.split(array, lengths), strict=True))
     return values

@@ -156,6 +156,7 @@ def test_verify_with_and_without_a_base(rst, tmp_path, delta):
         "parameters": 3,
         "stored_whole": 1,
         "base_digests": 3,
+        "signed_by": None,
     }
     torch.save({**weights(torch.float32), "stem.bias": torch.zeros(7)}, tmp_path / "other.pt")
     ran = rst("verify", delta.name, "--base", "other.pt")
