@@ -15,6 +15,7 @@ from rst.cli.dtype_option import CastTuned
 from rst.cli.export_warnings import warn_of_outcome
 from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output, delta_beside
+from rst.cli.pair_options import Exclude, TunedKey
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
 
@@ -61,12 +62,8 @@ def export(
     modules_to_save: Annotated[
         list[str] | None, typer.Option(help="A module to store whole, such as a task head; may be repeated.")
     ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Which of several sets of weights in TUNED, such as state_dict_ema.")
-    ] = None,
+    exclude: Exclude = None,
+    key: TunedKey = None,
     base_key: Annotated[str | None, typer.Option(help="The same of the base.")] = None,
     dtype: CastTuned = None,
     encoding: Annotated[

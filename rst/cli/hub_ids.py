@@ -4,8 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rst.errors import CheckpointError
-
 _ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _FILE_SUFFIXES = frozenset((".safetensors", ".pt", ".pth", ".ckpt", ".th", ".bin", ".json"))
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # a merged folder gets the settings and the tokenizer
@@ -52,15 +50,7 @@ def hub_id(path: Path) -> tuple[str, str | None] | None:
 
 
 def _snapshot(repository: str, revision: str | None, weights: str) -> Path:
-    from rst.live.hub import import_hub
+    from rst.live.hub import download_folder
 
-    hub = import_hub(f"{repository}: no such file or folder; to look for it on the hub")
     wanted = [weights, *_BESIDE_WEIGHTS]
-    try:
-        return Path(
-            hub.snapshot_download(
-                repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(_NOT_NEEDED)
-            )
-        )
-    except Exception as error:  # a network's failures have another class in each version of huggingface_hub
-        raise CheckpointError(f"no such file or folder, and not on the hub ({error})", file=repository) from error
+    return download_folder(repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(_NOT_NEEDED))

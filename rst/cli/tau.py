@@ -11,6 +11,7 @@ from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_table, say
 from rst.cli.hub_ids import local_weights
 from rst.cli.output_paths import check_output
+from rst.cli.pair_options import Exclude, TunedKey
 from rst.cli.progress import byte_progress
 from rst.errors import ConfigError
 
@@ -27,12 +28,8 @@ def tau(
     modules_to_save: Annotated[
         list[str] | None, typer.Option(help="A module that is stored whole, not selected from; may be repeated.")
     ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Which of several sets of weights in TUNED, such as state_dict_ema.")
-    ] = None,
+    exclude: Exclude = None,
+    key: TunedKey = None,
     base_key: Annotated[str | None, typer.Option(help="The same of BASE.")] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the curve, one file that needs no network.")

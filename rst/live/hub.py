@@ -71,23 +71,34 @@ def find_adapter(
         place = local / (options.get("subfolder") or "")
     elif local.is_file():
         place = local
-    else:
-        place = _download(model_id, files, whole=trusted_keys is not None, **options)
+    elif trusted_keys is None:
+        place = _download_files(model_id, files, **options)
+    else:  # a signature is about all files
+        subfolder = options.pop("subfolder", None) or ""
+        place = download_folder(model_id, allow_patterns=f"{subfolder}/*" if subfolder else None, **options) / subfolder
     if trusted_keys is not None:
         check_signature(place, trusted_keys)
     return place
 
 
-def _download(model_id: str, files: Sequence[str], *, whole: bool, **options: Any) -> Path:
-    """The adapter's folder in the hub's cache, with some of its files or all that a signature is about."""
-    hub = import_hub(f"{model_id}: no such folder; to look for it on the hub")
+def download_folder(model_id: str, **options: Any) -> Path:
+    """A repository's folder in the hub's cache, as `huggingface_hub.snapshot_download` fills it with these options.
+
+    Raises:
+        CheckpointError: no such repository, or the hub cannot be reached.
+    """
+    hub = _import_hub(f"{model_id}: no such file or folder; to look for it on the hub")
     try:
-        if not whole:
-            return [Path(hub.hf_hub_download(model_id, name, **options)).parent for name in files][-1]
-        subfolder = options.pop("subfolder", None)
-        patterns = None if subfolder is None else [f"{subfolder}/*"]
-        return Path(hub.snapshot_download(model_id, allow_patterns=patterns, **options)) / (subfolder or "")
+        return Path(hub.snapshot_download(model_id, **options))
     except Exception as error:  # a network's failures have another class in each version of huggingface_hub
+        raise CheckpointError(f"no such file or folder, and not on the hub ({error})", file=model_id) from error
+
+
+def _download_files(model_id: str, files: Sequence[str], **options: Any) -> Path:
+    hub = _import_hub(f"{model_id}: no such folder; to look for it on the hub")
+    try:
+        return [Path(hub.hf_hub_download(model_id, name, **options)).parent for name in files][-1]
+    except Exception as error:  # as above
         raise CheckpointError(f"{model_id}: no such folder, and not an RST adapter on the hub ({error})") from error
 
 
@@ -102,7 +113,7 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
         huggingface_hub.errors.HfHubHTTPError: the hub refuses.
     """
     _check_options(options, PushOptions)
-    hub = import_hub(f"{repo_id}: to upload to the hub")
+    hub = _import_hub(f"{repo_id}: to upload to the hub")
     api = hub.HfApi(token=options.get("token"))
     repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
     revision = options.get("revision")
@@ -130,7 +141,7 @@ def _check_options(options: Mapping[str, object], known: type) -> None:
         raise ConfigError(f"unknown keywords {unknown}; known are {sorted(known.__annotations__)}")
 
 
-def import_hub(purpose: str) -> Any:
+def _import_hub(purpose: str) -> Any:
     """Return huggingface_hub. Raises `CheckpointError` that says how to install it."""
     try:
         import huggingface_hub

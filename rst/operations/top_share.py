@@ -50,10 +50,10 @@ def keep_top_share(
 
     def keys() -> Iterator[Tensor]:
         nonlocal done, changed
-        changed = 0  # counted anew in each pass
+        first_pass = done == 0
         for name in names:
             for change in changes(extraction, name, wide):
-                changed += int(change.count_nonzero())
+                changed += int(change.count_nonzero()) if first_pass else 0
                 yield keys_of(change)
             done += extraction.nbytes(name)
             if on_progress:

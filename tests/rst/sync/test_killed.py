@@ -156,13 +156,17 @@ def test_a_publisher_killed_at_any_moment(tmp_path) -> None:
     assert reached > 0
 
 
-def test_a_following_file_is_old_or_new_wherever_its_follower_is_killed(tmp_path) -> None:
+def publish_two_steps(chain: Path) -> None:
     live = state_at(0)
-    publisher = Publisher(live, tmp_path / "chain")
+    publisher = Publisher(live, chain)
     for step in (1, 2):
         for name, tensor in state_at(step).items():
             live[name].copy_(tensor)
         publisher.publish()
+
+
+def test_a_following_file_is_old_or_new_wherever_its_follower_is_killed(tmp_path) -> None:
+    publish_two_steps(tmp_path / "chain")
     seen = set()
     for point in count():
         file = tmp_path / f"{point}.safetensors"
@@ -181,19 +185,14 @@ def test_a_following_file_is_old_or_new_wherever_its_follower_is_killed(tmp_path
 @pytest.mark.parametrize("begun", [True, False], ids=["shards", "nothing there"])
 def test_a_following_folder_is_old_or_new_wherever_its_follower_is_killed(tmp_path, begun, monkeypatch) -> None:
     monkeypatch.setattr("rst.sync.folder_follower.LARGEST_SHARD", 1)
-    live = state_at(0)
-    publisher = Publisher(live, tmp_path / "chain")
-    for step in (1, 2):
-        for name, tensor in state_at(step).items():
-            live[name].copy_(tensor)
-        publisher.publish()
+    publish_two_steps(tmp_path / "chain")
     seen = set()
     for point in count():
         folder = tmp_path / f"{point}"
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         if begun:
-            files = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(live, 1)}
+            files = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(state_at(0), 1)}
             for name, file in files.items():
                 save_file({name: state_at(0)[name]}, folder / file)
             (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
