@@ -26,15 +26,12 @@ def names_in_base(model: nn.Module) -> Collection[str]:
 
 def shapes_in_base(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """The shapes in those of the files of `names_in_base` that are at hand, by name; reads headers alone."""
-    names = names_in_base(model)
-    if not names:
-        return {}
-    single, index = _find(model, _SINGLE), _find(model, _INDEX)
+    index = _find(model, _INDEX)
     found: dict[str, tuple[int, ...]] = {}
     try:
-        shards = set(parse_json(index.read_bytes())["weight_map"].values()) if index else ()
-        for path in [_find(model, shard) for shard in sorted(shards)] if index else [single]:
-            if path:
+        files = set(parse_json(index.read_bytes())["weight_map"].values()) if index else {_SINGLE}
+        for file_name in sorted(files):
+            if path := _find(model, file_name):
                 with safe_open(path, framework="pt") as file:
                     found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # what cannot be read says nothing
