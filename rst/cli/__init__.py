@@ -13,6 +13,7 @@ import typer
 
 from rst.cli import combine, convert, diff, doctor, export, inspect, merge, sign, sync, tau, verify
 from rst.cli.console import print_error, print_warning
+from rst.cli.interrupts import interruptible
 from rst.errors import RSTError, RSTWarning
 from rst.version import __version__
 
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("always", RSTWarning)
         warnings.showwarning = _showing(warnings.showwarning)
-        return _run(words)
+        with interruptible(owns_process=arguments is None):
+            return _run(words)
 
 
 def _run(words: Sequence[str]) -> int:
