@@ -1,17 +1,21 @@
 """Where two tensors differ in any bit, found in one pass without full-size temporaries, on all cores."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rst.numerics import kernels
 from rst.numerics.exactness import bits
 from rst.numerics.worker_pool import CHUNK, on_all_cores
 
+Pair = tuple[Tensor, Tensor]
 Raw = np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]
 
 _DEVICE_CHUNK = 1 << 24
+_HELD = 1 << 28  # bytes of w0, which may be on the device for the comparison alone
 
 
 def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
@@ -26,6 +30,10 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
         device; and False if `tuned` is sure to have no NaN.
     """
     raw_base, raw_tuned = bits(base), bits(tuned)
+    if kernels.run_on(base.device):
+        from rst.numerics.difference_triton import changed_positions_of_all
+
+        return changed_positions_of_all([(base, tuned)])[0], tuned.is_floating_point()
     if base.device.type != "cpu":  # pragma: no cover  (CUDA)
         starts = range(0, base.numel(), _DEVICE_CHUNK)
         windows = [slice(start, start + _DEVICE_CHUNK) for start in starts]
@@ -40,9 +48,34 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64), any(nan for _, nan in results)
 
 
-def count_changed(base: Tensor, tuned: Tensor) -> int:
-    """How many elements of two tensors of one shape and dtype differ in any bit."""
-    return changed_positions(base.reshape(-1), tuned.reshape(-1))[0].numel()
+def count_changed(pairs: Iterable[Pair]) -> list[int]:
+    """How many elements of each two tensors, w0 and wt of one shape, dtype and device, differ in any bit.
+
+    Pairs are asked for one after another. Where kernels run, a launch looks at as many as may be held in memory.
+    """
+    return [count for batch in _batches(pairs) for count in _count(batch)]
+
+
+def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    batch: list[Pair] = []
+    held = 0
+    for base, tuned in pairs:
+        room = _HELD - held if kernels.run_on(tuned.device) else 0
+        if batch and (tuned.device != batch[0][1].device or base.nbytes > room):
+            yield batch
+            batch, held = [], 0
+        batch.append((base, tuned))
+        held += base.nbytes
+    if batch:
+        yield batch
+
+
+def _count(batch: list[Pair]) -> list[int]:
+    if kernels.run_on(batch[0][1].device):
+        from rst.numerics.difference_triton import count_changed_of_all
+
+        return count_changed_of_all(batch)
+    return [changed_positions(base.reshape(-1), tuned.reshape(-1))[0].numel() for base, tuned in batch]
 
 
 def _infinity(dtype: torch.dtype) -> int | None:

@@ -34,7 +34,7 @@ from rst.training.frozen_weights import FrozenWeights
 from rst.training.in_backward import InBackward
 from rst.training.optimizer_steps import OptimizerSteps, may_write_between_steps, optimizers_in
 from rst.training.outcome import check_outcome, claim
-from rst.training.projection import choose_projection
+from rst.training.projection import CountKept, choose_projection
 from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, keep_top_
 from rst.training.sparse_base import SparseBaseWeights, remember
@@ -97,6 +97,7 @@ class ResidualSparseTrainer:
         self._steps = 0
         self._target: float | None = None
         self._boundary: float | Tensor | None = None
+        self._counted: tuple[CountKept, list[int]] | None = None
         self._suspended = self._left = False
         claim(self.model, self)
         warn_of_what_base_lacks(self.model, frozenset(self._tracked.saved), stacklevel=2)
@@ -330,7 +331,7 @@ class ResidualSparseTrainer:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to no optimiser."""
-        return {**self.__dict__, "_following": None, "_in_backward": None}
+        return {**self.__dict__, "_following": None, "_in_backward": None, "_counted": None}
 
     def _before(self, args: Any, kwargs: Any) -> Any:
         """Have w0 beside the weights that are about to move; what a closure computes needs the memory first."""
@@ -397,10 +398,13 @@ class ResidualSparseTrainer:
         config, progress = self.config, self.config.progress(steps)
         tuned = locals_of({name: self._tracked.sparse[name] for name in names})
         base = self._base.on_device_of(tuned)
+        self._counted = None
         if config.select == "threshold":
             pairs = ((weight, base[name]) for name, weight in tuned.items())
             self._boundary = tau = config.threshold_at(progress)
-            self._project(pairs, tau)
+            count = self._project(pairs, tau)
+            if count and len(tuned) == len(self._tracked.sparse):
+                self._counted = count, self._writes()
         elif config.select == "top":
             self._target = share = config.exported_ratio(progress) if final else config.ratio_at(progress)
             devices = {weight.device.type for weight in tuned.values()}
@@ -416,7 +420,7 @@ class ResidualSparseTrainer:
                 tuned[name].copy_(base[name])
 
     def status(self) -> TrainingStatus:
-        """Steps, weights kept and where the selection ends, now; reads all tracked weights once more. Collective."""
+        """Steps, weights kept (`count_changed`) and where the selection ends, now. Collective."""
         return TrainingStatus(
             steps=self._steps,
             kept=self.count_changed(),
@@ -429,11 +433,19 @@ class ResidualSparseTrainer:
         return self._layout.numel(name) if self._layout else self._tracked.sparse[name].numel()
 
     def count_changed(self) -> int:
-        """How many of the tracked weights differ from w0 now, in all processes; reads all of them once more."""
+        """How many of the tracked weights differ from w0 now, in all processes.
+
+        Reads all of them once more, unless the last selection counted them, and torch no write to them since.
+        """
+        if self._counted and not self._layout and self._counted[1] == self._writes():
+            return self._counted[0]()
         tuned = locals_of(self._tracked.sparse)
         base = self._base.on_device_of(tuned)
-        counts = {name: count_changed(base[name], weight) for name, weight in tuned.items()}
+        counts = dict(zip(tuned, count_changed((base[name], weight) for name, weight in tuned.items()), strict=True))
         return sum((self._layout.add_up(counts) if self._layout else counts).values())
+
+    def _writes(self) -> list[int]:
+        return [weight._version for weight in self._tracked.sparse.values()]
 
     def export(self, op: Op = "add", *, select: bool = True) -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.

@@ -1,0 +1,53 @@
+"""What kernels over a `TensorTable` share: reading and writing one block, 16 bytes at a time where that is possible.
+
+A full block whose addresses are multiples of 16 bytes needs no masks. Ends, and views that start elsewhere, go element
+by element.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+WORD = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
+"""Elements are moved as integers of their width, so that a NaN stays as it is."""
+FLOAT: dict[torch.dtype, Any] = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+_BYTES = 1 << 12
+
+
+def block_of(width: int) -> int:
+    """Elements of so many bytes that one program has."""
+    return _BYTES // width
+
+
+@triton.jit
+def load(at, offsets, left, FULL: tl.constexpr):
+    """The elements of a block at an address, zero beyond the end."""
+    if FULL:
+        return tl.load(tl.multiple_of(at + offsets, 16))
+    else:
+        return tl.load(at + offsets, mask=offsets < left, other=0)
+
+
+@triton.jit
+def store(at, offsets, left, elements, FULL: tl.constexpr):
+    """Write a block, up to the end."""
+    if FULL:
+        tl.store(tl.multiple_of(at + offsets, 16), elements)
+    else:
+        tl.store(at + offsets, elements, mask=offsets < left)
+
+
+@triton.jit
+def widened(word, FLOAT: tl.constexpr, WIDE: tl.constexpr):
+    """The numbers that words are, in a dtype as wide or wider. Exact."""
+    if FLOAT == tl.bfloat16:
+        return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(WIDE)
+    else:
+        return word.to(FLOAT, bitcast=True).to(WIDE)

@@ -1,0 +1,106 @@
+"""Where tensors on a GPU differ from others in any bit: one launch to count, one to write the positions down."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rst.numerics.blocks_triton import WORD, block_of, load
+from rst.numerics.tensor_table import TensorTable
+
+Pair = tuple[Tensor, Tensor]
+
+
+def count_changed_of_all(pairs: Sequence[Pair]) -> list[int]:
+    """How many elements of each two tensors, of one shape and dtype, differ in any bit. The host waits once."""
+    flat = [(base.reshape(-1), tuned.reshape(-1)) for base, tuned in pairs]
+    counts = [0] * len(pairs)
+    for numbers, table, by_block in _compare(flat):
+        for number, count in zip(numbers, table.sums(by_block), strict=True):
+            counts[number] = count
+    return counts
+
+
+def changed_positions_of_all(pairs: Sequence[Pair]) -> list[Tensor]:
+    """Compare pairs of tensors bit by bit.
+
+    Args:
+        pairs: w0 and wt, 1-D and contiguous, any dtype.
+
+    Returns:
+        Sorted positions of the differing elements of each pair, int64 of shape (nnz,), on the tensors' device.
+    """
+    positions: dict[int, Tensor] = {}
+    for numbers, table, by_block in _compare(pairs):
+        lengths = table.sums(by_block)  # the host waits here
+        found = torch.empty(sum(lengths), dtype=torch.int64, device=by_block.device)
+        width = pairs[numbers[0]][0].element_size()
+        if found.numel():
+            ends = by_block.cumsum(0)
+            with torch.cuda.device_of(found):
+                write_positions[(table.blocks,)](
+                    table.rows, table.row_of_block, ends, found, WORD=WORD[width], BLOCK=block_of(width)
+                )
+        positions.update(zip(numbers, torch.split(found, lengths), strict=True))
+    return [positions[number] for number in range(len(pairs))]
+
+
+def _compare(pairs: Sequence[Pair]) -> list[tuple[list[int], TensorTable, Tensor]]:
+    """For each element width and device: which pairs these are, their table, and changed elements by block."""
+    groups: defaultdict[tuple[int, torch.device], list[int]] = defaultdict(list)
+    for number, (base, _) in enumerate(pairs):
+        groups[base.element_size(), base.device].append(number)
+    compared = []
+    for (width, device), numbers in groups.items():
+        columns = [[pairs[number][side].data_ptr() for number in numbers] for side in (0, 1)]
+        sizes = [pairs[number][0].numel() for number in numbers]
+        table = TensorTable.build(columns, sizes, block_of(width), device)
+        counts = torch.zeros(table.blocks, dtype=torch.int32, device=device)
+        if table.blocks:
+            with torch.cuda.device_of(counts):
+                count[(table.blocks,)](table.rows, table.row_of_block, counts, WORD=WORD[width], BLOCK=block_of(width))
+        compared.append((numbers, table, counts))
+    return compared
+
+
+@triton.jit
+def count(rows, row_of_block, counts, WORD: tl.constexpr, BLOCK: tl.constexpr):
+    """How many elements of each block differ."""
+    program = tl.program_id(0)
+    row = rows + tl.load(row_of_block + program) * 4
+    start = (program - tl.load(row + 3)) * BLOCK
+    left = tl.load(row + 2) - start
+    base_at, tuned_at = tl.load(row), tl.load(row + 1)
+    base = base_at.to(tl.pointer_type(WORD)) + start
+    tuned = tuned_at.to(tl.pointer_type(WORD)) + start
+    if (left >= BLOCK) & (((base_at | tuned_at) & 15) == 0):
+        tl.store(counts + program, tl.sum(differs(base, tuned, left, BLOCK, True), 0))
+    else:
+        tl.store(counts + program, tl.sum(differs(base, tuned, left, BLOCK, False), 0))
+
+
+@triton.jit
+def write_positions(rows, row_of_block, ends, positions, WORD: tl.constexpr, BLOCK: tl.constexpr):
+    """The positions of each block's differing elements, behind those of the blocks before."""
+    program = tl.program_id(0)
+    row = rows + tl.load(row_of_block + program) * 4
+    start = (program - tl.load(row + 3)) * BLOCK
+    left = tl.load(row + 2) - start
+    base_at, tuned_at = tl.load(row), tl.load(row + 1)
+    base = base_at.to(tl.pointer_type(WORD)) + start
+    tuned = tuned_at.to(tl.pointer_type(WORD)) + start
+    found = differs(base, tuned, left, BLOCK, False)
+    up_to = tl.cumsum(found, 0)
+    first = tl.load(ends + program) - tl.sum(found, 0)
+    places = start + tl.arange(0, BLOCK)
+    tl.store(positions + first + up_to - 1, places, mask=found > 0)
+
+
+@triton.jit
+def differs(base, tuned, left, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """1 where two blocks differ, else 0."""
+    offsets = tl.arange(0, BLOCK)
+    return (load(base, offsets, left, FULL) != load(tuned, offsets, left, FULL)).to(tl.int32)
