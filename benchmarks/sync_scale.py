@@ -23,7 +23,7 @@ from benchmarks.record import RESULTS, Row, write
 from rst import SparseDelta
 from rst.files.safetensors_writer import specs_of
 from rst.numerics.difference import count_changed
-from rst.sync import Follower, Publisher, read_pointer
+from rst.sync import Follower, Link, Publisher, read_pointer
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import anchor_name, delta_name
 from rst.sync.store import open_store
@@ -175,13 +175,12 @@ def _parts(weights: dict[str, Tensor], folder: Path) -> dict[str, float]:
     delta = SparseDelta.load(folder / "chain" / delta_name(_PUBLISHED))
     copies = [weight.clone() for weight in weights.values()]
     store, last = open_store(folder / "parts"), read_pointer(open_store(folder / "chain"))
+    link = Link(last.chain, last.step, last.step, last.state, last.state)
     specs = specs_of(weights)
     return {
         "compare": _seconds(lambda: [count_changed(a, b) for a, b in zip(copies, weights.values(), strict=True)]),
         "encode": _seconds(lambda: delta.save(folder / "again.safetensors", "packed")),
-        "write": _seconds(
-            lambda: write_anchor(store, last.chain, last.step, last.state, specs, (weights[name] for name in specs))
-        ),
+        "write": _seconds(lambda: write_anchor(store, link, specs, (weights[name] for name in specs))),
         "fetch": _seconds(lambda: _read_from_disk(folder / "parts" / anchor_name(last.step))),
         "read": _seconds(lambda: SparseDelta.load(folder / "chain" / delta_name(_PUBLISHED))),
     }

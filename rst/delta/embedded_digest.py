@@ -3,19 +3,26 @@
 One pass over the bytes as they lie on the disk, header included; `b3sum` gives the same once the digits are zeros.
 """
 
-import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
+from rst.files.safetensors_writer import TensorSpec, write_safetensors
 from rst.numerics.fingerprint import TEXT_DIGITS, hasher
 
 BLANK = "0" * TEXT_DIGITS
 _FIELD = '"digest":"'  # in a name or a value the quotes would be escaped
 
 
-def write_digest(path: str | os.PathLike[str]) -> None:
-    """Write the digest into a safetensors file whose metadata say `digest: BLANK`."""
-    digits = hasher().update_mmap(path).hexdigest()[:TEXT_DIGITS]
-    with Path(path).open("r+b") as file:
+def write_sealed(
+    path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file with its digest, computed while it is written. Arguments and errors of the writer."""
+    found = hasher()
+    write_safetensors(path, specs, tensors, {**metadata, "digest": BLANK}, also=found.update)
+    digits = found.hexdigest()[:TEXT_DIGITS]
+    with path.open("r+b") as file:
         header = file.read(_header_end(file.read(8)) - 8)
         file.seek(8 + header.index(f"{_FIELD}{BLANK}".encode()) + len(_FIELD))
         file.write(digits.encode())

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from rst.delta import coo
-from rst.delta.embedded_digest import BLANK, digest_fits, write_digest
+from rst.delta.embedded_digest import digest_fits, write_sealed
 from rst.delta.parameter_delta import Op
 from rst.delta.parameter_header import read_headers, write_headers
 from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, Encoding, SparseDelta
@@ -22,7 +22,7 @@ from rst.errors import CheckpointError, ConfigError, DeltaFormatError
 from rst.files.atomic import atomic_write
 from rst.files.budget import Budget
 from rst.files.safetensors_reader import read_safetensors
-from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.files.safetensors_writer import specs_of
 from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
 from rst.version import __version__
 
@@ -64,11 +64,9 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
         metadata["parameters"] = headers
     for name, tensor in delta.dense.items():
         arrays[f"{name}.dense"] = tensor.detach().cpu().contiguous()
-    metadata["digest"] = BLANK
     specs = specs_of(arrays)
     with atomic_write(path) as temporary:
-        write_safetensors(temporary, specs, (arrays[name] for name in specs), metadata)
-        write_digest(temporary)
+        write_sealed(temporary, specs, (arrays[name] for name in specs), metadata)
 
 
 def delta_file(path: str | os.PathLike[str]) -> Path:

@@ -1,5 +1,6 @@
 """A safetensors file read at once, ten times faster than one tensor after another where it is small; or written to."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ def read_safetensors(source: str) -> Contents:
         DeltaFormatError: it cannot be read, or is no safetensors file.
     """
     return _contents(source, lambda: np.fromfile(source, dtype=np.uint8))
+
+
+def map_privately(source: str) -> Contents:
+    """Map a file; what is written to its tensors stays in memory. Raises as reading it.
+
+    On Windows it is read: a file that is mapped cannot be deleted there.
+    """
+    if os.name == "nt":
+        return read_safetensors(source)
+    return _contents(source, lambda: np.memmap(source, dtype=np.uint8, mode="c"))
 
 
 @contextmanager

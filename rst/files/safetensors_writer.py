@@ -6,7 +6,7 @@ The format: 8 bytes of header length, the header in JSON, the data.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ def write_safetensors(
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[Tensor],
     metadata: Mapping[str, str] = WEIGHTS_OF_TORCH,
+    also: Callable[[memoryview], object] | None = None,
 ) -> None:
     """Write tensors one after another; while one is written the next is asked for.
 
@@ -36,19 +37,23 @@ def write_safetensors(
         specs: dtype and shape by name. Readers expect wide dtypes first, for alignment: see `by_width`.
         tensors: CPU tensors, one for each entry of `specs` in the same order.
         metadata: for the header.
+        also: given all bytes in their order, each part while it is written.
 
     Raises:
         CheckpointError: a dtype that the format lacks.
         OSError: the disk is full, or the like; the error names the file.
     """
     try:
-        with Path(path).open("wb") as file, ThreadPoolExecutor(1) as writer:
-            last = writer.submit(file.write, _header(specs, metadata))
+        with Path(path).open("wb") as file, ThreadPoolExecutor(2) as threads:
+            takers = [file.write, *([also] if also else [])]
+            last = [threads.submit(take, memoryview(_header(specs, metadata))) for take in takers]
             for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
                 assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
-                last.result()
-                last = writer.submit(file.write, as_bytes(tensor).numpy().data)
-            last.result()
+                for done in last:
+                    done.result()
+                last = [threads.submit(take, as_bytes(tensor).numpy().data) for take in takers]
+            for done in last:
+                done.result()
     except OSError as error:
         error.filename = error.filename or os.fspath(path)  # a write alone does not know it
         raise

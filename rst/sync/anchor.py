@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rst.delta.embedded_digest import BLANK, digest_fits, write_digest
+from rst.delta.embedded_digest import digest_fits, write_sealed
 from rst.errors import CheckpointError, DeltaFormatError
 from rst.files.atomic import atomic_write
-from rst.files.safetensors_reader import read_safetensors
-from rst.files.safetensors_writer import TensorSpec, write_safetensors
+from rst.files.safetensors_reader import map_privately
+from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, TensorSpec
 from rst.files.strict_json import parse_json, to_json
 from rst.sync.chain import HEADER_KEY, Link, Pointer, anchor_name, anchor_steps, read_link
 from rst.sync.errors import ChainDamageError, ChainError, ChainGapError, ChainOrderError
@@ -17,35 +17,32 @@ from rst.sync.state import fingerprint_state
 from rst.sync.store import Store
 
 
-def write_anchor(
-    store: Store, chain: str, step: int, state: str, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]
-) -> int:
+def write_anchor(store: Store, link: Link, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]) -> int:
     """Write all weights of a step, tensor by tensor; returns the file's bytes.
 
     Args:
         store: where the chain lies.
-        chain: its identity.
-        step: the step.
-        state: `fingerprint_state` of the weights.
+        link: from the step to itself.
         specs: dtype and shape by name.
         tensors: on the CPU, in the order of `specs`.
 
     Raises:
         CheckpointError: a dtype that safetensors lacks.
     """
-    link = Link(chain, step, step, state, state)
-    metadata = {"format": "pt", HEADER_KEY: to_json(link.record()), "digest": BLANK}
+    metadata = {**WEIGHTS_OF_TORCH, HEADER_KEY: to_json(link.record())}
 
     def write(path: Path) -> None:
         with atomic_write(path) as temporary:
-            write_safetensors(temporary, specs, tensors, metadata)
-            write_digest(temporary)
+            write_sealed(temporary, specs, tensors, metadata)
 
-    return store.put(anchor_name(step), write)
+    return store.put(anchor_name(link.to_step), write)
 
 
 def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
-    """Read all weights of a step into CPU memory, and check the file's digest and the state's fingerprint.
+    """Map all weights of a step, and check the file's digest and the state's fingerprint.
+
+    What is written to the weights stays in memory. Copy what is to be kept: a file on a network's disk may be deleted
+    by others, and reading what is mapped of it then kills the process.
 
     Raises:
         ChainGapError: it is not there.
@@ -55,7 +52,7 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
     where = f"{store.location}/{name}"
     with store.fetch(name) as path:
         try:
-            contents = read_safetensors(str(path))
+            contents = map_privately(str(path))
         except CheckpointError as error:  # pruned since it was found
             raise ChainGapError(error.reason, file=where) from error
         except DeltaFormatError as error:
@@ -68,7 +65,7 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
         raise ChainDamageError(f"its header cannot be read ({error})", file=where) from error
     if link.to_step != step:
         raise ChainDamageError(f"holds step {link.to_step}", file=where)
-    if (found := fingerprint_state(contents.arrays)) != link.state_after:
+    if (found := fingerprint_state(contents.arrays, link.version)) != link.state_after:
         raise ChainDamageError(f"holds state {found}, its header says {link.state_after}", file=where)
     return contents.arrays, link
 

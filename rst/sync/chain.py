@@ -4,10 +4,13 @@
   (`config`, key "sync") names the chain, both steps, and the state of all weights before and after.
 - `anchor-0000000100.safetensors`: all weights of step 100, see `rst.sync.anchor`. There is one of step 0.
 - `latest.json`: the pointer. A step is published once this names it; what is there beyond does not count.
+
+A chain of version 1 has other states than one of version 2, see `rst.sync.state`. It stays what it is: whoever goes on
+with it writes version 1, which older releases read.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rst.delta.file import load_delta
@@ -17,15 +20,17 @@ from rst.files.atomic import atomic_write
 from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
 from rst.numerics.fingerprint import digest_text
 from rst.sync.errors import ChainDamageError, ChainGapError
+from rst.sync.state import STATE_VERSION
 from rst.sync.store import Store
 
-FORMAT, FORMAT_VERSION = "rst-sync", 1
+FORMAT, VERSIONS = "rst-sync", (1, STATE_VERSION)
+_READS = f"this library reads {' and '.join(map(str, VERSIONS))}"
 POINTER = "latest.json"
 HEADER_KEY = "sync"
 _DIGITS, _MOST_DIGITS = 10, 18
 _MOST_STEPS = 10**_MOST_DIGITS
 _STATES_KEPT = 256  # 5 kB, rewritten with each step
-# Format 1 has short names for what a link says.
+# Short names for what a link says.
 _LINK_KEYS = {
     "chain": ("chain", str),
     "after": ("from_step", int),
@@ -33,6 +38,7 @@ _LINK_KEYS = {
     "applies_to": ("state_before", str),
     "yields": ("state_after", str),
 }
+_VERSION_KEY = "version"  # left out in version 1
 _ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
 
 
@@ -46,6 +52,7 @@ class Link:
         to_step: the step that it makes of that.
         state_before: `fingerprint_state` of all weights at `from_step`.
         state_after: the same at `to_step`.
+        version: the chain's.
     """
 
     chain: str
@@ -53,10 +60,12 @@ class Link:
     to_step: int
     state_before: str
     state_after: str
+    version: int = STATE_VERSION
 
     def record(self) -> dict[str, Any]:
         """Its entries in a header."""
-        return {key: getattr(self, name) for key, (name, _) in _LINK_KEYS.items()}
+        entries = {key: getattr(self, name) for key, (name, _) in _LINK_KEYS.items()}
+        return entries if self.version == 1 else {**entries, _VERSION_KEY: self.version}
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,14 @@ class Pointer:
         step: the last published step.
         base: the state of step 0.
         states: those of the last 256 steps up to `step`, or of all if there are fewer.
+        version: 2; 1 where each weight is hashed alone.
     """
 
     chain: str
     step: int
     base: str
     states: tuple[str, ...] = field(repr=False)
+    version: int = STATE_VERSION
 
     @property
     def state(self) -> str:
@@ -93,7 +104,7 @@ class Pointer:
 
     def advanced(self, state: str) -> "Pointer":
         """The pointer after one more step."""
-        return Pointer(self.chain, self.step + 1, self.base, (*self.states, state)[-_STATES_KEPT:])
+        return replace(self, step=self.step + 1, states=(*self.states, state)[-_STATES_KEPT:])
 
     @property
     def _first(self) -> int:
@@ -138,14 +149,13 @@ def read_pointer(store: Store) -> Pointer:
     try:
         record = check_depth(parse_json(text))
         found, version = record.pop("digest"), record["format_version"]
-        if (record["format"], version) != (FORMAT, FORMAT_VERSION):
-            raise ChainDamageError(
-                f"format version {str(version)[:99]}; this library reads {FORMAT_VERSION}", file=where
-            )
+        if record["format"] != FORMAT or type(version) is not int or version not in VERSIONS:
+            raise ChainDamageError(f"format version {str(version)[:99]}; {_READS}", file=where)
         if found != digest_text(to_json(record)):
             raise ChainDamageError("the digest does not fit the contents; the file was altered or damaged", file=where)
         states = tuple(strings(record["states"], "states"))
-        pointer = Pointer(typed(record, "chain", str), typed(record, "step", int), typed(record, "base", str), states)
+        chain, step, base = (typed(record, key, kind) for key, kind in (("chain", str), ("step", int), ("base", str)))
+        pointer = Pointer(chain, step, base, states, version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainDamageError(f"not a chain's pointer ({type(error).__name__}: {error})", file=where) from error
     if not 0 < len(states) <= pointer.step + 1 <= _MOST_STEPS:
@@ -155,8 +165,8 @@ def read_pointer(store: Store) -> Pointer:
 
 def write_pointer(store: Store, pointer: Pointer) -> None:
     """Publish: everything that the pointer names must be in the store."""
-    record: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(pointer)}
-    record["states"] = list(pointer.states)
+    record: dict[str, Any] = {"format": FORMAT, **asdict(pointer), "states": list(pointer.states)}
+    record["format_version"] = record.pop("version")
     text = to_json(record | {"digest": digest_text(to_json(record))})
 
     def write(path: Any) -> None:
@@ -175,12 +185,15 @@ def read_link(record: Any, source: str) -> Link:
     """Read what `Link.record` wrote into a header. Raises `ChainDamageError`."""
     if not isinstance(record, Mapping):
         raise ChainDamageError("its header names no chain; was it written by a Publisher?", file=source)
-    if record.keys() != _LINK_KEYS.keys():
+    if record.keys() - {_VERSION_KEY} != _LINK_KEYS.keys():
         raise ChainDamageError(f"its header's link is malformed: it has {sorted(record)}"[:999], file=source)
     try:
-        link = Link(**{name: typed(record, key, kind) for key, (name, kind) in _LINK_KEYS.items()})
+        version = typed(record, _VERSION_KEY, int) if _VERSION_KEY in record else 1
+        link = Link(**{name: typed(record, key, kind) for key, (name, kind) in _LINK_KEYS.items()}, version=version)
     except TypeError as error:
         raise ChainDamageError(f"its header's link is malformed ({error})", file=source) from error
+    if link.version not in VERSIONS:
+        raise ChainDamageError(f"of a chain of version {str(link.version)[:99]}; {_READS}", file=source)
     if not 0 <= link.from_step <= link.to_step < _MOST_STEPS:
         raise ChainDamageError(
             f"its header's steps, from {link.from_step} to {link.to_step}, are malformed", file=source

@@ -64,8 +64,8 @@ def _follow_into_file(target: Path, store: Store, pointer: Pointer) -> Followed:
     original_names, metadata = checkpoint.original_names, checkpoint.metadata
     del checkpoint  # Windows replaces no file that is mapped
     follower = Follower(weights, store)
-    came_from = pointer.step_of(follower.state)
-    step = follower.update().step
+    updated = follower.update()
+    came_from, step = updated.from_step, updated.step
     if came_from != step:
         _write(target, weights, original_names, metadata)
     return came_from, step, follower.state

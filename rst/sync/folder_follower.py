@@ -75,7 +75,7 @@ def follow_into_shards(index: Path, store: Store, pointer: Pointer) -> Followed:
     _sweep(folder, set(weight_map.values()))
     checkpoint = open_checkpoint(index)
     plain_names = {original: name for name, original in checkpoint.original_names.items()}
-    state = fingerprint_state(checkpoint)
+    state = fingerprint_state(checkpoint, pointer.version)
     del checkpoint  # Windows removes no file that is mapped
     if state == pointer.state:
         return pointer.step_of(state), pointer.step, state
@@ -135,9 +135,8 @@ def _follow_in(
             tensors = mapped.enter_context(map_safetensors(str(file)))
             weights |= {plain_names[name]: tensor for name, tensor in tensors.items() if name in plain_names}
         follower = Follower(weights, store)
-        came_from = pointer.step_of(follower.state)
         updated = follower.update()
-        return came_from, updated.step, follower.state, set(updated.changed)
+        return updated.from_step, updated.step, follower.state, set(updated.changed)
 
 
 def _name_at(shard: str, state: str) -> str:

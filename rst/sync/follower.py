@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
 from rst.sync.engine_patches import Exchange, patches_between, patches_of
 from rst.sync.errors import ChainError, ChainGapError, ChainOrderError, ChainStateError
 from rst.sync.live import Model, as_module, check_same_specs, coordinates_of_weights, live_weights
-from rst.sync.state import changed_state, fingerprint_state
+from rst.sync.state import STATE_VERSION, changed_state, fingerprint_state, hash_change
 from rst.sync.store import Store, open_store
+from rst.sync.words import touched_words, weights_a_word
 
 OnPatches = Callable[[EnginePatches], object] | None
 
@@ -48,6 +50,14 @@ class Update:
     seconds: float
 
 
+class _Change(NamedTuple):
+    """A tensor before a step, the elements that the step changes, and what they become, both of shape (nnz,)."""
+
+    before: Tensor
+    old: Tensor
+    new: Tensor
+
+
 class Follower:
     """Follow a chain with a live model.
 
@@ -71,7 +81,8 @@ class Follower:
         """
         self.store = open_store(store)
         self._module = as_module(model)
-        self._state = fingerprint_state(self.weights)
+        self._version = STATE_VERSION
+        self._state = fingerprint_state(self.weights, self._version)
         self._chain: str | None = None
         self._step: int | None = None
 
@@ -100,8 +111,9 @@ class Follower:
     @classmethod
     def _at(cls, store: Store, weights: dict[str, Tensor], link: Link) -> "Follower":
         follower = cls.__new__(cls)  # not __init__, which would compute the state that reading the anchor has checked
-        follower.store, follower._module, follower._state = store, as_module(weights), link.state_after
+        follower.store, follower._module = store, as_module({name: weight.clone() for name, weight in weights.items()})
         follower._chain, follower._step = link.chain, link.to_step
+        follower._version, follower._state = link.version, link.state_after
         return follower
 
     @property
@@ -142,6 +154,7 @@ class Follower:
         """
         began, pointer = time.perf_counter(), read_pointer(self.store)
         if pointer.chain != self._chain:
+            self._take_version(pointer.version)
             self._chain, self._step = pointer.chain, pointer.step_of(self._state)
         elif self._step is not None and pointer.step < self._step:
             raise ChainOrderError(
@@ -192,7 +205,7 @@ class Follower:
         Raises:
             ChainStateError: somebody else has changed the model.
         """
-        found = fingerprint_state(self.weights)
+        found = fingerprint_state(self.weights, self._version)
         if found != self._state:
             raise ChainStateError(f"{self._where()} is {found}, it was left as {self._state}", file=self.store.location)
 
@@ -217,10 +230,12 @@ class Follower:
                 file=self.store.location,
             )
         prepared = delta.prepare(self._module)
-        changes = self._changes(delta, prepared)
-        state = self._state
+        changes, hashed = self._changes(delta, prepared), 0
         for name, change in delta.items():
-            state = changed_state(state, name, change.dtype, change.shape, change.indices, *changes[name])
+            each = weights_a_word(change.dtype, self._version)
+            words = touched_words(changes[name].before, change.indices, changes[name].new, each)
+            hashed += hash_change(name, change.dtype, change.shape, words)
+        state = changed_state(self._state, hashed)
         if state != link.state_after:
             raise ChainStateError(
                 f"step {link.to_step} should make {link.state_after} and would make {state}: the model was changed "
@@ -228,35 +243,39 @@ class Follower:
                 file=self.store.location,
             )
         if on_patches is not None:
-            exchanges = {name: Exchange(change.indices, *changes[name]) for name, change in delta.items()}
+            exchanges = {name: Exchange(delta[name].indices, old, new) for name, (_, old, new) in changes.items()}
             on_patches(patches_of(exchanges, self.weights))
         prepared.apply()
         self._state, self._step = state, link.to_step
         return link.to_step
 
-    def _changes(self, delta: SparseDelta, prepared: PreparedDelta) -> dict[str, tuple[Tensor, Tensor]]:
-        """The elements that the model has now where a step changes it, and what they become, by the files' tensors.
+    def _changes(self, delta: SparseDelta, prepared: PreparedDelta) -> dict[str, "_Change"]:
+        """What the model has now where a step changes it, and what that becomes, by the files' tensors.
 
-        Not those the file says were there: a foreign change shows here.
+        Not what the file says was there: a foreign change shows here.
         """
         coordinates, found = coordinates_of(self._module), {}
         for patch in prepared.patches:
             device = patch.live.tensor.device
-            found[coordinates.name_in_files(patch.live.name)] = (
-                torch.as_tensor(patch.old, device=device),
-                torch.as_tensor(patch.new, device=device),
-            )
+            old, new = (torch.as_tensor(part, device=device) for part in (patch.old, patch.new))
+            found[coordinates.name_in_files(patch.live.name)] = _Change(patch.live.tensor, old, new)
         weights = self.weights if delta.keys() - found.keys() else {}
         for name, change in delta.items():
             if name not in found:  # its elements are elsewhere in the model
                 flat = weights[name].reshape(-1)
                 origin = gather(flat, change.indices.to(flat.device, torch.int64))
-                found[name] = origin, change.to(flat.device).tuned_values(origin)
-        return found
+                found[name] = _Change(flat, origin, change.to(flat.device).tuned_values(origin))
+        return {name: found[name] for name in delta}
 
     def _is_untouched(self) -> bool:
         """Whether the model is still as this follower left it, in O(weights)."""
-        return fingerprint_state(self.weights) == self._state
+        return fingerprint_state(self.weights, self._version) == self._state
+
+    def _take_version(self, version: int) -> None:
+        """Have the state as chains of a version say it."""
+        if version != self._version:
+            self.verify()
+            self._version, self._state = version, fingerprint_state(self.weights, version)
 
     def _go_round(self, error: ChainError, pointer: Pointer, changed: Counter[str], on_patches: OnPatches) -> int:
         """Load an anchor beyond a step that cannot be applied. Raises `error` if there is none."""

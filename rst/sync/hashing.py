@@ -1,6 +1,6 @@
-"""One 64-bit hash for each weight, from its place and its bits, added up: what `rst.sync.state` makes states of.
+"""One 64-bit hash for each word, from its place and its bits, added up: what `rst.sync.state` makes states of.
 
-    sum_i mix(seed + i * P + bits(w[i]) * Q)    modulo 2^64, mix: splitmix64's finalizer
+    sum_k mix(seed + k * P + word[k] * Q)    modulo 2^64, mix: splitmix64's finalizer
 
 On the CPU numpy does it, on all cores: it shifts without the sign, which torch cannot, and in pieces that stay in the
 cache it keeps up with memory.

@@ -12,13 +12,17 @@ from rst.distributed.entries import collect
 from rst.errors import NotCarriedError
 from rst.files.safetensors_writer import TensorSpec, by_width
 from rst.naming import plain_name, unwrap
-from rst.numerics.exactness import RESIDUAL_DTYPES
+from rst.numerics.exactness import RESIDUAL_DTYPES, bits
 from rst.shards.blocks import is_sharded, local
 from rst.shards.collectives import is_first, tell_all, together
 from rst.shards.layout import ShardLayout, find_layout
+from rst.sync.block_words import BlockWords
+from rst.sync.hashing import hash_at
 from rst.sync.live import live_weights
-from rst.sync.state import fingerprint_state, hash_block, state_of
+from rst.sync.state import changed_state, fingerprint_state, hash_change, seed_of, state_of
+from rst.sync.words import Words, touched_words, weights_a_word, words_with
 
+Specs = Mapping[str, TensorSpec]
 Result = TypeVar("Result")
 
 
@@ -78,9 +82,27 @@ class PublishedWeights:
         own, tied = live_weights(self.weights)
         return Parts(own, tied, self.dtype)
 
-    def state(self, parts: Parts) -> str:
-        """Their state."""
-        return fingerprint_state(parts)
+    def state(self, parts: Parts, version: int) -> str:
+        """Their state in a chain of a version."""
+        return fingerprint_state(parts, version)
+
+    def changed_state(
+        self, state: str, before: Mapping[str, Tensor], changes: Mapping[str, Change], specs: Specs, version: int
+    ) -> str:
+        """What a state becomes by the changes of this process and of all others.
+
+        Args:
+            state: of the weights before.
+            before: these weights, this process' part of each, flat.
+            changes: what is new in them.
+            specs: dtype and shape of the whole of each tensor.
+            version: the chain's.
+        """
+        hashed = 0
+        for name, (positions, _, new) in changes.items():
+            each = weights_a_word(specs[name][0], version)
+            hashed += hash_change(name, *specs[name], touched_words(before[name], positions, new, each))
+        return changed_state(state, hashed)
 
     def collect(self, parts: Parts, changes: Mapping[str, Change]) -> Mapping[str, Change]:
         """The changes of whole tensors, in the first process."""
@@ -118,22 +140,76 @@ class ShardedWeights(PublishedWeights):
         """The weights as they are now."""
         return Parts(*_tensors_of(self.weights), self.dtype)
 
-    def state(self, parts: Parts) -> str:
-        """Each process hashes its blocks, at their places in the whole."""
-        blocks = self._layout.blocks
-        owned = [name for name in parts if self._layout.owns(name)]
-        hashed = self.together(lambda: sum(hash_block(name, parts[name], blocks[name]) for name in owned))
-        return state_of(parts.specs(), sum(tell_all(hashed)))
+    def state(self, parts: Parts, version: int) -> str:
+        """Each process hashes the words in its blocks, at their places in the whole; the first those across blocks."""
+
+        def hash_mine() -> tuple[int, dict[str, Change]]:
+            hashed, edges = 0, {}
+            for name, words in self._words(specs, version).items():
+                part = parts[name].reshape(-1)
+                hashed += words.hash_inside(seed_of(name, *specs[name]), part)
+                at = words.edges().to(part.device)
+                edges[name] = Change(at, bits(part)[at], bits(part)[at])
+            return hashed, edges
+
+        specs = parts.specs()
+        hashed, edges = self.together(hash_mine)
+        across = self._across_blocks(edges, specs, version)
+        first = sum(hash_at(seed_of(name, *specs[name]), words.places, words.new) for name, words in across.items())
+        return state_of(specs, sum(tell_all(hashed + first)))
+
+    def changed_state(
+        self, state: str, before: Mapping[str, Tensor], changes: Mapping[str, Change], specs: Specs, version: int
+    ) -> str:
+        """As with one process; words across blocks are put together in the first, changed or not."""
+
+        def hash_mine() -> tuple[int, dict[str, Change]]:
+            hashed, edges = 0, {}
+            for name, words in self._words(specs, version).items():
+                at, part = words.edges().to(before[name].device), bits(before[name])
+                old = new = part[at]
+                if name in changes:
+                    positions, _, values = changes[name]
+                    hashed += hash_change(name, *specs[name], words.touched(part, positions, bits(values)))
+                    here = torch.isin(positions, at)
+                    new = old.clone()
+                    new[torch.searchsorted(at, positions[here])] = bits(values)[here]
+                edges[name] = Change(at, old, new)
+            return hashed, edges
+
+        hashed, edges = self.together(hash_mine)
+        across = self._across_blocks(edges, specs, version)
+        first = sum(hash_change(name, *specs[name], words) for name, words in across.items())
+        return changed_state(state, sum(tell_all(hashed + first)))
+
+    def _words(self, specs: Specs, version: int) -> dict[str, BlockWords]:
+        """The words of the blocks that this process speaks for."""
+        each = {name: weights_a_word(dtype, version) for name, (dtype, _) in specs.items()}
+        return {n: BlockWords(self._layout.blocks[n], each[n]) for n in specs if self._layout.owns(n)}
+
+    def _across_blocks(self, edges: Mapping[str, Change], specs: Specs, version: int) -> dict[str, Words]:
+        """In the first process the words that no process has whole. `edges` are the bits that this one has of them."""
+        across = {}
+        for name, (positions, old, new) in self._bring(edges, specs).items():
+            each = weights_a_word(specs[name][0], version)
+            places, which = torch.unique_consecutive(positions // each, return_inverse=True)
+            slots, count = which * each + positions % each, places.numel()
+            across[name] = Words(places, *(words_with(slots, values, count, each) for values in (old, new)))
+        return across
 
     def collect(self, parts: Parts, changes: Mapping[str, Change]) -> Mapping[str, Change]:
         """Bring the changes to the first process, at their places in the whole."""
+        return self._bring(changes, parts.specs())
+
+    def _bring(self, changes: Mapping[str, Change], specs: Specs) -> Mapping[str, Change]:
         mine = {}
-        for name in parts:
-            nothing = torch.empty(0, dtype=parts.specs()[name][0])
+        for name, (dtype, _) in specs.items():
+            nothing = torch.empty(0, dtype=dtype)
             mine[name] = (torch.empty(0, dtype=torch.int64), nothing, nothing)
             if name in changes and self._layout.owns(name):
                 positions, old, new = changes[name]
-                mine[name] = self._layout.blocks[name].to_global(positions).cpu(), old.cpu(), new.cpu()
+                place = self._layout.blocks[name].to_global(positions)
+                mine[name] = place.cpu(), old.view(dtype).cpu(), new.view(dtype).cpu()
         everything = collect(self._layout, mine) or {}
         return {name: Change(*entries) for name, entries in everything.items() if entries[0].numel()}
 

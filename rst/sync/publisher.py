@@ -25,7 +25,7 @@ from rst.sync.errors import ChainConflictError, ChainOrderError
 from rst.sync.follower import Follower
 from rst.sync.live import check_same_specs, coordinates_of_weights
 from rst.sync.published_weights import Change, Parts, ShardedWeights, open_weights
-from rst.sync.state import changed_state
+from rst.sync.state import STATE_VERSION
 from rst.sync.store import Store, open_store
 from rst.sync.sweeping import find_chain, sweep
 from rst.training.base_weights import BaseWeights
@@ -129,14 +129,13 @@ class Publisher:
         live = self._model.read()
         self._specs = live.specs()
         self._model.together(lambda: _check(live))
-        state = self._model.state(live)
         self._mismatched = self._swept = False
         self._unconfirmed: _Step | None = None
         with ExitStack() as held:
             self._model.first(lambda: held.enter_context(self.store.lock()))
             found = self._model.first(lambda: find_chain(self.store))
-            self._pointer = found or self._start(live, state)
-        published = live if found is None else self._last_published(live, state)
+            self._pointer = found or self._start(live)
+        published = live if found is None else self._last_published(live)
         self._copy = BaseWeights({name: part.reshape(-1) for name, part in published.items()}, base_storage)
 
     @property
@@ -189,7 +188,7 @@ class Publisher:
         lost = self._unconfirmed
         if lost is None or self._model.first(lambda: read_pointer(self.store)) != lost.pointer:
             return None
-        unchanged = self._model.state(live) == lost.pointer.state
+        unchanged = self._model.state(live, lost.pointer.version) == lost.pointer.state
         self._keep(lost, live if unchanged else {})
         return lost.published if unchanged else None
 
@@ -214,22 +213,20 @@ class Publisher:
 
     def _write_delta(self, live: Parts) -> _Step:
         mine, last = self._model.together(lambda: self._find_changes(live)), self._pointer
-        changes = self._model.collect(live, mine)
-        state, changed, delta_bytes = self._model.first(lambda: self._put_delta(changes, live.tied))
-        step = last.step + 1
-        anchor_bytes = self._put_anchor(step, state, live) if step % self._anchor_every == 0 else 0
+        state = self._model.changed_state(last.state, self._copy, mine, self._specs, last.version)
+        changes, step = self._model.collect(live, mine), last.step + 1
+        changed, delta_bytes = self._model.first(lambda: self._put_delta(changes, live.tied, state))
+        anchor_bytes = self._put_anchor(last.advanced(state), live) if step % self._anchor_every == 0 else 0
         published = Published(step, state, changed, self._count, delta_bytes, anchor_bytes)
         kept = {name: (change.positions, change.new) for name, change in mine.items()}
         return _Step(last.advanced(state), published, kept)
 
-    def _put_delta(self, changes: Mapping[str, Change], tied: Mapping[str, str]) -> tuple[str, int, int]:
-        """Write the delta; returns the state it leads to, its changed weights and its bytes."""
-        last, state, parameters = self._pointer, self._pointer.state, {}
+    def _put_delta(self, changes: Mapping[str, Change], tied: Mapping[str, str], state: str) -> tuple[int, int]:
+        """Write the delta that leads to a state; returns its changed weights and its bytes."""
+        last, parameters = self._pointer, {}
         for name, (positions, old, new) in changes.items():
-            dtype, shape = self._specs[name]
-            state = changed_state(state, name, dtype, shape, positions, old, new)
-            parameters[name] = ParameterDelta.at(positions, old, new, shape, None, self._op)
-        link = Link(last.chain, last.step, last.step + 1, last.state, state)
+            parameters[name] = ParameterDelta.at(positions, old, new, self._specs[name][1], None, self._op)
+        link = Link(last.chain, last.step, last.step + 1, last.state, state, last.version)
         delta = SparseDelta(
             parameters,
             tied={alias: owner for alias, owner in tied.items() if owner in changes},
@@ -238,17 +235,18 @@ class Publisher:
             coordinates=coordinates_of_weights(self._model.weights),
         )
         size = self.store.put(delta_name(link.to_step), lambda path: save(delta, path, self._encoding))
-        return state, delta.nnz, size
+        return delta.nnz, size
 
-    def _put_anchor(self, step: int, state: str, live: Parts, chain: str | None = None) -> int:
-        """Write an anchor; returns its bytes."""
+    def _put_anchor(self, at: Pointer, live: Parts) -> int:
+        """Write the anchor of the step that a pointer is to name; returns its bytes."""
         whole = self._model.whole(live, self._specs)
+        link = Link(at.chain, at.step, at.step, at.state, at.state, at.version)
 
         def put() -> int:
             try:
                 if not self._model.is_first:
                     return 0
-                return write_anchor(self.store, chain or self._pointer.chain, step, state, self._specs, whole)
+                return write_anchor(self.store, link, self._specs, whole)
             finally:
                 for _ in whole:  # what is left, where it failed: the processes put tensors together, all or none
                     pass
@@ -258,10 +256,10 @@ class Publisher:
     def _write_anchor(self, live: Parts) -> _Step:
         """Go on with a chain whose last state is not at hand."""
         self._model.together(lambda: _check(live))
-        last, state = self._pointer, self._model.state(live)
-        size = self._put_anchor(last.step + 1, state, live)
-        published = Published(last.step + 1, state, self._count, self._count, 0, size)
-        return _Step(last.advanced(state), published, None)
+        pointer = self._pointer.advanced(self._model.state(live, self._pointer.version))
+        size = self._put_anchor(pointer, live)
+        published = Published(pointer.step, pointer.state, self._count, self._count, 0, size)
+        return _Step(pointer, published, None)
 
     def _keep(self, written: _Step, live: Mapping[str, Tensor]) -> None:
         """Bring the publisher's own copy to a step that is published. Doing it twice does no harm."""
@@ -274,15 +272,16 @@ class Publisher:
             copy[positions.to(copy.device)] = bits(new).to(copy.device)
         self._pointer, self._unconfirmed = written.pointer, None
 
-    def _start(self, live: Parts, state: str) -> Pointer:
+    def _start(self, live: Parts) -> Pointer:
+        state = self._model.state(live, STATE_VERSION)
         pointer = Pointer(self._model.tell(uuid.uuid4().hex), 0, state, (state,))
-        self._put_anchor(0, state, live, pointer.chain)
+        self._put_anchor(pointer, live)
         self._model.first(lambda: write_pointer(self.store, pointer))
         return pointer
 
-    def _last_published(self, live: Parts, state: str) -> Mapping[str, Tensor]:
+    def _last_published(self, live: Parts) -> Mapping[str, Tensor]:
         """The weights of the chain's last step; the model's own, with a mark, where those are not to be had."""
-        if state == self._pointer.state:
+        if self._model.state(live, self._pointer.version) == self._pointer.state:
             return live
         try:
             if isinstance(self._model, ShardedWeights):

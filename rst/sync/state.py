@@ -1,17 +1,18 @@
 """The state of a whole set of weights in 16 hexadecimal digits, brought up to date in O(changed weights).
 
-It is the sum, modulo 2^64, of one 64-bit hash for each weight and each tensor (a sum of hashes of (place, value) is
-Bellare and Micciancio's incremental hashing, 1997, here with splitmix64's finalizer as the hash):
+It is the sum, modulo 2^64, of one 64-bit hash for each word of 8 bytes and each tensor (a sum of hashes of (place,
+value) is Bellare and Micciancio's incremental hashing, 1997, here with splitmix64's finalizer as the hash):
 
-    F = sum_t mix(seed_t) + sum_t sum_i mix(seed_t + i * P + bits(w_t[i]) * Q)
+    F = sum_t mix(seed_t) + sum_t sum_k mix(seed_t + k * P + word_t[k] * Q)
 
-`seed_t` comes from the tensor's name, dtype and shape, `i` is the row-major position. A step subtracts the hashes of
-the old values and adds those of the new.
+`seed_t` comes from the tensor's name, dtype and shape; word k has the weights of the row-major positions from k n on,
+n = 8 / bytes of a weight (see `rst.sync.words`). A step subtracts the hashes of the words it touches as they were and
+adds those of what they become. Chains of version 1 hash each weight as a word of its own, which takes n times as long.
 
-What it detects: any change of a single weight for certain (`mix` is a bijection); any other accident, such as weights
-swapped, tensors renamed, a step left out or applied twice, with a chance of 2^-64 to go unnoticed. It is no protection
-against somebody who chooses weights to collide. Brought up to date in O(changed weights), it also sees only the weights
-that steps have touched: `Follower.verify` reads them all.
+What it detects: any change within a single word, and so of a single weight, for certain (`mix` is a bijection); any
+other accident, such as weights swapped, tensors renamed, a step left out or applied twice, with a chance of 2^-64 to go
+unnoticed. It is no protection against somebody who chooses weights to collide. Brought up to date in O(changed
+weights), it also sees only the words that steps have touched: `Follower.verify` reads them all.
 """
 
 from collections.abc import Mapping
@@ -22,17 +23,19 @@ from torch import Tensor
 from rst.delta.parameter_delta import check_real
 from rst.files.safetensors_writer import TensorSpec
 from rst.numerics.fingerprint import digest_text
-from rst.shards.blocks import Block
 from rst.sync.hashing import MASK, hash_all, hash_at, mix
+from rst.sync.words import Words, last_word, weights_a_word, whole_words
 
-_PIECE = 1 << 22  # weights, whose places are written out
+STATE_VERSION = 2
+"""What new chains hash: words of 8 bytes. 1 is each weight."""
 
 
-def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
+def fingerprint_state(weights: Mapping[str, Tensor], version: int = STATE_VERSION) -> str:
     """Compute the state of all weights, 16 hexadecimal digits, in O(weights). On the CPU and on a GPU it is the same.
 
     Args:
         weights: tensors of any shape and non-complex dtype by name; their order does not count.
+        version: of the chain, `Pointer.version`.
 
     Raises:
         ParameterMismatchError: a complex tensor.
@@ -40,58 +43,41 @@ def fingerprint_state(weights: Mapping[str, Tensor]) -> str:
     hashed = 0
     for name, weight in weights.items():
         check_real(name, weight)
-        hashed += hash_all(_seed(name, weight.dtype, tuple(weight.shape)), weight.detach().reshape(-1))
+        flat, each = weight.detach().reshape(-1), weights_a_word(weight.dtype, version)
+        seed, last = seed_of(name, weight.dtype, tuple(weight.shape)), last_word(flat, each)
+        hashed += hash_all(seed, whole_words(flat, each))
+        hashed += hash_at(seed, torch.full_like(last, flat.numel() // each, dtype=torch.int64), last)
     return state_of({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}, hashed)
 
 
 def state_of(specs: Mapping[str, TensorSpec], hashed: int) -> str:
-    """Compute the state from the hash of all weights, which may have been added up from that of blocks."""
-    return _digits(hashed + sum(mix(_seed(name, *spec)) for name, spec in specs.items()))
+    """Compute the state from the hash of all words, which may have been added up from that of blocks."""
+    return _digits(hashed + sum(mix(seed_of(name, *spec)) for name, spec in specs.items()))
 
 
-def hash_block(name: str, part: Tensor, block: Block) -> int:
-    """Hash a block of a tensor, at its place in the whole.
-
-    Args:
-        name: the tensor's name.
-        part: the block's weights, in its shape.
-        block: where it lies.
-
-    Raises:
-        ParameterMismatchError: a complex tensor.
-    """
-    check_real(name, part)
-    seed, flat = _seed(name, part.dtype, block.shape), part.detach().reshape(-1)
-    hashed = 0
-    for start in range(0, flat.numel(), _PIECE):
-        piece = flat[start : start + _PIECE]
-        inside = torch.arange(start, start + piece.numel(), device=flat.device)
-        hashed += hash_at(seed, block.to_global(inside), piece)
-    return hashed
-
-
-def changed_state(
-    state: str, name: str, dtype: torch.dtype, shape: tuple[int, ...], positions: Tensor, old: Tensor, new: Tensor
-) -> str:
-    """Compute what a state becomes when weights of one tensor go from `old` to `new`.
+def hash_change(name: str, dtype: torch.dtype, shape: tuple[int, ...], words: Words) -> int:
+    """Compute what a step adds to the hash of all words, by those of one tensor that it touches.
 
     Args:
-        state: the state before.
         name: the tensor's name.
         dtype: its dtype.
         shape: its shape.
-        positions: row-major, shape (nnz,).
-        old: the values there before, shape (nnz,), floats or their bits.
-        new: the values afterwards.
+        words: those that it touches.
     """
-    seed = _seed(name, dtype, shape)
-    return _digits(int(state, 16) + hash_at(seed, positions, new) - hash_at(seed, positions, old))
+    seed = seed_of(name, dtype, shape)
+    return hash_at(seed, words.places, words.new) - hash_at(seed, words.places, words.old)
+
+
+def changed_state(state: str, change: int) -> str:
+    """Compute what a state becomes when a step adds so much to the hash of all words."""
+    return _digits(int(state, 16) + change)
+
+
+def seed_of(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Where the hashes of a tensor begin."""
+    digits = digest_text(f"{name} {dtype} {list(shape)}")[:16]
+    return int.from_bytes(bytes.fromhex(digits), "little")
 
 
 def _digits(hashed: int) -> str:
     return f"{hashed & MASK:016x}"
-
-
-def _seed(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    digits = digest_text(f"{name} {dtype} {list(shape)}")[:16]
-    return int.from_bytes(bytes.fromhex(digits), "little")

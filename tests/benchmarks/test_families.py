@@ -17,7 +17,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "family", ["projection", "swap", "checkpoints", "training_memory", "mixed_batch", "sync_scale"]
+    "family", ["projection", "swap", "checkpoints", "training_memory", "mixed_batch", "sync_scale", "sync_real"]
 )
 def test_a_family_runs_and_its_table_is_complete(family: str, tmp_path: Path) -> None:
     path = importlib.import_module(f"benchmarks.{family}").run(True, tmp_path)

@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rst import CheckpointError, ConfigError, DeltaFormatError, ParameterDelta, RSTError, SparseDelta, export, merge
-from rst.delta.embedded_digest import BLANK, write_digest
+from rst.delta.embedded_digest import BLANK, write_sealed
 from rst.delta.packed import pack_headers, to_arrays, unpack_headers
 from rst.delta.parameter_delta import BaseDigests
 from rst.delta.pcodec_stream import compress
 from rst.delta.sparse_delta import BaseIdentity
 from rst.files.budget import Budget
+from rst.files.safetensors_writer import specs_of
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import bit_equal, bits
 from rst.version import __version__
@@ -280,8 +281,8 @@ def forge(path: Path, change: Forge) -> None:
     with safe_open(path, "pt") as file:
         metadata, arrays = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     change(metadata, arrays)
-    save_file(arrays, path, {**metadata, "digest": BLANK})
-    write_digest(path)
+    specs = specs_of(arrays)
+    write_sealed(path, specs, (arrays[name] for name in specs), metadata)
 
 
 def records_of(metadata: dict[str, str], arrays: dict[str, Tensor]) -> dict[str, dict[str, object]]:

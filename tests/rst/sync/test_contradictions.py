@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rst import ConfigError, RSTError, SparseDelta
-from rst.delta.embedded_digest import BLANK, write_digest
-from rst.files.safetensors_writer import specs_of, write_safetensors
+from rst.delta.embedded_digest import write_sealed
+from rst.files.safetensors_writer import specs_of
 from rst.sync import (
     ChainDamageError,
     ChainGapError,
@@ -21,6 +21,7 @@ from rst.sync import (
     ChainStateError,
     FolderStore,
     Follower,
+    Link,
     Pointer,
     Publisher,
     fingerprint_state,
@@ -72,8 +73,7 @@ def stays(follower: Follower, error: type[RSTError], *words: str, file: str | No
 
 def sealed(path: Path, weights: State, **metadata: str) -> None:
     specs = specs_of(weights)
-    write_safetensors(path, specs, (weights[name] for name in specs), {**metadata, "digest": BLANK})
-    write_digest(path)
+    write_sealed(path, specs, (weights[name] for name in specs), metadata)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,9 @@ def test_an_anchor_that_is_not_what_its_delta_makes(tmp_path: Path) -> None:
     pointer = chain(tmp_path, anchor_every=2)
     specs = specs_of(state(7))
     tensors = (state(7)[name] for name in specs)
-    write_anchor(open_store(tmp_path), pointer.chain, 2, fingerprint_state(state(7)), specs, tensors)
-    with refused(ChainStateError, "step 2", fingerprint_state(state(7)), file=tmp_path):
+    other = fingerprint_state(state(7))
+    write_anchor(open_store(tmp_path), Link(pointer.chain, 2, 2, other, other), specs, tensors)
+    with refused(ChainStateError, "step 2", other, file=tmp_path):
         verify(tmp_path)
 
 

@@ -245,7 +245,7 @@ def test_a_damaged_pointer_is_refused_by_both_sides(tmp_path) -> None:
     publisher = Publisher(model, tmp_path)
     pointer = tmp_path / "latest.json"
     text = pointer.read_text()
-    for damaged in ("", text[:-9], text.replace('"step":0', '"step":1'), text.replace('_version":1', '_version":9')):
+    for damaged in ("", text[:-9], text.replace('"step":0', '"step":1'), text.replace('_version":2', '_version":9')):
         pointer.write_text(damaged)
         for attempt in (lambda: Publisher(model, tmp_path), Follower(network(), tmp_path).update, publisher.publish):
             with refused(ChainDamageError, file="latest.json"):
