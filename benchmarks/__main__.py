@@ -19,6 +19,7 @@ FAMILIES = (
     "training_memory",
     "mixed_batch",
     "sync_scale",
+    "sync_real",
 )
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -45,22 +46,24 @@ def main(
         model = generated_model(vocabulary=VOCABULARY)
         save(model, folder / "start")
         with serve(folder / "start", "--load-format", "dummy") as url:
-            server = VLLMServer(url, folder / "chain")
-
-            def update(done: Published) -> None:
-                began = time.perf_counter()
-                server.update(done.step)
-                seconds = time.perf_counter() - began
-                share = done.changed / done.weights
-                print(
-                    f"step {done.step:3d}  {share:7.3%} changed  {done.delta_bytes:9,d} bytes  {seconds:.3f} s to vLLM"
-                )
-
+            update = partial(bring, VLLMServer(url, folder / "chain"))
             train(model, folder, steps, lr, PublishCallback(folder / "chain", on_publish=update, op="replace"))
             followed = answer(url)
         save(model, folder / "trained")
         with serve(folder / "trained") as url:
-            loaded = answer(url)
+            compare(followed, answer(url))
+
+
+def bring(server: VLLMServer, done: Published) -> None:
+    """Bring the server to a step, and say what it took."""
+    began = time.perf_counter()
+    server.update(done.step)
+    seconds, share = time.perf_counter() - began, done.changed / done.weights
+    print(f"step {done.step:3d}  {share:7.3%} changed  {done.delta_bytes:9,d} bytes  {seconds:.3f} s to vLLM")
+
+
+def compare(followed: list[float], loaded: list[float]) -> None:
+    """Fail unless the server that followed answers as one that has loaded the trained model."""
     same = followed == loaded
     print(f"{len(loaded)} log-probabilities {'identical' if same else 'DIFFERENT'}: {loaded[:3]} ...")
     if not same:
@@ -86,12 +89,18 @@ def train(model: nn.Module, folder: Path, steps: int, lr: float, publish: Publis
     Trainer(model, arguments, train_dataset=samples, callbacks=[publish]).train()
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write a model folder, with the tokenizer that vLLM asks for."""
-    from tokenizers import Tokenizer, models
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One for a vocabulary of `word0`, `word1` and so on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({f"word{number}": number for number in range(VOCABULARY)}, "word0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="word0").save_pretrained(folder)
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="word0", pad_token="word0", eos_token="word1")
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write a model folder, with the tokenizer that vLLM asks for."""
+    tokenizer().save_pretrained(folder)
     model.save_pretrained(folder)
 
 
