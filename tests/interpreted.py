@@ -16,7 +16,12 @@ import pytest
 
 from rst.numerics import kernels
 
-MODULES = ("rst.numerics.blocks_triton", "rst.numerics.difference_triton", "rst.training.projection_triton")
+MODULES = (
+    "rst.numerics.blocks_triton",
+    "rst.numerics.difference_triton",
+    "rst.training.projection_triton",
+    "rst.live.exchange_triton",
+)
 _interpreted: dict[str, ModuleType] = {}
 
 

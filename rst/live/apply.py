@@ -7,6 +7,7 @@ then reads and writes only the changed weights.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,12 @@ from rst.live.patch import (
 )
 from rst.live.undo import UndoOnError
 from rst.naming import canonical_names, plain_name, unwrap
+from rst.numerics import kernels
 from rst.numerics.exactness import bit_equal
 from rst.numerics.fingerprint import digests
+
+if TYPE_CHECKING:
+    from rst.live.exchange_triton import Exchange
 
 Places = Mapping[str, Place]
 
@@ -53,6 +58,7 @@ class PreparedDelta:
         """Use `prepare`, which checks everything first."""
         self._groups = groups
         self._applied = applied
+        self._on_device: Exchange | None = None
 
     @property
     def applied(self) -> bool:
@@ -81,6 +87,8 @@ class PreparedDelta:
         """
         if not self._applied:
             self.follow()
+            if self._exchanged_at_once(applied=True):
+                return self
             for group in self._groups:
                 if changed := group.lacking("old"):
                     raise WrongBaseError(
@@ -105,6 +113,8 @@ class PreparedDelta:
         """
         if self._applied:
             self.follow()
+            if self._exchanged_at_once(applied=False):
+                return
             others = [patch for group in self._groups for patch in group.lacking("new")]
             for patch in others:
                 if not (patch.live.place.is_buffer or patch.has(patch.old)):
@@ -131,6 +141,35 @@ class PreparedDelta:
             ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
         """
         self._groups = [now for group in self._groups for now in group.found_again()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's tensors lie elsewhere."""
+        return {**self.__dict__, "_on_device": None}
+
+    def _exchanged_at_once(self, *, applied: bool) -> bool:
+        """Exchange everything in a launch or two, if kernels run there and the module has what it should have."""
+        patches = self.patches
+        if not patches or not all(kernels.run_on(patch.live.tensor.device) for patch in patches):
+            return False
+        from rst.live.exchange_triton import Exchange, can_exchange
+
+        if not all(map(can_exchange, patches)):
+            return False
+        exchange = self._on_device
+        if exchange is None or not exchange.is_of(patches):
+            exchange = self._on_device = Exchange(patches)
+
+        def undo() -> None:
+            if exchange.put_back():
+                self._applied = not applied
+
+        with UndoOnError(undo):
+            if exchange.run("new" if applied else "old"):
+                self._applied = applied
+                exchange.keep()
+            else:
+                exchange.put_back()
+        return self._applied == applied
 
     def _exchange(self, patches: Sequence[Patch], *, applied: bool) -> None:
         """Write the patches and say so, or none: Ctrl-C may come between any two lines."""
