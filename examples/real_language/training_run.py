@@ -1,0 +1,67 @@
+"""One method on one task in a process of its own, so that its memory is its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.real_language.continuing import Continuing
+from examples.real_language.methods import start
+from examples.real_language.retrieval import Retrieval
+from examples.real_language.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (Continuing(), Retrieval())}
+# glibc gives large blocks back at once, so that resident memory is what is in use
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+
+
+def in_a_process(task: str, method: str, rate: float, steps: int, part: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train and score in a new process; `folder` gets what one would ship, the base lies beside it."""
+    words = [task, method, str(rate), str(steps), part, str(seed), str(folder)]
+    command = [sys.executable, "-m", "examples.real_language.training_run", *words]
+    done = subprocess.run(command, env={**os.environ, **_ALLOCATOR}, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(task: Task, method: str, rate: float, steps: int, part: Any, seed: int, folder: Path) -> dict[str, Any]:
+    """Train for some steps, write what one would ship, and score."""
+    torch.manual_seed(seed)
+    base = folder.parent / "base"
+    batches = task.batches(base, seed)
+    model = task.load(base).train()
+    weights = sum(weight.nbytes for weight in model.parameters())
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    tuning = start(method, rate, task, model, batches)
+    seconds = []
+    for step in range(steps):
+        begun = time.perf_counter()
+        task.loss(tuning.model, batches[step % len(batches)]).backward()
+        tuning.optimizer.step()
+        tuning.optimizer.zero_grad()
+        seconds.append(time.perf_counter() - begun)
+    peak = (weights + _memory("VmHWM") - before) / 2**20
+    folder.mkdir(parents=True, exist_ok=True)
+    tuning.save(folder)
+    shipped = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return {
+        **task.score(tuning.model, base, part),
+        "shipped, MB": shipped / 1e6,
+        "peak memory, MiB": peak,
+        "step, s": sorted(seconds)[len(seconds) // 2],
+    }
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    name, method, rate, steps, part, seed, folder = sys.argv[1:]
+    print(json.dumps(run(TASKS[name], method, float(rate), int(steps), part, int(seed), Path(folder))))
