@@ -35,7 +35,7 @@ def final_runs_of_all(task: Task, records: Records) -> bool:
 
 def _lines(task: Task, records: Records) -> Iterator[str]:
     base = records[f"{task.name} base"]
-    columns = [*base, "shipped, MB", "peak memory, MiB", "step, s"]
+    columns = [*base, "shipped, MB", "peak memory, MiB", "step, CPU s"]
     yield f"| {task.name} | learning rate | " + " | ".join(columns) + " |"
     yield "|---|---:|" + "---:|" * len(columns)
     yield "| the base | | " + " | ".join(f"{base[name]:.3g}" if name in base else "" for name in columns) + " |"
