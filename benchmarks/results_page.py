@@ -1,9 +1,10 @@
-"""RESULTS.md: every recorded family as a table, with its machine, versions and command."""
+"""RESULTS.md: what to conclude, then every recorded family as a table, with its machine, versions and command."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conclusions import conclusions
 from benchmarks.record import RESULTS
 
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -12,7 +13,14 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 def write_page() -> Path:
     """Write the page from what `results/` holds."""
     families = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    PAGE.write_text("\n".join(["# Benchmark results", "", *(line for one in families for line in section(one))]))
+    first = [
+        "# Benchmark results",
+        "",
+        "What the tables below say:",
+        "",
+        *conclusions({one["family"]: one for one in families}),
+    ]
+    PAGE.write_text("\n".join([*first, "", *(line for one in families for line in section(one))]))
     return PAGE
 
 
