@@ -114,6 +114,15 @@ def parts_of_an_objective() -> Names:
 
 
 @pytest.fixture
+def text_model() -> Names:
+    """A pretrained causal language model, and a batch to train it on."""
+    from tests.rst.interop.conftest import tiny_llama
+
+    words = torch.arange(8).view(2, 4)
+    return {"base": tiny_llama(), "batch": {"input_ids": words, "labels": words}}
+
+
+@pytest.fixture
 def checkpoints(tmp_path: Path) -> Names:
     """The files that the command line's examples name: a base in several forms, tuned weights, adapters, deltas."""
     from peft import LoraConfig, get_peft_model
