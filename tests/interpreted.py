@@ -20,6 +20,7 @@ MODULES = (
     "rst.numerics.blocks_triton",
     "rst.numerics.difference_triton",
     "rst.training.projection_triton",
+    "rst.training.boundary_triton",
     "rst.live.exchange_triton",
 )
 _interpreted: dict[str, ModuleType] = {}

@@ -50,13 +50,13 @@ class BaseWeights(Mapping[str, Tensor]):
         """Number of tensors."""
         return len(self._copies)
 
-    def on_device_of(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """View of w0, each tensor copied to the device of its live weight when it is asked for.
+    def on_device_of(self, live: Mapping[str, Tensor], *, move: bool = True) -> Mapping[str, Tensor]:
+        """View of w0, each tensor copied to the device of its live weight when it is asked for, unless `move` is False.
 
         With "device" storage it stays there from then on. Asking raises `ParameterMismatchError` if the weight's shape
         or dtype has changed since.
         """
-        return _OnDeviceOf(live, self._copies, keeps=self._storage == "device")
+        return _OnDeviceOf(live, self._copies, keeps=self._storage == "device", move=move)
 
     def take(self, names: Iterable[str] | None = None) -> None:
         """Before these weights (None: all) move: have a copy of their w0. There is one here."""
@@ -74,12 +74,14 @@ class BaseWeights(Mapping[str, Tensor]):
 
 
 class _OnDeviceOf(Mapping[str, Tensor]):
-    def __init__(self, live: Mapping[str, Tensor], copies: dict[str, Tensor], *, keeps: bool) -> None:
-        self._live, self._copies, self._keeps = live, copies, keeps
+    def __init__(self, live: Mapping[str, Tensor], copies: dict[str, Tensor], *, keeps: bool, move: bool) -> None:
+        self._live, self._copies, self._keeps, self._move = live, copies, keeps, move
 
     def __getitem__(self, name: str) -> Tensor:
         weight, stored = self._live[name], self._copies[name]
         check_like(name, weight, stored)
+        if not self._move:
+            return stored
         there = stored.to(weight.device, non_blocking=True)
         if self._keeps:  # the model went to another device, and stays
             self._copies[name] = there

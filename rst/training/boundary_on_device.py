@@ -5,14 +5,19 @@ those the sample gives a share, and a hash of the position chooses which, the sa
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rst.numerics import kernels
 from rst.numerics.rounding import wide_dtype
 from rst.training.projection import Project
 from rst.training.projection_eager import flat_views
 from rst.training.sampled_boundary import choose_sample
+
+if TYPE_CHECKING:
+    from rst.training.projection_triton import TritonProjection
 
 _HALF = (torch.float16, torch.bfloat16)
 _CHUNK = 1 << 24
@@ -37,26 +42,50 @@ def keep_about_(
     """
     if ratio >= 1:
         return None
-    value, lucky = _estimate(tuned, base, ratio, step)
+    in_launches = _in_launches(tuned, project)
+    value, lucky = _estimate(tuned, base, ratio, step, in_launches=in_launches is not None)
     half = [name for name, weight in tuned.items() if weight.dtype in _HALF]
     for dtype in dict.fromkeys(weight.dtype for weight in tuned.values() if weight.dtype not in _HALF):
         project(((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype), value)
+    limit = torch.where(value > 0, lucky * (1 << _HASH_BITS), 0)  # what did not change is not kept
+    flats = []
     for name in half:
         flat = flat_views(tuned[name], base[name])
         if flat is None:
             project([(tuned[name], base[name])], value)
+        elif in_launches:
+            flats.append(flat)
         else:
-            _keep_lucky_(*flat, value, lucky)
+            _keep_lucky_(*flat, value, limit)
+    if in_launches and flats:
+        from rst.training.boundary_triton import keep_lucky
+
+        keep_lucky(in_launches, flats, value, limit)
     return value
 
 
+def _in_launches(tuned: Mapping[str, Tensor], project: Project) -> "TritonProjection | None":
+    """The projection, if kernels run there and w0 is beside all weights."""
+    if not all(kernels.run_on(weight.device) for weight in tuned.values()):
+        return None
+    from rst.training.projection_triton import TritonProjection
+
+    return project if isinstance(project, TritonProjection) else None
+
+
 def _estimate(
-    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, step: int
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, step: int, *, in_launches: bool
 ) -> tuple[Tensor, Tensor]:
     """The boundary, and the share of changes equal to it that is kept; both of shape ()."""
     first, stride = choose_sample(sum(weight.numel() for weight in tuned.values()), ratio, step)
     wide = wide_dtype(*(weight.dtype for weight in tuned.values()))
     device = next(iter(tuned.values())).device
+    pairs = [flat_views(weight, base[name]) for name, weight in tuned.items()] if in_launches else []
+    flats = [pair for pair in pairs if pair]
+    if len(flats) == len(tuned) and {weight.device for weight in tuned.values()} == {device}:
+        from rst.training.boundary_triton import estimate
+
+        return estimate(flats, ratio, first, stride)
     parts = []
     for name, weight in tuned.items():
         flat = flat_views(weight, base[name]) or (weight.reshape(-1), base[name].reshape(-1))
@@ -72,9 +101,8 @@ def _estimate(
     return value, (above - (largest > value).sum()) / equal
 
 
-def _keep_lucky_(weight: Tensor, origin: Tensor, value: Tensor, share: Tensor) -> None:
-    value, share = value.to(weight.device), share.to(weight.device)
-    limit = torch.where(value > 0, share * (1 << _HASH_BITS), 0)  # what did not change is not kept
+def _keep_lucky_(weight: Tensor, origin: Tensor, value: Tensor, limit: Tensor) -> None:
+    value, limit = value.to(weight.device), limit.to(weight.device)
     for start in range(0, weight.numel(), _CHUNK):
         part, part_origin = weight[start : start + _CHUNK], origin[start : start + _CHUNK]
         change = (part - part_origin).abs_()

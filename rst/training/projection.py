@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
+from rst.config import BaseStorage
 from rst.numerics import kernels
 from rst.training.projection_compiled import compiles, project_compiled
 from rst.training.projection_eager import Pair, project_eager
+from rst.training.streamed_projection import StreamedProjection
 
 CountKept = Callable[[], int]
 """How many weights a projection left different from their origins, until the next one; waits for the device."""
@@ -25,12 +27,18 @@ Returns how to count what is kept, where that is known without another look at a
 _WORTH_COMPILING = 1 << 24
 
 
-def choose_projection(tuned: Sequence[Tensor]) -> Project:
-    """Triton's kernel where it runs; else compile where there are enough weights, on one device, to earn the wait."""
+def choose_projection(tuned: Sequence[Tensor], storage: BaseStorage | None = None) -> Project:
+    """Triton's kernel where it runs; else compile where there are enough weights, on one device, to earn the wait.
+
+    Args:
+        tuned: the weights.
+        storage: of their origins, as `RSTConfig.base_storage`. Where they are in CPU memory and kernels run, the
+            projection takes them as they are, else on the devices of the weights.
+    """
     if any(kernels.run_on(weight.device) for weight in tuned):
         from rst.training.projection_triton import TritonProjection
 
-        return TritonProjection()
+        return StreamedProjection(TritonProjection()) if storage in ("cpu", "mmap") else TritonProjection()
     enough = sum(weight.numel() for weight in tuned) >= _WORTH_COMPILING
     one_device = len({weight.device for weight in tuned}) == 1
     compiled = enough and one_device and compiles(tuned[0].device, tuned[0].dtype)

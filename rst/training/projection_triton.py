@@ -50,7 +50,7 @@ class TritonProjection:
             if not kernels.run_on(device):
                 others += group
                 continue
-            plan = self._plan(dtype, device, group)
+            plan = self.plan(dtype, device, group)
             launch(plan, dtype, threshold)
             counts.append(plan.kept)
             others += [group[number] for number in plan.with_gaps]
@@ -63,7 +63,8 @@ class TritonProjection:
         """A copy has weights of its own."""
         return TritonProjection, ()
 
-    def _plan(self, dtype: torch.dtype, device: torch.device, group: Sequence[Pair]) -> Plan:
+    def plan(self, dtype: torch.dtype, device: torch.device, group: Sequence[Pair]) -> Plan:
+        """What is known of weights and their origins, all of one dtype and device; found out the first time."""
         addresses = (
             (weight.data_ptr(), origin.data_ptr(), weight.shape, weight.stride(), origin.stride())
             for weight, origin in group

@@ -98,9 +98,10 @@ class SparseBaseWeights(BaseWeights):
             self._writes[name] = None
             self.sums.pop(name, None)
 
-    def on_device_of(self, live: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def on_device_of(self, live: Mapping[str, Tensor], *, move: bool = True) -> Mapping[str, Tensor]:
         """View of w0, each tensor copied to the device of its live weight, or built from it, when it is asked for.
 
+        It is there, whatever `move` says.
         Asking raises `ParameterMismatchError` if the weight's shape or dtype has changed since, and `ConfigError` if it
         was written to since its w0 was last known.
         """

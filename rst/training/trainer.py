@@ -39,6 +39,7 @@ from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, keep_top_
 from rst.training.sparse_base import SparseBaseWeights, remember
 from rst.training.status import TrainingStatus
+from rst.training.streamed_projection import StreamedProjection
 from rst.training.support import Support, loss_of
 from rst.training.support_processes import leave_out_of_ddp
 from rst.training.support_training import SupportTraining
@@ -91,7 +92,8 @@ class ResidualSparseTrainer:
         if self._kept:
             self._kept.stand_in(self._base)
         else:
-            self._project = choose_projection(list(locals_of(self._tracked.sparse).values()))
+            weights = list(locals_of(self._tracked.sparse).values())
+            self._project = choose_projection(weights, self.config.base_storage)
         self._find_boundary = _boundary_of(self._layout)
         self._identity = _identify(self.model)
         self._steps = 0
@@ -400,6 +402,8 @@ class ResidualSparseTrainer:
         base = self._base.on_device_of(tuned)
         self._counted = None
         if config.select == "threshold":
+            if isinstance(self._project, StreamedProjection):
+                base = self._base.on_device_of(tuned, move=False)
             pairs = ((weight, base[name]) for name, weight in tuned.items())
             self._boundary = tau = config.threshold_at(progress)
             count = self._project(pairs, tau)
