@@ -1,4 +1,4 @@
-"""A share kept by kernels is, bit for bit, the one that torch's operations keep; more parameters are no more launches."""
+"""A share kept by kernels is, bit for bit, the one that torch keeps; more parameters are no more launches."""
 
 import pytest
 import torch
