@@ -42,7 +42,9 @@ class Checkpoint(Mapping[str, Tensor]):
         container: the whole unpickled object, for writing it back with other weights.
         path: the keys that lead to the weights in it.
         mapped: whether the tensors are mapped from files that only this object has opened.
-        stamps: those files as they were when they were opened, by a tensor's name in the file.
+        stamps: files as they were when they were opened, by a tensor's name in the file where it is mapped, else by
+            the file's own.
+        record_stamp: the file that the record's tensors are mapped from, as it was.
         outlines: by the name in the file, where it is known, a tensor of the same dtype and shape.
         coordinates: "checkpoint" if the names are known to be those of checkpoint files; a pickled state dict may have
             those of a live module.
@@ -60,6 +62,7 @@ class Checkpoint(Mapping[str, Tensor]):
     path: Sequence[str] = ()
     mapped: bool = False
     stamps: Mapping[str, FileStamp] = field(default_factory=dict)
+    record_stamp: FileStamp | None = None
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
     coordinates: CoordinatesName | None = None
     model_config: Mapping[str, Any] | None = None
@@ -86,7 +89,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self[name] if found is None else found
 
     def check_unchanged(self) -> None:
-        """Raise `CheckpointError` if a file that tensors are mapped from was written to since it was opened."""
+        """Raise `CheckpointError` if a file that tensors are read from was written to since it was opened."""
         for stamp in set(self.stamps.values()):
             stamp.check()
 
@@ -164,7 +167,9 @@ def open_checkpoint(weights: Weights, key: str | None = None) -> Checkpoint:
     if Path(weights).is_dir():
         opened = replace(opened, model_config=config_in_folder(weights))
     beside = Path(weights) / RECORD_FILE
-    return replace(opened, record=_read_record(beside)) if beside.is_file() else opened
+    if beside.is_file():
+        return replace(opened, record_stamp=FileStamp.of(beside), record=_read_record(beside))
+    return opened
 
 
 def _open_file(path: Path, key: str | None = None) -> Checkpoint:
@@ -350,9 +355,17 @@ def _from_pipeline(folder: Path) -> Checkpoint:
 def _from_dcp(folder: Path, key: str | None) -> Checkpoint:
     from rst.checkpoints.dcp import open_dcp  # torch.distributed.checkpoint takes a second to import
 
+    files = [path for path in (folder / _DCP_FILE, *folder.glob("*.distcp")) if path.is_file()]
+    stamps = {path.name: FileStamp.of(path) for path in files}
     weights = open_dcp(folder, key)
-    names = _original_names(weights)
-    return Checkpoint(str(folder), names, weights.__getitem__, record=weights.record, outlines=weights.outlines)
+    return Checkpoint(
+        str(folder),
+        _original_names(weights),
+        weights.__getitem__,
+        record=weights.record,
+        stamps=stamps,
+        outlines=weights.outlines,
+    )
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -379,7 +392,13 @@ def _from_pickle(path: Path, key: str | None) -> Checkpoint:
     found = _from_mapping(state, str(path))
     stamps = dict.fromkeys(state, stamp)
     return replace(
-        found, record=_record_in(path, container), container=container, path=keys, mapped=True, stamps=stamps
+        found,
+        record=_record_in(path, container),
+        container=container,
+        path=keys,
+        mapped=True,
+        stamps=stamps,
+        record_stamp=stamp,
     )
 
 

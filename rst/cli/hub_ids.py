@@ -1,7 +1,6 @@
 """`owner/name` or `owner/name@revision` in place of a path: the hub's files, downloaded to its cache or found there."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
@@ -10,19 +9,22 @@ _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # a merged folder g
 _NOT_NEEDED = ("*.fp16.*", "*.bf16.*", "onnx/*", "openvino/*", "original/*", "checkpoint-*")
 
 
-def local_delta(path: Path, trusted_keys: Sequence[Path] | None = None) -> Path:
+def local_delta(path: Path, *, whole: bool = False) -> Path:
     """Where a delta is: `path` itself if it is there, else the adapter's folder of that id in the hub's cache.
+
+    Args:
+        path: of this machine, or an id.
+        whole: download all files, which a signature is about.
 
     Raises:
         CheckpointError: neither a file or folder here nor an adapter on the hub.
-        SignatureError: what was downloaded is not as one of the keys signed it.
     """
-    from rst.live.hub import find_adapter
+    from rst.live.hub import download_adapter, find_adapter
 
     if (found := hub_id(path)) is None:
         return path
     repository, revision = found
-    return find_adapter(repository, revision=revision, trusted_keys=trusted_keys)
+    return (download_adapter if whole else find_adapter)(repository, revision=revision)
 
 
 def local_weights(path: Path) -> Path:

@@ -1,11 +1,13 @@
 """`rst sign`: say who made an adapter, in a way that others can check."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rst.cli.console import print_json, say
+from rst.cli.output_paths import OutputError
 
 EXAMPLE = "Example: [bold]rst sign adapter/ --key private.pem[/bold], checked by [bold]rst verify --signed-by[/bold]"
 
@@ -22,11 +24,15 @@ def sign(
     chain: Annotated[
         list[Path] | None, typer.Option(help="A certificate between that and the issuer's own; may be repeated.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a signature that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Sign all files of ADAPTER with OpenSSF's model-signing, whose own command can check and make such a file too."""
     from rst.live.signature import sign as sign_adapter
+    from rst.live.signature import signature_of
 
+    if not force and os.path.lexists(present := signature_of(adapter)):
+        raise OutputError("exists; replace it with --force", file=present)
     written = sign_adapter(adapter, key, password=password, certificate=certificate, chain=chain or ())
     if as_json:
         print_json({"adapter": str(adapter), "signature": str(written)})

@@ -42,7 +42,7 @@ def verify(
     from rst.live.signature import check_signature
     from rst.operations.merge import rehearse
 
-    place = local_delta(delta, signed_by)
+    place = local_delta(delta, whole=bool(signed_by))
     signer = check_signature(place, signed_by) if signed_by else None
     change = SparseDelta.load(place)
     if base:

@@ -6,6 +6,7 @@ The arrays of the parameters are laid out by `rst.delta.coo` (readable by anyone
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from rst.delta.parameter_delta import Op
 from rst.delta.parameter_header import read_headers, write_headers
 from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, Encoding, SparseDelta
 from rst.delta.validation import validate
-from rst.errors import CheckpointError, ConfigError, DeltaFormatError
+from rst.errors import CheckpointError, ConfigError, DeltaFormatError, RSTWarning
 from rst.files.atomic import atomic_write
 from rst.files.budget import Budget
 from rst.files.safetensors_reader import read_safetensors
@@ -86,8 +87,7 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     """
     if isinstance(delta, SparseDelta):
         return delta
-    if Path(delta).is_dir():
-        read_settings(delta)
+    beside = read_settings(delta)[0] if Path(delta).is_dir() else {}
     source = str(delta_file(delta))
     contents = read_safetensors(source)
     _check_version(source, contents.metadata)
@@ -100,6 +100,7 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     for name, count in (("nnz", found.nnz), ("dsp", found.dsp())):
         if (said := contents.metadata.get(name, str(count))) != str(count):
             raise DeltaFormatError(f"the metadata says {name} {said[:20]}, the arrays have {count}", file=source)
+    _warn_of_other_settings(delta, beside, found.config)
     return found
 
 
@@ -125,6 +126,18 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseI
         found = f"{str(kind)[:99]!r} version {str(version)[:99]}"
         raise DeltaFormatError(f"format {found}; this library reads {FORMAT} {FOLDER_VERSION}", file=path)
     return config, base
+
+
+def _warn_of_other_settings(folder: str | os.PathLike[str], beside: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Say that a configuration beside a delta, which somebody edited, is not the delta's own."""
+    if other := [name for name, value in beside.items() if name not in own or own[name] != value]:
+        name = min(other)
+        warnings.warn(
+            f"{Path(folder) / CONFIG_FILE} says {name} {beside[name]!r}, the delta itself {own.get(name)!r}, and "
+            f"{len(other)} settings differ in all; the delta's own hold, for training too. save_pretrained writes both",
+            RSTWarning,
+            stacklevel=3,
+        )
 
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:

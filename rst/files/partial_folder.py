@@ -6,13 +6,14 @@ this library's version), then name and digest of each file that is finished. Onl
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from rst.errors import CheckpointError, RSTError
+from rst.errors import CheckpointError, RSTError, RSTWarning
 from rst.files.atomic import sync_to_disk
 from rst.files.locks import HeldElsewhereError, Lock
 from rst.files.temporaries import target_of
@@ -37,6 +38,8 @@ def job_digest(settings: Any, files: Sequence[Path]) -> str:
 class PartialFolder:
     """The unfinished files of one output. An error of this library removes it, as a second try would end there too.
 
+    That one is found is said (`RSTWarning`): whoever can write beside the output can have put it there.
+
     >>> with PartialFolder(Path("tuned"), job, ["a.safetensors"]) as partial:
     ...     if not partial.has("a.safetensors"):
     ...         write(partial.path / "a.safetensors")
@@ -54,7 +57,7 @@ class PartialFolder:
 
         Raises:
             CheckpointError: another process is at work there, or the folder has files that no journal explains, or
-                links, which lead elsewhere.
+                links, which lead elsewhere, or is another user's.
         """
         self._output = output.resolve()
         self.path = self._output.with_name(f"{self._output.name}.partial")
@@ -110,12 +113,14 @@ class PartialFolder:
 
     def _open(self, job: str, files: Collection[str]) -> None:
         self._check_links()
+        self._check_owner()
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
             raise CheckpointError(f"has files but no {_JOURNAL} to continue from; remove it", file=self.path)
         self.path.mkdir(exist_ok=True)
         self._journal = (self.path / _JOURNAL).open("a+b")
         try:
-            self._files, self._digests = set(files), self._continue(job)
+            self._files = set(files)
+            self._digests = self._continue(job)
             if not self._digests:
                 self._start(job)
             self._check_unknown_files()
@@ -140,7 +145,12 @@ class PartialFolder:
             if target_of(unfinished.name) is not None:
                 unfinished.unlink()
         if found == job:
+            self._say(
+                f"goes on where another process stopped: {len(digests)} of {len(self._files)} files are taken from here"
+            )
             return digests
+        if lines:
+            self._say("was left by a job with other inputs, settings or version; it is emptied, and all is made anew")
         for name in files:
             (self.path / name).unlink(missing_ok=True)
             with suppress(OSError):  # not empty, or not one below
@@ -169,6 +179,14 @@ class PartialFolder:
         below = self.path.rglob("*") if self.path.is_dir() and not self.path.is_symlink() else ()
         if link := next((path for path in (self.path, *below) if path.is_symlink()), None):
             raise CheckpointError("is a link, which may lead anywhere; remove it", file=link)
+
+    def _check_owner(self) -> None:
+        """The digests in a journal prove its files to whoever may trust the one who wrote it."""
+        if self.path.exists() and hasattr(os, "geteuid") and (owner := self.path.stat().st_uid) != os.geteuid():
+            raise CheckpointError(f"belongs to another user, number {owner}; remove it", file=self.path)
+
+    def _say(self, what: str) -> None:
+        warnings.warn(f"{self.path} {what}", RSTWarning, stacklevel=2)
 
     def _check_unknown_files(self) -> None:
         known = {*self._files, _JOURNAL, *(folder.name for folder in self._folders())}

@@ -59,6 +59,7 @@ def from_official(
             parameters |= {name: change} if change.nnz else {}
         elif change.nnz:
             buffers[name] = _filled_in(origin, change)
+    weights.check_unchanged()
     heads = {head_prefix + stored_name: tensor.clone() for stored_name, tensor in head.items()}
     for name, tensor in heads.items():
         if name.removeprefix(backbone_prefix) in backbone and name.startswith(backbone_prefix):

@@ -91,6 +91,7 @@ def to_engine_patches(delta: SparseDelta, base: Weights | None = None) -> Engine
             there, back = _pair(present, weights.original_names[present], change, weights[present].detach())
             patches.append(there)
             reverting.append(back)
+    weights.check_unchanged()
     return EnginePatches(patches, reverting)
 
 

@@ -66,19 +66,24 @@ def find_adapter(
     """
     _check_options(options, HubOptions)
     trusted_keys = options.pop("trusted_keys", None)
-    local, model_id = Path(model_id), os.fspath(model_id)
+    local = Path(model_id)
     if local.is_dir():
         place = local / (options.get("subfolder") or "")
     elif local.is_file():
         place = local
     elif trusted_keys is None:
-        place = _download_files(model_id, files, **options)
-    else:  # a signature is about all files
-        subfolder = options.pop("subfolder", None) or ""
-        place = download_folder(model_id, allow_patterns=f"{subfolder}/*" if subfolder else None, **options) / subfolder
+        place = _download_files(os.fspath(model_id), files, **options)
+    else:
+        place = download_adapter(os.fspath(model_id), **options)
     if trusted_keys is not None:
         check_signature(place, trusted_keys)
     return place
+
+
+def download_adapter(model_id: str, subfolder: str | None = None, **options: Any) -> Path:
+    """An adapter's folder with all of its files, which a signature is about. Raises as `download_folder`."""
+    within = f"{subfolder}/*" if subfolder else None
+    return download_folder(model_id, allow_patterns=within, **options) / (subfolder or "")
 
 
 def download_folder(model_id: str, **options: Any) -> Path:

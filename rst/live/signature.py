@@ -49,7 +49,7 @@ def sign(
     if not place.exists():
         raise CheckpointError("no such file or folder", file=place)
     signing, hashing = _import("signing"), _import("hashing")
-    written = _signature_of(place)
+    written = signature_of(place)
     config = signing.Config().set_hashing_config(
         hashing.Config().set_ignored_paths(paths=[written.name]).set_allow_symlinks(True)
     )
@@ -85,7 +85,7 @@ def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path
     """
     place = Path(adapter)
     verifying, hashing = _import("verifying"), _import("hashing")
-    signature = _signature_of(place)
+    signature = signature_of(place)
     if not signature.is_file():
         raise SignatureError(f"is not signed; there is no {signature.name}", file=place)
     reasons = []
@@ -104,7 +104,8 @@ def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path
     raise SignatureError(f"not as any trusted key signed it ({'; '.join(reasons) or 'none is given'})", file=place)
 
 
-def _signature_of(place: Path) -> Path:
+def signature_of(place: Path) -> Path:
+    """Where the signature of a folder or a file is, if it has one."""
     return place / SIGNATURE_FILE if place.is_dir() else place.with_name(f"{place.name}.sig")
 
 

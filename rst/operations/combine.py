@@ -88,6 +88,8 @@ def combine(
             change = _on_base(present, change, known, weights_of_base)
         if change.nnz:
             combined[name] = change
+    if weights_of_base is not None:
+        weights_of_base.check_unchanged()
     dense = common_dense(labelled)
     tied = {alias: owner for delta in loaded for alias, owner in delta.tied.items()}
     settings = {"method": method, "weights": list(weights), "density": density}

@@ -114,6 +114,8 @@ def compare(
         else:
             parameters[name], angle = _alone(sides[0], in_first=name in deltas[0])
         angles.append(angle)
+    if weights is not None:
+        weights.check_unchanged()
     return Comparison(parameters, _total(list(parameters.values()), angles), _whole(*deltas))
 
 

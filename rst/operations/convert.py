@@ -52,6 +52,8 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
         else:
             present = names_in_base(name, source, weights)[0]
             converted[name] = _express(name, change, weights[present].detach(), op, weights.source)
+    if weights is not None:
+        weights.check_unchanged()
     return replace(source, parameters=converted)
 
 

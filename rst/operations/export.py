@@ -223,8 +223,9 @@ def _planned(
         raise ParameterMismatchError(f"lacks {_shown(missing)}, which the trainer's record names", file=tuned.source)
     kept = _KeptBase(record.kept, tuned)
     base: Mapping[str, Tensor] = ChainMap(record.base, record.buffers, kept)  # type: ignore[arg-type]  # only read
+    stamps = dict.fromkeys(base, tuned.record_stamp) if tuned.record_stamp else {}
     return Extraction(
-        base=base,
+        base=Checkpoint(tuned.source, {name: name for name in base}, base.__getitem__, stamps=stamps),
         tuned=tuned,
         names=names,
         whole=set(record.saved),

@@ -85,9 +85,7 @@ class Extraction:
             done += bytes_of_tensor(tuned)
             if on_progress:
                 on_progress(done, total)
-        for read in (self.base, self.tuned):
-            if isinstance(read, Checkpoint):
-                read.check_unchanged()
+        self.check_unchanged()
         return SparseDelta(
             parameters=parameters,
             dense=dense,
@@ -98,6 +96,12 @@ class Extraction:
             coordinates=self.coordinates,
             model_config=self.model_config,
         )
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file was written to since it was opened, so that what was read is a mixture."""
+        for weights in (self.base, self.tuned):
+            if isinstance(weights, Checkpoint):
+                weights.check_unchanged()
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tuned tensor."""

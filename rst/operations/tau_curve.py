@@ -112,6 +112,7 @@ def tau_curve(
         if on_progress:
             on_progress(done, 2 * once)
     trial.finish()
+    extraction.check_unchanged()
     return TauCurve(
         weights=weights,
         tuned_bytes=sum(map(extraction.nbytes, extraction.names)),

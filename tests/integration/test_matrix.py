@@ -2,14 +2,18 @@
 
 Each test is one pair of forms and one use, with some of the operations, encodings and kinds of change: each use sees
 all. What a use cannot do it refuses with an error of the library; other outcomes are compared byte by byte.
+
+The odd tensors of a made model go through all of it, small models of real architectures through every pair of two
+things. `python -m tests.integration.test_matrix` counts the combinations.
 """
 
 import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,49 +54,109 @@ class Odd(nn.Module):
         self.register_buffer("wide", torch.tensor([0.25]).expand(4))
 
 
-def change_nothing(model: Odd) -> None:
-    """The tuned weights are the base's."""
-
-
-def change_one(model: Odd) -> None:
-    model.turned[1, 2] += 1
-
-
-def change_everything(model: Odd) -> None:
-    for parameter in model.parameters():
-        parameter.copy_(torch.where(parameter.abs() < 0.5, 0.75 - 3 * parameter, parameter + 0.5))
-    model.norm.running_mean += 1  # type: ignore[operator]
-    model.norm.num_batches_tracked += 3  # type: ignore[operator]
-
-
-def add_a_head(model: Odd) -> None:
-    change_one(model)
-    model.added = nn.Linear(6, 2)
-
-
-CHANGES: dict[str, tuple[Callable[[Odd], None], dict[str, Any]]] = {
-    "no change": (change_nothing, {}),
-    "one change": (change_one, {}),
-    "everything": (change_everything, {}),
-    "new tensors": (add_a_head, {}),
-    "whole tensors": (change_everything, {"modules_to_save": ["norm", "half"]}),
-}
-
-
-def tuned(change: str) -> Odd:
-    model = Odd()
-    with torch.no_grad():
-        CHANGES[change][0](model)
+def convnext() -> nn.Module:
+    vision = pytest.importorskip("torchvision.models.convnext")
+    blocks = [vision.CNBlockConfig(4, 8, 1), vision.CNBlockConfig(8, None, 1)]
+    model: nn.Module = vision.ConvNeXt(blocks, num_classes=3)
     return model
 
 
+def vision_transformer() -> nn.Module:
+    vision = pytest.importorskip("torchvision.models.vision_transformer")
+    model: nn.Module = vision.VisionTransformer(8, 4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=3)
+    return model
+
+
+def resnet() -> nn.Module:
+    """With BatchNorm and strides of channels-last."""
+    hf = pytest.importorskip("transformers")
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "num_labels": 3}
+    model: nn.Module = hf.ResNetForImageClassification(hf.ResNetConfig(**sizes))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def llama() -> nn.Module:
+    """With tied embeddings, in bfloat16."""
+    from tests.rst.checkpoints import tiny_models
+
+    return tiny_models.llama().to(torch.bfloat16)
+
+
+def bert() -> nn.Module:
+    from tests.rst.checkpoints import tiny_models
+
+    return tiny_models.bert()
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {  # each with modules to be stored whole
+    "odd": (Odd, ["norm", "half"]),
+    "convnext": (convnext, ["classifier"]),
+    "vision_transformer": (vision_transformer, ["heads"]),
+    "resnet": (resnet, ["classifier"]),
+    "llama": (llama, ["norm"]),
+    "bert": (bert, ["classifier"]),
+}
+
+
+@cache
+def _first(model: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[model][0]()
+
+
+def built(model: str) -> nn.Module:
+    return Odd() if model == "odd" else copy.deepcopy(_first(model))
+
+
+def change_nothing(model: nn.Module) -> None:
+    """The tuned weights are the base's."""
+
+
+def change_one(model: nn.Module) -> None:
+    changed = next(tensor for tensor in model.parameters() if tensor.dim() > 1 and tensor.numel())
+    changed[(-1,) * changed.dim()] += 1
+
+
+def change_everything(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.copy_(torch.where(parameter.abs() < 0.5, 0.75 - 3 * parameter, parameter + 0.5))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer += 1
+        if name.endswith("num_batches_tracked"):
+            buffer += 3
+
+
+def add_a_head(model: nn.Module) -> None:
+    change_one(model)
+    torch.manual_seed(1)
+    model.added = nn.Linear(6, 2)
+
+
+CHANGES: dict[str, Callable[[nn.Module], None]] = {
+    "no change": change_nothing,
+    "one change": change_one,
+    "everything": change_everything,
+    "new tensors": add_a_head,
+    "whole tensors": change_everything,
+}
+
+
+def tuned(model: str, change: str) -> nn.Module:
+    changed = built(model)
+    with torch.no_grad():
+        CHANGES[change](changed)
+    return changed
+
+
 def once(model: nn.Module) -> State:
-    """As safetensors hold it: the tied tensor under one name, everything contiguous."""
+    """As safetensors hold it: a tied tensor under one name, everything contiguous."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in own_names(model).items()}
 
 
 def own_names(model: nn.Module) -> State:
-    return {name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}
+    tied = ("head.weight", "lm_head.weight")
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
 # Forms of weights: each writes a model's weights below a folder and returns what the library is given.
@@ -144,29 +208,30 @@ FORMS = {
 IN_MEMORY = ("module", "state_dict")
 
 
-# Uses of a delta: each is given the base in a form, the delta in a file, the tuned model and a folder to write to.
-Use = Callable[[Any, Path, Odd, Path], None]
+# Uses of a delta: each is given the base in a form, the delta in a file, the base and the tuned model, and a folder.
+Use = Callable[[Any, Path, nn.Module, nn.Module, Path], None]
 
 
-def merged_in_memory(base: Any, delta: Path, wanted: Odd, _: Path) -> None:
+def merged_in_memory(base: Any, delta: Path, _: nn.Module, wanted: nn.Module, __: Path) -> None:
     same(merge(base, SparseDelta.load(delta)), wanted)
 
 
-def merged_into(name: str, **options: Any) -> Use:
-    def use(base: Path, delta: Path, wanted: Odd, folder: Path) -> None:
-        written = merge(base, delta, folder / name, **options)
+def merged_into(name: str, *, shards: bool = False) -> Use:
+    def use(base: Path, delta: Path, origin: nn.Module, wanted: nn.Module, folder: Path) -> None:
+        third = sum(tensor.nbytes for tensor in once(origin).values()) // 3
+        written = merge(base, delta, folder / name, max_shard_size=third if shards else None)
         if written.suffix == ".pt":
             content = torch.load(written, weights_only=True)
             assert content["epoch"] == 3
             return same(content["state_dict"], wanted)
         files = sorted(written.glob("*.safetensors")) if written.is_dir() else [written]
-        assert len(files) > 1 or not options
+        assert len(files) > 1 or not shards
         return same({name: tensor for file in files for name, tensor in load_file(file).items()}, wanted, in_files=True)
 
     return use
 
 
-def refuses_new_tensors(put: Callable[[nn.Module], object], served: nn.Module, wanted: Odd) -> bool:
+def refuses_new_tensors(put: Callable[[nn.Module], object], served: nn.Module, wanted: nn.Module) -> bool:
     """Whether the tuned model has a tensor that no live base has; then a delta of it must be refused."""
     if not hasattr(wanted, "added"):
         return False
@@ -175,7 +240,7 @@ def refuses_new_tensors(put: Callable[[nn.Module], object], served: nn.Module, w
     return True
 
 
-def applied(base: Odd, delta: Path, wanted: Odd, _: Path) -> None:
+def applied(base: nn.Module, delta: Path, _: nn.Module, wanted: nn.Module, __: Path) -> None:
     served, before = copy.deepcopy(base), copy.deepcopy(base)
     if not refuses_new_tensors(SparseDelta.load(delta).apply, served, wanted):
         with SparseDelta.load(delta).apply(served):
@@ -183,7 +248,7 @@ def applied(base: Odd, delta: Path, wanted: Odd, _: Path) -> None:
     same(served.state_dict(), before)
 
 
-def prepared(base: Odd, delta: Path, wanted: Odd, _: Path) -> None:
+def prepared(base: nn.Module, delta: Path, _: nn.Module, wanted: nn.Module, __: Path) -> None:
     served, before = copy.deepcopy(base), copy.deepcopy(base)
     if refuses_new_tensors(SparseDelta.load(delta).prepare, served, wanted):
         return
@@ -195,40 +260,41 @@ def prepared(base: Odd, delta: Path, wanted: Odd, _: Path) -> None:
         same(served.state_dict(), before)
 
 
-def converted(base: Any, delta: Path, wanted: Odd, folder: Path) -> None:
+def converted(base: Any, delta: Path, origin: nn.Module, wanted: nn.Module, folder: Path) -> None:
     """To every operation and encoding, and merged from there."""
     for op, encoding in product(OPS, ENCODINGS):
         convert(SparseDelta.load(delta), op=op, base=base).save(folder / "converted.safetensors", encoding)
         change = SparseDelta.load(folder / "converted.safetensors")
         assert change.op == op or not change
-        same(merge(Odd().state_dict(), change), wanted)
+        same(merge(origin.state_dict(), change), wanted)
 
 
-def combined(base: Any, delta: Path, wanted: Odd, _: Path) -> None:
+def combined(base: Any, delta: Path, origin: nn.Module, wanted: nn.Module, _: Path) -> None:
     """Alone with the factor 1 it is what it was, but for the last bit, which sums of residuals do not have."""
     change = convert(SparseDelta.load(delta), op="add", base=base)
-    found = merge(Odd().state_dict(), combine([change], [1.0], base=base))
+    found = merge(origin.state_dict(), combine([change], [1.0], base=base))
     for name, tensor in wanted.state_dict().items():
         torch.testing.assert_close(found[name], tensor)
 
 
-def verified(base: Path, delta: Path, wanted: Odd, _: Path) -> None:
+def verified(base: Path, delta: Path, _: nn.Module, wanted: nn.Module, __: Path) -> None:
     assert rehearse(base, delta) >= sum(tensor.nbytes for tensor in once(wanted).values())
 
 
-def inspected(_: Any, delta: Path, wanted: Odd, __: Path) -> None:
+def inspected(_: Any, delta: Path, origin: nn.Module, wanted: nn.Module, __: Path) -> None:
     change = SparseDelta.load(delta)
     parameters = dict(wanted.named_parameters())
-    moved = sum(int((parameters[name] != tensor).sum()) for name, tensor in Odd().named_parameters())
+    moved = sum(int((parameters[name] != tensor).sum()) for name, tensor in origin.named_parameters())
     whole = sum(int(name in parameters and parameters[name].numel()) for name in change.dense)
-    assert moved <= change.dsp() <= moved + whole + 14  # what is stored whole, and BatchNorm's buffers
+    buffers = sum(buffer.numel() for buffer in wanted.buffers())
+    assert moved <= change.dsp() <= moved + whole + buffers
     assert change.summary()
 
 
 FILE_USES: dict[str, Use] = {
     "a file": merged_into("merged.safetensors"),
     "a folder": merged_into("merged"),
-    "shards": merged_into("merged", max_shard_size="200"),
+    "shards": merged_into("merged", shards=True),
     "verified": verified,
 }
 ANYWHERE: dict[str, Use] = {"converted": converted, "combined": combined}
@@ -239,18 +305,53 @@ USES: dict[str, dict[str, Use]] = {
     **dict.fromkeys(("safetensors", "folder", "shards", "dcp"), FILE_USES | ANYWHERE),
 }
 KINDS = list(product(CHANGES, OPS, ENCODINGS))
+PAIRS = [(consumer, use) for consumer in FORMS for use in USES[consumer]]
 A_TEST = 5  # kinds of delta; the seven producers together go through all 30 of them with each consumer and use
-TESTS = [
-    pytest.param(
+REAL = [model for model in MODELS if model != "odd"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: what it goes through, and whether it is of the fast tier."""
+
+    model: str
+    producer: str
+    consumer: str
+    use: str
+    kinds: list[tuple[str, Op, Encoding]]
+    fast: bool
+
+    def param(self) -> Any:
+        words = self.model, self.producer, self.consumer, self.use.replace(" ", "_")
+        return pytest.param(self, id="-".join(words), marks=() if self.fast else pytest.mark.slow)
+
+    def combinations(self) -> list[tuple[str, ...]]:
+        return [(self.model, self.producer, f"{self.consumer}, {self.use}", *kind) for kind in self.kinds]
+
+
+CASES = [
+    Case(
+        "odd",
         producer,
         consumer,
         use,
         [KINDS[(A_TEST * first + shift + k) % len(KINDS)] for k in range(A_TEST)],
-        id=f"{producer}-{consumer}-{use.replace(' ', '_')}",
-        marks=() if producer in ("module", "safetensors") else pytest.mark.slow,  # as these make the same deltas
+        producer in ("module", "safetensors"),  # as the others make the same deltas
     )
-    for shift, (consumer, use) in enumerate((consumer, use) for consumer in FORMS for use in USES[consumer])
+    for shift, (consumer, use) in enumerate(PAIRS)
     for first, producer in enumerate(FORMS)
+]
+CASES += [
+    Case(
+        model,
+        [*FORMS][(number + shift) % len(FORMS)],
+        consumer,
+        use,
+        [KINDS[(7 * (number + 5 * shift) + k * 11) % len(KINDS)] for k in range(2)],
+        number % len(REAL) == shift % len(REAL),  # each use with one of them
+    )
+    for shift, model in enumerate(REAL)
+    for number, (consumer, use) in enumerate(PAIRS)
 ]
 
 
@@ -269,55 +370,76 @@ def same(found: Mapping[str, Tensor], wanted: nn.Module, *, in_files: bool = Fal
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Op, Encoding], Path]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str, Op, Encoding], Path]:
     """The file of a delta that a form of weights gives."""
 
     @cache
-    def weights(producer: str, change: str) -> tuple[Any, Any]:
+    def weights(model: str, producer: str, change: str) -> tuple[Any, Any]:
         places = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("tuned")
-        return FORMS[producer](Odd(), places[0]), FORMS[producer](tuned(change), places[1])
+        return FORMS[producer](built(model), places[0]), FORMS[producer](tuned(model, change), places[1])
 
     @cache
-    def delta(producer: str, change: str, op: Op, encoding: Encoding) -> Path:
+    def delta(model: str, producer: str, change: str, op: Op, encoding: Encoding) -> Path:
         file = tmp_path_factory.mktemp("delta") / "delta.safetensors"
-        export(*weights(producer, change), op=op, **CHANGES[change][1]).save(file, encoding)
+        whole = MODELS[model][1] if change == "whole tensors" else None
+        export(*weights(model, producer, change), op=op, modules_to_save=whole).save(file, encoding)
         return file
 
     return delta
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("change", [change for change in CHANGES if change not in ("new tensors", "whole tensors")])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_chain_begins_and_goes_on_from_every_form(tmp_path: Path, form: str, change: str, op: Op) -> None:
+CHAINS = [("odd", form, change, op) for form in FORMS for change in [*CHANGES][:3] for op in OPS]
+CHAINS += [
+    (model, form, [*CHANGES][(row + column) % 3], OPS[(row + 2 * column) % 3])
+    for row, model in enumerate(REAL)
+    for column, form in enumerate(FORMS)
+]
+
+
+@pytest.mark.parametrize(("model", "form", "change", "op"), CHAINS)
+def test_a_chain_begins_and_goes_on_from_every_form(tmp_path: Path, model: str, form: str, change: str, op: Op) -> None:
     places = tmp_path / "base", tmp_path / "tuned"
     for place in places:
         place.mkdir()
-    Publisher(FORMS[form](Odd(), places[0]), tmp_path / "chain", op=op)
-    follower = Follower(Odd(), tmp_path / "chain")
+    Publisher(FORMS[form](built(model), places[0]), tmp_path / "chain", op=op)
+    follower = Follower(built(model), tmp_path / "chain")
     follower.update()
-    Publisher(FORMS[form](tuned(change), places[1]), tmp_path / "chain", op=op).publish()
+    Publisher(FORMS[form](tuned(model, change), places[1]), tmp_path / "chain", op=op).publish()
     follower.update()
-    same(follower.weights, tuned(change), in_files=True)
+    same(follower.weights, tuned(model, change), in_files=True)
 
 
-@pytest.mark.parametrize(("producer", "consumer", "use", "kinds"), TESTS)
+@pytest.mark.parametrize("case", [case.param() for case in CASES])
 def test_every_producer_goes_with_every_consumer(
-    exported: Callable[[str, str, Op, Encoding], Path],
-    tmp_path: Path,
-    producer: str,
-    consumer: str,
-    use: str,
-    kinds: list[tuple[str, Op, Encoding]],
+    exported: Callable[[str, str, str, Op, Encoding], Path], tmp_path: Path, case: Case
 ) -> None:
     (tmp_path / "base").mkdir()
-    base = FORMS[consumer](Odd(), tmp_path / "base")
+    origin = built(case.model)
+    base = FORMS[case.consumer](built(case.model), tmp_path / "base")
     failed = []
-    for number, (change, op, encoding) in enumerate(kinds):
+    for number, (change, op, encoding) in enumerate(case.kinds):
         output = tmp_path / str(number)
         output.mkdir()
         try:
-            USES[consumer][use](base, exported(producer, change, op, encoding), tuned(change), output)
+            delta = exported(case.model, case.producer, change, op, encoding)
+            USES[case.consumer][case.use](base, delta, origin, tuned(case.model, change), output)
         except Exception as error:
             failed.append(f"{change}, {op}, {encoding}: {type(error).__name__}: {str(error)[:200]}")
     assert not failed, "\n".join(failed)
+
+
+def every_combination() -> list[tuple[str, ...]]:
+    return [combination for case in CASES for combination in case.combinations()]
+
+
+def test_every_two_things_meet() -> None:
+    """A model with a form, a use with a kind of change, and so on: each pair of values of each two dimensions."""
+    seen = every_combination()
+    values = [MODELS, FORMS, [f"{consumer}, {use}" for consumer, use in PAIRS], CHANGES, OPS, ENCODINGS]
+    for one, other in combinations(range(len(values)), 2):
+        met = {(combination[one], combination[other]) for combination in seen}
+        assert met == {*product(values[one], values[other])}
+
+
+if __name__ == "__main__":
+    print(f"{len(every_combination())} combinations and {len(CHAINS)} chains")

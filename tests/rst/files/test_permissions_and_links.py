@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rst import CheckpointError, SparseDelta, export, merge
+from rst import CheckpointError, RSTWarning, SparseDelta, export, merge
 from rst.files.atomic import atomic_write
 from tests.refusal import refused
 
@@ -121,13 +121,43 @@ def test_a_planted_partial_folder_leads_nowhere(tmp_path: Path, base: Path, plan
     assert not (tmp_path / "tuned").exists()
 
 
-def test_an_unfinished_file_with_another_name_elsewhere_is_not_written_into(tmp_path: Path, base: Path) -> None:
+@pytest.fixture
+def partial(tmp_path: Path, base: Path) -> Path:
+    """What a killed merge has left."""
+
     def killed(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         merge(base, delta(), tmp_path / "tuned", on_progress=killed)
-    partial = tmp_path / "tuned.partial"
+    return tmp_path / "tuned.partial"
+
+
+def test_a_partial_folder_of_another_user_is_refused(
+    tmp_path: Path, base: Path, partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes the journal can write any weights and prove them."""
+    monkeypatch.setattr(os, "geteuid", lambda: partial.stat().st_uid + 1)
+    before = sorted(path.name for path in partial.iterdir())
+    with refused(CheckpointError, partial.stat().st_uid, file=partial):
+        merge(base, delta(), tmp_path / "tuned")
+    assert sorted(path.name for path in partial.iterdir()) == before
+
+
+def test_that_a_partial_folder_is_found_is_said(tmp_path: Path, base: Path, partial: Path) -> None:
+    with pytest.warns(RSTWarning, match=r"tuned\.partial .*0 of 2"):
+        merge(base, delta(), tmp_path / "tuned")
+
+
+def test_that_a_partial_folder_of_another_job_is_emptied_is_said(tmp_path: Path, base: Path, partial: Path) -> None:
+    with pytest.warns(RSTWarning, match=r"tuned\.partial "):
+        merge(base, export({"w": torch.zeros(3)}, {"w": torch.full((3,), 2.0)}), tmp_path / "tuned")
+    assert torch.equal(load_file(tmp_path / "tuned" / "model.safetensors")["w"], torch.full((3,), 2.0))
+
+
+def test_an_unfinished_file_with_another_name_elsewhere_is_not_written_into(
+    tmp_path: Path, base: Path, partial: Path
+) -> None:
     (partial / "model.safetensors").unlink(missing_ok=True)
     (tmp_path / "precious").write_text("precious")
     (partial / "model.safetensors").hardlink_to(tmp_path / "precious")

@@ -20,6 +20,7 @@ from rst import (
     ResidualSparseTrainer,
     RSTConfig,
     RSTModel,
+    RSTWarning,
     SparseDelta,
     WrongBaseError,
     export,
@@ -534,6 +535,21 @@ class TestTraining:
         again.save_pretrained(tmp_path / "second")
         RSTModel.from_pretrained(pristine, tmp_path / "second")
         assert_holds(pristine, snapshot(base))
+
+    def test_settings_that_were_edited_beside_the_delta_are_warned_of_and_not_used(
+        self, base: Network, tmp_path: Path
+    ) -> None:
+        fresh = copy.deepcopy(base)
+        model = get_rst_model(base, RSTConfig(threshold=1e-3))
+        self.train(model, steps=3)
+        model.save_pretrained(tmp_path)
+        settings = json.loads((tmp_path / "rst_config.json").read_text())
+        settings["config"] |= {"threshold": 0.5, "more": 1}
+        (tmp_path / "rst_config.json").write_text(json.dumps(settings))
+        with pytest.warns(RSTWarning, match=r"rst_config\.json .*\b2 "):
+            again = RSTModel.from_pretrained(fresh, tmp_path, is_trainable=True)
+        assert isinstance(again.trainer, ResidualSparseTrainer)
+        assert again.trainer.config.threshold == 1e-3
 
     def test_a_delta_without_settings_cannot_go_on_training(
         self, base: Network, domains: dict[str, nn.Module], tmp_path: Path

@@ -17,7 +17,7 @@ from tests.refusal import refused
 from tests.rst.cli.conftest import files
 from tests.rst.live.hub_stand_in import Hub, Repository
 
-pytest.importorskip("model_signing")
+verifying = pytest.importorskip("model_signing.verifying")
 x509 = pytest.importorskip("cryptography.x509")
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
@@ -172,7 +172,7 @@ def test_an_issuer_is_trusted_for_whom_it_vouches(tmp_path, adapter, alice, mall
         check_signature(adapter, [stranger])
 
 
-def test_from_the_hub_the_whole_repository_is_checked(hub: Hub, adapter, alice, mallory, base):
+def test_from_the_hub_the_whole_repository_is_checked(hub: Hub, adapter, alice, mallory, base, monkeypatch):
     sign(adapter, alice[0])
     hub.repositories["me/signed"] = Repository(False, {"main": files(adapter) | {".gitattributes": b"x"}})
     RSTModel.from_pretrained(base, "me/signed", trusted_keys=[alice[1]])
@@ -183,7 +183,10 @@ def test_from_the_hub_the_whole_repository_is_checked(hub: Hub, adapter, alice, 
         RSTModel.from_pretrained(base, "me/signed", trusted_keys=[alice[1]])
     assert main(["verify", "me/signed", "--signed-by", str(alice[1])]) == 2
     del hub.repositories["me/signed"].branches["main"]["more.py"]
+    verify, checked = verifying.Config.verify, []
+    monkeypatch.setattr(verifying.Config, "verify", lambda *given: checked.append(given) or verify(*given))
     assert main(["verify", "me/signed", "--signed-by", str(alice[1])]) == 0
+    assert len(checked) == 1
 
 
 def test_the_command_line(adapter, alice, mallory, capsys, monkeypatch, tmp_path):
@@ -196,6 +199,19 @@ def test_the_command_line(adapter, alice, mallory, capsys, monkeypatch, tmp_path
     assert main(["verify", str(adapter), "--signed-by", str(public)]) == 0
     assert str(public) in capsys.readouterr().out
     assert main(["verify", str(adapter), "--signed-by", str(mallory[1])]) == 2
+
+
+def test_a_signature_is_replaced_with_force_alone(adapter, alice, mallory, capsys):
+    signing = ["sign", str(adapter), "--key"]
+    assert main([*signing, str(alice[0])]) == 0
+    before = files(adapter)
+    capsys.readouterr()
+    assert main([*signing, str(mallory[0])]) == 2
+    assert "model.sig" in (said := capsys.readouterr().err)
+    assert "--force" in said
+    assert files(adapter) == before
+    assert main([*signing, str(mallory[0]), "--force"]) == 0
+    assert check_signature(adapter, [mallory[1]]) == mallory[1]
 
 
 @pytest.mark.parametrize("key", ["missing.pem", "README.md"])

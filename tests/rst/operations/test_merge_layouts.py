@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rst import CheckpointError, ParameterMismatchError, SparseDelta, export, merge, open_checkpoint
+from rst import CheckpointError, ParameterMismatchError, RSTWarning, SparseDelta, export, merge, open_checkpoint
 from tests.refusal import refused
 
 METADATA = {"format": "pt", "modelspec.title": "mine"}
@@ -125,7 +125,8 @@ def test_an_interrupted_pipeline_goes_on_where_it_was(tmp_path: Path) -> None:
         merge(tmp_path / "base", delta, tmp_path / "out", max_shard_size=100, on_progress=stop)
     (finished,) = (tmp_path / "out.partial" / "text_encoder").glob("*-00001-*")
     written = finished.stat().st_ino
-    merge(tmp_path / "base", delta, tmp_path / "out", max_shard_size=100)
+    with pytest.warns(RSTWarning, match=r"out\.partial .* [1-9]\d* of \d+"):
+        merge(tmp_path / "base", delta, tmp_path / "out", max_shard_size=100)
     assert (tmp_path / "out" / "text_encoder" / finished.name).stat().st_ino == written
     assert not (tmp_path / "out.partial").exists()
 
@@ -137,7 +138,8 @@ def test_a_journal_cannot_point_out_of_the_folder(tmp_path: Path) -> None:
     partial.mkdir()
     names = ["../precious", str(tmp_path / "precious"), "unet/../../precious"]
     (partial / "rst-journal.jsonl").write_text(json.dumps({"job": "another", "files": names}) + "\n")
-    merge(tmp_path / "base", export(tmp_path / "base", tmp_path / "base"), tmp_path / "out")
+    with pytest.warns(RSTWarning, match=r"out\.partial "):
+        merge(tmp_path / "base", export(tmp_path / "base", tmp_path / "base"), tmp_path / "out")
     assert (tmp_path / "precious").read_text() == "mine"
 
 
