@@ -18,6 +18,7 @@ _TAKES_A_SIZE = ("bytearray", "Tensor", "Storage")
 _REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor", "_rebuild_from_type_v2")
 _MARK = object()
 _NOTHING: list[Any] = []
+_EMPTY = object()  # a list, dict or set that nothing has been put into: a million of them must take no million groups
 
 
 def check_pickle(file: BinaryIO, budget: Budget) -> None:
@@ -92,18 +93,18 @@ class _Scan:
 
     def follow(self, opcode: Any, argument: Any) -> None:
         name = opcode.name
-        if name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self._memo[int(argument)] = self._stack[-1]
+        if name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+            self._stack.append(_EMPTY)
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[int(argument)] = self._top()
         elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = self._stack[-1]
+            self._memo[len(self._memo)] = self._top()
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             self._push(self._memo[int(argument)])
         elif name == "MARK":
             self._stack.append(_MARK)
         elif name.startswith("TUPLE"):
             self._push(_Group(self._above_mark() if name == "TUPLE" else self._pop(int(name[5:]))))
-        elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
-            self._push(_Group(grows=True))
         elif name in ("LIST", "DICT", "FROZENSET"):
             self._make(name, self._above_mark())
         elif name in ("APPEND", "APPENDS"):
@@ -113,7 +114,7 @@ class _Scan:
             parts = self._pop(2) if name == "SETITEM" else self._above_mark()
             self._set(parts if name == "ADDITEMS" else parts[::2])
         elif name == "DUP":
-            self._push(self._stack[-1])
+            self._push(self._top())
         elif name == "REDUCE":
             self._call(*self._pop(2))
         elif name == "BUILD":
@@ -137,6 +138,12 @@ class _Scan:
             self._pop(len(before))
         for _ in after:
             self._push(argument if type(argument) is int else None)
+
+    def _top(self) -> Any:
+        """The last thing, which from now on may be reached twice, or grow."""
+        if self._stack[-1] is _EMPTY:
+            self._stack[-1] = _Group(grows=True)
+        return self._stack[-1]
 
     def _push(self, item: Any) -> None:
         if type(item) is _Group:
@@ -167,8 +174,8 @@ class _Scan:
             self._set(parts[::2] if name == "DICT" else parts)
 
     def _add(self, parts: list[Any]) -> None:
-        if type(self._stack[-1]) is _Group:
-            self._stack[-1].add(parts)
+        if type(group := self._top()) is _Group:
+            group.add(parts)
 
     def _set(self, keys: list[Any]) -> None:
         """Tuples of integers can be made to share a hash too."""
