@@ -347,7 +347,7 @@ CASES += [
         [*FORMS][(number + shift) % len(FORMS)],
         consumer,
         use,
-        [KINDS[(7 * (number + 5 * shift) + k * 11) % len(KINDS)] for k in range(2)],
+        [KINDS[(7 * (number + 5 * shift)) % len(KINDS)]],
         number % len(REAL) == shift % len(REAL),  # each use with one of them
     )
     for shift, model in enumerate(REAL)
