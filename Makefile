@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-fast coverage smoke engines check format bench docs figures fuzz mutants clean dist
+.PHONY: install demo test test-fast coverage smoke gpu engines check format bench docs figures fuzz mutants clean dist
 
 install: $(STAMP)
 
@@ -45,6 +45,9 @@ smoke: $(STAMP)  ## every row of every table on fake data: do they run, do RST's
 
 bench: $(STAMP)  ## about half an hour and 60 GB of disk; rewrites benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+gpu: $(STAMP)  ## tests and measurements on a GPU, four minutes; REHEARSE=1 without one, on the CPU by Triton's interpreter
+	$(BIN)/python -m benchmarks.gpu_check $(if $(REHEARSE),--rehearse)
 
 ENGINES ?= .venv-engines
 

@@ -22,12 +22,8 @@ class _LinearLayers(nn.Module):
 
 def contenders(base: dict[str, Tensor], folder: Path, rank: int = 4) -> dict[str, Callable[[], object]]:
     """Save, load and delete, merge and unmerge, for each method; `folder` receives the adapters."""
-    configs: dict[str, PeftConfig] = {
-        "LoRA": LoraConfig(r=rank, target_modules=r"layers\.\d+"),
-        "SHiRA": ShiraConfig(r=rank, target_modules=r"layers\.\d+"),
-    }
     verbs: dict[str, Callable[[], object]] = {}
-    for method, config in configs.items():
+    for method, config in _configs(rank).items():
         model, saved = get_peft_model(_LinearLayers(base), config), folder / method
         model.save_pretrained(saved)
         who = f"PEFT {method} r={rank}"
@@ -35,6 +31,20 @@ def contenders(base: dict[str, Tensor], folder: Path, rank: int = 4) -> dict[str
         verbs[f"{who}: load and delete"] = lambda model=model, saved=saved: _load_and_delete(model, saved)
         verbs[f"{who}: merge and unmerge"] = lambda model=model: _merge_and_unmerge(model)
     return verbs
+
+
+def merge_and_unmerge(method: str, base: dict[str, Tensor], rank: int = 4) -> Callable[[], None]:
+    """Merge and unmerge alone, of "LoRA" or "SHiRA", on the weights' device."""
+    device = next(iter(base.values())).device
+    model = get_peft_model(_LinearLayers(base), _configs(rank)[method]).to(device)
+    return lambda: _merge_and_unmerge(model)
+
+
+def _configs(rank: int) -> dict[str, PeftConfig]:
+    return {
+        "LoRA": LoraConfig(r=rank, target_modules=r"layers\.\d+"),
+        "SHiRA": ShiraConfig(r=rank, target_modules=r"layers\.\d+"),
+    }
 
 
 def _load_and_delete(model: PeftModel, saved: Path) -> None:
