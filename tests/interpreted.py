@@ -22,6 +22,7 @@ MODULES = (
     "rst.training.projection_triton",
     "rst.training.boundary_triton",
     "rst.live.exchange_triton",
+    "rst.sync.hashing_triton",
 )
 _interpreted: dict[str, ModuleType] = {}
 

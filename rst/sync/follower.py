@@ -22,7 +22,7 @@ from rst.sync.chain import Link, Pointer, link_of, read_delta, read_pointer
 from rst.sync.engine_patches import Exchange, patches_between, patches_of
 from rst.sync.errors import ChainError, ChainGapError, ChainOrderError, ChainStateError
 from rst.sync.live import Model, as_module, check_same_specs, coordinates_of_weights, live_weights
-from rst.sync.state import STATE_VERSION, changed_state, fingerprint_state, hash_change
+from rst.sync.state import STATE_VERSION, changed_state, fingerprint_state, hash_changes
 from rst.sync.store import Store, open_store
 from rst.sync.words import touched_words, weights_a_word
 
@@ -230,12 +230,12 @@ class Follower:
                 file=self.store.location,
             )
         prepared = delta.prepare(self._module)
-        changes, hashed = self._changes(delta, prepared), 0
+        changes, words = self._changes(delta, prepared), {}
         for name, change in delta.items():
             each = weights_a_word(change.dtype, self._version)
-            words = touched_words(changes[name].before, change.indices, changes[name].new, each)
-            hashed += hash_change(name, change.dtype, change.shape, words)
-        state = changed_state(self._state, hashed)
+            words[name] = touched_words(changes[name].before, change.indices, changes[name].new, each)
+        specs = {name: (change.dtype, change.shape) for name, change in delta.items()}
+        state = changed_state(self._state, hash_changes(specs, words))
         if state != link.state_after:
             raise ChainStateError(
                 f"step {link.to_step} should make {link.state_after} and would make {state}: the model was changed "

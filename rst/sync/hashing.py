@@ -6,24 +6,61 @@ On the CPU numpy does it, on all cores: it shifts without the sign, which torch 
 cache it keeps up with memory.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rst.numerics import kernels
 from rst.numerics.exactness import bits
 from rst.numerics.worker_pool import on_all_cores
+
+Part = tuple[int, Tensor | None, Tensor]
+"""Seed in [0, 2^64), places (None: 0 to n - 1) and words, both of shape (n,)."""
 
 MASK = (1 << 64) - 1
 PLACE, _VALUE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 _PIECE, _SHARE, _DEVICE_PIECE = 1 << 15, 1 << 20, 1 << 24
+_HELD = 1 << 28  # bytes of words, which may have been cast for this alone
+
+
+@torch.no_grad()
+def hash_sum(parts: Iterable[Part]) -> int:
+    """Add up the hashes of the words of several tensors; in [0, 2^64).
+
+    Parts are asked for one after another. Where kernels run, a launch has as many as may be held in memory.
+    """
+    hashed, held = 0, 0
+    batch: list[Part] = []
+    for seed, places, words in parts:
+        if not kernels.run_on(words.device):
+            hashed += hash_all(seed, words) if places is None else hash_at(seed, places, words)
+            continue
+        if batch and (held + words.nbytes > _HELD or words.device != batch[0][2].device):
+            hashed, held, batch = hashed + _hash_together(batch), 0, []
+        where = None if places is None else places.to(words.device, torch.int64).contiguous()
+        batch.append((seed, where, bits(words).contiguous()))
+        held += words.nbytes
+    return (hashed + _hash_together(batch)) & MASK
+
+
+def _hash_together(batch: list[Part]) -> int:
+    if not batch:
+        return 0
+    from rst.sync.hashing_triton import hash_together
+
+    return hash_together(batch)
 
 
 @torch.no_grad()
 def hash_all(seed: int, flat: Tensor) -> int:
     """Hash a tensor of shape (n,), any non-complex dtype and device, at places 0 to n - 1; in [0, 2^64)."""
+    if kernels.run_on(flat.device):
+        return hash_sum([(seed, None, flat)])
     if flat.device.type != "cpu":  # pragma: no cover  (CUDA)
         starts = range(0, flat.numel(), _DEVICE_PIECE)
         places = torch.arange(min(_DEVICE_PIECE, flat.numel()), device=flat.device)
@@ -37,6 +74,8 @@ def hash_all(seed: int, flat: Tensor) -> int:
 @torch.no_grad()
 def hash_at(seed: int, places: Tensor, values: Tensor) -> int:
     """Hash values at given places, both of shape (n,); in [0, 2^64)."""
+    if kernels.run_on(values.device):
+        return hash_sum([(seed, places, values)])
     if values.device.type != "cpu":  # pragma: no cover  (CUDA)
         return _hash_on_device(seed, places.to(values.device, torch.int64), values) & MASK
     where, raw = places.cpu().numpy(), bits(values).numpy()

@@ -19,7 +19,7 @@ from rst.shards.layout import ShardLayout, find_layout
 from rst.sync.block_words import BlockWords
 from rst.sync.hashing import hash_at
 from rst.sync.live import live_weights
-from rst.sync.state import changed_state, fingerprint_state, hash_change, seed_of, state_of
+from rst.sync.state import changed_state, fingerprint_state, hash_change, hash_changes, seed_of, state_of
 from rst.sync.words import Words, touched_words, weights_a_word, words_with
 
 Specs = Mapping[str, TensorSpec]
@@ -98,11 +98,11 @@ class PublishedWeights:
             specs: dtype and shape of the whole of each tensor.
             version: the chain's.
         """
-        hashed = 0
-        for name, (positions, _, new) in changes.items():
-            each = weights_a_word(specs[name][0], version)
-            hashed += hash_change(name, *specs[name], touched_words(before[name], positions, new, each))
-        return changed_state(state, hashed)
+        words = {
+            name: touched_words(before[name], positions, new, weights_a_word(specs[name][0], version))
+            for name, (positions, _, new) in changes.items()
+        }
+        return changed_state(state, hash_changes(specs, words))
 
     def collect(self, parts: Parts, changes: Mapping[str, Change]) -> Mapping[str, Change]:
         """The changes of whole tensors, in the first process."""

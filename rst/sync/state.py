@@ -15,7 +15,7 @@ unnoticed. It is no protection against somebody who chooses weights to collide. 
 weights), it also sees only the words that steps have touched: `Follower.verify` reads them all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from rst.delta.parameter_delta import check_real
 from rst.files.safetensors_writer import TensorSpec
 from rst.numerics.fingerprint import digest_text
-from rst.sync.hashing import MASK, hash_all, hash_at, mix
+from rst.sync.hashing import MASK, Part, hash_at, hash_sum, mix
 from rst.sync.words import Words, last_word, weights_a_word, whole_words
 
 STATE_VERSION = 2
@@ -40,14 +40,19 @@ def fingerprint_state(weights: Mapping[str, Tensor], version: int = STATE_VERSIO
     Raises:
         ParameterMismatchError: a complex tensor.
     """
-    hashed = 0
-    for name, weight in weights.items():
-        check_real(name, weight)
-        flat, each = weight.detach().reshape(-1), weights_a_word(weight.dtype, version)
-        seed, last = seed_of(name, weight.dtype, tuple(weight.shape)), last_word(flat, each)
-        hashed += hash_all(seed, whole_words(flat, each))
-        hashed += hash_at(seed, torch.full_like(last, flat.numel() // each, dtype=torch.int64), last)
+    hashed = hash_sum(part for name, weight in weights.items() for part in _parts(name, weight, version))
     return state_of({name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}, hashed)
+
+
+def _parts(name: str, weight: Tensor, version: int) -> Iterator[Part]:
+    """The words of a tensor: those that it fills, and the last."""
+    check_real(name, weight)
+    flat, each = weight.detach().reshape(-1), weights_a_word(weight.dtype, version)
+    seed = seed_of(name, weight.dtype, tuple(weight.shape))
+    yield seed, None, whole_words(flat, each)
+    if flat.numel() % each:
+        last = last_word(flat, each)
+        yield seed, torch.full_like(last, flat.numel() // each, dtype=torch.int64), last
 
 
 def state_of(specs: Mapping[str, TensorSpec], hashed: int) -> str:
@@ -66,6 +71,13 @@ def hash_change(name: str, dtype: torch.dtype, shape: tuple[int, ...], words: Wo
     """
     seed = seed_of(name, dtype, shape)
     return hash_at(seed, words.places, words.new) - hash_at(seed, words.places, words.old)
+
+
+def hash_changes(specs: Mapping[str, TensorSpec], words: Mapping[str, Words]) -> int:
+    """Compute what a step adds to the hash of all words, by those that it touches, by the names of their tensors."""
+    seeds = {name: seed_of(name, *specs[name]) for name in words}
+    after = hash_sum((seeds[name], touched.places, touched.new) for name, touched in words.items())
+    return after - hash_sum((seeds[name], touched.places, touched.old) for name, touched in words.items())
 
 
 def changed_state(state: str, change: int) -> str:
