@@ -88,13 +88,18 @@ class RSTConfig:
         if self.base_storage is not None:
             _check_choice("base_storage", self.base_storage, (*get_args(CopyStorage), "sparse"))
         if self.select == "support" and self.base_storage not in (None, "sparse"):
-            raise ConfigError(f'base_storage={self.base_storage!r} with select="support", which needs no copy of w0')
+            raise ConfigError(
+                f'base_storage={self.base_storage!r} has no effect with select="support", which needs '
+                f"no copy of w0; leave it out"
+            )
         if self.every < 0:
             raise ConfigError(
-                f"every={self.every}: write n >= 1 to project each n steps, or 0 to select at export only"
+                f"every={self.every}: must be n >= 1 to project every n steps, or 0 to select only at export"
             )
         if isinstance(self.modules_to_save, str):
-            raise ConfigError(f"modules_to_save={self.modules_to_save!r}: write a list, [{self.modules_to_save!r}]")
+            raise ConfigError(
+                f"modules_to_save={self.modules_to_save!r}: must be a list, such as [{self.modules_to_save!r}]"
+            )
         self._check_one_rule()
         scheduled = callable(self.threshold) or callable(self.ratio)
         if (self.total_steps is None and scheduled) or (self.total_steps is not None and self.total_steps < 1):
@@ -108,7 +113,7 @@ class RSTConfig:
         for setting, rule in (("threshold", "threshold"), ("ratio", "top")):
             value = getattr(self, setting)
             if value is not None and self.select != rule:
-                raise ConfigError(f'{setting}={value} has no meaning with select="{self.select}"; leave one out')
+                raise ConfigError(f'{setting}={value} has no effect with select="{self.select}"; leave one of them out')
         if self.select == "threshold" and self.threshold is None:
             raise ConfigError('select="threshold" needs threshold, the tau of Eq. 17')
 
@@ -121,7 +126,7 @@ class RSTConfig:
     def threshold_at(self, progress: float) -> float:
         """Tau at `progress` in [0, 1]. Raises `ConfigError` if it is negative or not finite, or there is none."""
         if self.threshold is None:
-            raise ConfigError(f'select="{self.select}" has no threshold')
+            raise ConfigError(f'select="{self.select}" takes no threshold')
         tau = as_schedule(self.threshold)(progress)
         if not (math.isfinite(tau) and tau >= 0):
             raise ConfigError(f"threshold={tau} at progress {progress:g}: must be finite and at least 0")
@@ -130,10 +135,10 @@ class RSTConfig:
     def ratio_at(self, progress: float) -> float:
         """Kept share at `progress` in [0, 1]. Raises `ConfigError` outside (0, 1], or if there is none."""
         if self.ratio is None:
-            raise ConfigError(f'select="{self.select}" has no ratio')
+            raise ConfigError(f'select="{self.select}" takes no ratio')
         share = self.ratio(progress) if callable(self.ratio) else self.ratio
         if not 0 < share <= 1:
-            raise ConfigError(f"ratio={share} at progress {progress:g}: a fraction in (0, 1]; 0.2 % is 0.002")
+            raise ConfigError(f"ratio={share} at progress {progress:g}: must be a fraction in (0, 1]; 0.2 % is 0.002")
         return share if callable(self.ratio) else Geometric(1.0, share, by=FALLS_UNTIL)(progress)
 
     def exported_ratio(self, progress: float) -> float:
@@ -161,10 +166,10 @@ class RSTConfig:
 
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise ConfigError(f"unknown settings {unknown}; known are {[field.name for field in fields(cls)]}")
+            raise ConfigError(f"unknown settings {unknown}; known settings are {[field.name for field in fields(cls)]}")
         for name, fits in _KINDS.items():
             if name in values and not fits(values[name]):
-                raise ConfigError(f"{name}={str(values[name])[:99]!r}: not what this setting can be")
+                raise ConfigError(f"{name}={str(values[name])[:99]!r}: not a valid value for this setting")
             if fits is _is_patterns and isinstance(values.get(name), str):
                 check_quick(name, values[name])
         if values.get("select") in ("top", "bias"):  # before 0.2 the unused default was written beside them
@@ -201,7 +206,9 @@ class RSTConfig:
 
         settings, _ = read_settings(find_adapter(model_id, (CONFIG_FILE,), **hub))
         if not settings:
-            raise ConfigError(f"{os.fspath(model_id)}: the adapter has no settings to go on training with")
+            raise ConfigError(
+                f"{os.fspath(model_id)}: the adapter contains no settings, which are needed to continue its training"
+            )
         return cls.from_dict(settings)
 
     def to_json(self) -> str:

@@ -25,15 +25,17 @@ def check_quick(setting: str, pattern: str) -> None:
     """Raise `ConfigError` unless a pattern from a file is a regular expression that is quick whatever it meets."""
     shown = f"{setting}: {pattern[:99]!r}"
     if len(pattern) > _LONGEST_PATTERN:
-        raise ConfigError(f"{shown} has {len(pattern)} characters; from a file {_LONGEST_PATTERN} are read")
+        raise ConfigError(
+            f"{shown} has {len(pattern)} characters; a pattern from a file may have at most {_LONGEST_PATTERN}"
+        )
     try:
         re.compile(pattern)
         ways = _ways(parser.parse(pattern))
     except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{shown} is no regular expression ({error})") from error
+        raise ConfigError(f"{shown} is not a regular expression ({error})") from error
     if ways > _MOST_WAYS:
         raise ConfigError(
-            f"{shown} could take for ever, and comes from a file; write names or their endings instead, in a list"
+            f"{shown} comes from a file and could take forever to match; use a list of names or their endings instead"
         )
 
 

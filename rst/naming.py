@@ -124,7 +124,7 @@ def matches(name: str, patterns: Patterns) -> bool:
     if isinstance(patterns, str):
         if len(name) > _LONGEST:
             raise ConfigError(
-                f"a name of {len(name)} characters; patterns are for {_LONGEST} at most", parameter=name[:99]
+                f"a name of {len(name)} characters; patterns can match at most {_LONGEST}", parameter=name[:99]
             )
         parts = name.split(".")
         return any(re.fullmatch(patterns, ".".join(parts[:end])) for end in range(1, len(parts) + 1))
@@ -143,7 +143,7 @@ def check_regular(setting: str, patterns: Patterns) -> None:
         try:
             re.compile(patterns)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ConfigError(f"{setting}: {patterns[:99]!r} is no regular expression ({error})") from error
+            raise ConfigError(f"{setting}: {patterns[:99]!r} is not a regular expression ({error})") from error
 
 
 def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> None:
@@ -158,5 +158,5 @@ def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> No
             known = [name for name in known if len(name) < _LONGEST_SHOWN][:_MOST_COMPARED]
             near = difflib.get_close_matches(pattern[:_LONGEST_SHOWN], known, n=3, cutoff=0.3) or known[:5]
             raise ConfigError(
-                f"{setting}: {pattern[:_LONGEST_SHOWN]!r} matches no parameter; there are, for example, {near}"
+                f"{setting}: {pattern[:_LONGEST_SHOWN]!r} matches no parameter; parameters are, for example, {near}"
             )

@@ -91,7 +91,7 @@ def schedule_from_json(value: Any) -> float | Schedule:
     """Invert `schedule_to_json`. Raises `ConfigError` for a custom callable, which JSON cannot hold."""
     kind = value.get("schedule") if isinstance(value, dict) else "constant"
     if not isinstance(kind, str) or kind not in _NAMED:
-        raise ConfigError(f"cannot rebuild the schedule {str(value)[:300]}; named schedules are {sorted(_NAMED)}")
+        raise ConfigError(f"cannot rebuild the schedule {str(value)[:300]}; known schedules are {sorted(_NAMED)}")
     try:
         if not isinstance(value, dict):
             return _number(value)
@@ -102,5 +102,5 @@ def schedule_from_json(value: Any) -> float | Schedule:
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
-        raise TypeError(f"{str(value)[:99]!r} is no number")
+        raise TypeError(f"{str(value)[:99]!r} is not a number")
     return float(value)

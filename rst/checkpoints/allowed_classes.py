@@ -31,8 +31,9 @@ def allowing(names: list[str]) -> AbstractContextManager[Any]:
     for name in names:
         if not (classes := harmless(name)):
             raise ConfigError(
-                f"--allow-class {name}: known to be harmless are argparse.Namespace, pathlib's paths, and numpy's "
-                "scalars and dtypes. If you trust another, call torch.serialization.add_safe_globals in Python and "
+                f"--allow-class {name}: only argparse.Namespace, pathlib's paths, and numpy's scalars and dtypes "
+                f"are known to be harmless. If you trust another class, call torch.serialization.add_safe_globals "
+                f"in Python and "
                 "save the weights alone"
             )
         found += classes

@@ -26,8 +26,8 @@ def open_cast(weights: Weights, dtype: torch.dtype, key: str | None = None) -> C
         return opened
     originals = {opened.original_names[name] for name in cast}
     warnings.warn(
-        f"{len(cast)} tensors of {opened.source} cast to {dtype}: the delta leads to the cast weights bit for bit, "
-        "not to those in the file",
+        f"cast {len(cast)} tensors of {opened.source} to {dtype}: the delta reproduces the cast weights bit for "
+        f"bit, not those in the file",
         RSTWarning,
         stacklevel=3,
     )

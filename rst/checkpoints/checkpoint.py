@@ -184,7 +184,7 @@ def _open_file(path: Path, key: str | None = None) -> Checkpoint:
     if path.suffix in PICKLED_SUFFIXES:
         return _from_pickle(path, key)
     known = ", ".join((".safetensors", ".index.json", *PICKLED_SUFFIXES))
-    raise CheckpointError(f"unknown kind of checkpoint; known are {known} and model folders", file=path)
+    raise CheckpointError(f"unknown kind of checkpoint; supported are {known} and model folders", file=path)
 
 
 def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -234,13 +234,15 @@ def _state_in(container: Any, key: str | None, source: str) -> tuple[Mapping[str
     except CheckpointError as error:
         raise CheckpointError(error.reason, file=source) from error
     if state is None:
-        raise CheckpointError(f"no weights found, plain or under {', '.join(NESTED_UNDER)}", file=source)
+        raise CheckpointError(
+            f"no weights found, neither at the top level nor under {', '.join(NESTED_UNDER)}", file=source
+        )
     return state, path
 
 
 def _from_mapping(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     if not state:
-        raise CheckpointError("holds no tensors", file=source)
+        raise CheckpointError("contains no tensors", file=source)
     names = _original_names(state)
     return Checkpoint(source, names, state.__getitem__, _find_tied(names, state), outlines=state)
 
@@ -289,7 +291,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"not a readable safetensors file ({error})", file=path) from error
     if not names:
-        raise CheckpointError("holds no tensors", file=path)
+        raise CheckpointError("contains no tensors", file=path)
     stamps = dict.fromkeys(names, stamp)
     names_in_file = _original_names(names)
     return Checkpoint(
@@ -306,7 +308,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
 def _from_shards(path: Path) -> Checkpoint:
     weight_map = read_weight_map(path)
     if not weight_map:
-        raise CheckpointError("holds no tensors", file=path)
+        raise CheckpointError("contains no tensors", file=path)
     shards = {
         file_name: _open_file(weights_file(path.parent / file_name)) for file_name in sorted({*weight_map.values()})
     }

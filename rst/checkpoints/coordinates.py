@@ -43,8 +43,8 @@ class FileTensor:
         """Raise `NotCarriedError` if it is computed."""
         if self.computed:
             raise NotCarriedError(
-                f"in the checkpoint files it is {', '.join(self.sources)} after {self.computed}, which computes; a "
-                "delta holds the files' own values",
+                f"the checkpoint files have it as {', '.join(self.sources)}, computed by {self.computed}; a delta "
+                f"can only hold the files' own values",
                 parameter=self.name,
             )
 
@@ -135,8 +135,8 @@ class Coordinates:
         """Raise `NotCarriedError` unless a tensor of the files is made of one of the module's."""
         if len(sources := self.files[name].sources if name in self.files else ()) > 1:
             raise NotCarriedError(
-                f"in the checkpoint files it is made of {len(sources)} sharded tensors, {', '.join(sources)}; gather "
-                "the model and export that",
+                f"the tensor of the checkpoint files combines {len(sources)} sharded tensors, {', '.join(sources)}; "
+                f"gather the model and export the gathered one",
                 parameter=name,
             )
 

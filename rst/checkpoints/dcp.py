@@ -67,7 +67,9 @@ def open_dcp(path: Path, key: str | None = None) -> DcpWeights:
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # sizes or nesting that nothing can have
         raise CheckpointError(f"not readable metadata of torch.distributed.checkpoint ({error})", file=path) from error
     if state is None:
-        raise CheckpointError(f"no weights found, plain or under {', '.join(NESTED_UNDER)}", file=path)
+        raise CheckpointError(
+            f"no weights found, neither at the top level nor under {', '.join(NESTED_UNDER)}", file=path
+        )
     return DcpWeights(state, _find_record(folder, tree), folder)
 
 
@@ -99,7 +101,7 @@ class _Folder:
             for part in above:
                 branch = branch.setdefault(part, {})
             if last in branch:
-                raise ValueError(f"{key} lies where something else does")
+                raise ValueError(f"{key} has the same path as another entry")
             branch[last] = key
             if isinstance(entry, TensorStorageMetadata):
                 outline = branch[last] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -115,8 +117,8 @@ class _Folder:
         entry = self._metadata.state_dict_metadata[key]
         if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype in _QUANTISED:
             raise CheckpointError(
-                f"{entry.properties.dtype}: torch.distributed.checkpoint saves a quantised tensor but reads none; "
-                "exclude_modules (--exclude) leaves it as the base has it",
+                f"{entry.properties.dtype}: torch.distributed.checkpoint can save a quantised tensor but cannot "
+                f"read one; use exclude_modules (--exclude) to keep the base's tensor",
                 file=self._path,
                 parameter=key,
             )

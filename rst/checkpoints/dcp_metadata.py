@@ -80,7 +80,7 @@ class _Unpickler(pickle.Unpickler):
             return lambda *_: None  # where it was saved, which is of no use
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _checked(found: Any, folder: Path) -> Metadata:

@@ -93,7 +93,7 @@ def _found(delta: SparseDelta, coordinates: Coordinates) -> dict[str, FileTensor
     meant: dict[str, str] = {}
     for name, one in found.items():
         if (other := meant.setdefault(one.name, name)) != name:
-            raise ParameterMismatchError(f"the module has one tensor for this and for {other}", parameter=name)
+            raise ParameterMismatchError(f"the module stores this and {other} in one tensor", parameter=name)
     return found
 
 
@@ -160,7 +160,7 @@ def _tuned(name: str, one: FileTensor, piece: Piece, numbers: _Numbers, elements
     one.check_laid_out()
     if tuple(piece.shape) != one.shape or piece.dtype != elements.dtype:
         raise ParameterMismatchError(
-            f"the delta is for {piece.dtype} {tuple(piece.shape)}, the files have {elements.dtype} {one.shape}"
+            f"the delta is for {piece.dtype} {tuple(piece.shape)}, but the files have {elements.dtype} {one.shape}"
             f"{cast_advice(piece, one.shape, elements.dtype)}",
             parameter=name,
         )

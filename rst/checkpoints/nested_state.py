@@ -31,17 +31,15 @@ def path_of_state(container: Any, key: str | None = None) -> list[str]:
         if key not in sets and len(sets) > 1:
             several = f"there are weights under {', '.join(map(repr, sets))}"
             if key is None:
-                raise CheckpointError(
-                    f"{several}; say which (--key, --base-key, key=), or save the one that is meant alone"
-                )
+                raise CheckpointError(f"{several}; choose one with --key, --base-key or key=, or save only that one")
             raise CheckpointError(f"no weights under {key!r}; {several}")
         if id(container) in above:
-            raise CheckpointError("holds itself")
+            raise CheckpointError("contains itself")
         above.add(id(container))
         path.append(key if key in sets else sets[0])
         container = container[path[-1]]
     if key is not None and key not in path:
-        raise CheckpointError(f"no weights under {key!r}; those that are there lie under {path or 'no key'}")
+        raise CheckpointError(f"no weights under {key!r}; the checkpoint has weights under {path or 'no key'}")
     return path
 
 

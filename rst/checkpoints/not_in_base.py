@@ -46,9 +46,9 @@ def warn_of_what_base_lacks(model: nn.Module, saved: Set[str], *, stacklevel: in
     more = f" and {len(lost) - _NAMES_SHOWN} more" if len(lost) > _NAMES_SHOWN else ""
     modules = list(dict.fromkeys(_module(first, parameters, fresh) for first in lost))
     warnings.warn(
-        f"{len(lost)} of {len(parameters)} parameters are not in the base's files as they are here, so whoever loads "
-        f"base and delta gets other values: {', '.join(said)}{more}. Give modules_to_save={modules}, which stores them "
-        "whole, or save the model as it is now and load it from there as the base",
+        f"{len(lost)} of {len(parameters)} parameters are not in the base's files with these names and shapes, so "
+        f"loading the base and the delta gives other values: {', '.join(said)}{more}. Set modules_to_save={modules} "
+        f"to store them whole, or save the model as it is now and load that folder as the base",
         RSTWarning,
         stacklevel=stacklevel + 1,
     )

@@ -33,7 +33,7 @@ def check_pickle(file: BinaryIO, budget: Budget) -> None:
         for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Within(file, budget.file_bytes))):
             scan.follow(opcode, argument)
     except (IndexError, KeyError, TypeError) as error:
-        raise ValueError("its instructions take what is not there") from error
+        raise ValueError("its instructions use values that do not exist") from error
 
 
 class _Within:

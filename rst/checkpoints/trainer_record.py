@@ -37,7 +37,7 @@ class ModulePlace:
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         if min(self.shape, default=1) > 0 and last >= tensor.numel():
             raise ParameterMismatchError(
-                f"{tuple(tensor.shape)} has no place for the file's {self.shape}", parameter=self.name
+                f"the file's shape {self.shape} does not fit into {tuple(tensor.shape)}", parameter=self.name
             )
         return tensor.contiguous().as_strided(self.shape, self.strides, self.offset)
 
@@ -80,11 +80,11 @@ class TrainerRecord:
 def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
     """Check a trainer's state. Raises `ConfigError`, about `file`, if it is none, of another version, or malformed."""
     if not isinstance(state, Mapping):
-        raise ConfigError(f"a {type(state).__name__} is no trainer's state", file=file)
+        raise ConfigError(f"a {type(state).__name__} is not a trainer's state", file=file)
     found = state.get("format")
     if not isinstance(found, str) or found != TRAINER_RECORD:
         shown = repr(found[:99]) if isinstance(found, str) else f"a {type(found).__name__}"
-        raise ConfigError(f"the trainer's state has the format {shown}, wanted {TRAINER_RECORD!r}", file=file)
+        raise ConfigError(f"the trainer's state has the format {shown}, expected {TRAINER_RECORD!r}", file=file)
     try:
         if typed(state, "version", int) not in (1, RECORD_VERSION):
             raise ConfigError(
@@ -134,10 +134,10 @@ def _place(place: Any) -> ModulePlace:
 def _tensors(state: Mapping[str, Any], key: str, kind: Callable[[Any], bool]) -> Mapping[str, Tensor]:
     found = state[key]
     if not isinstance(found, Mapping):
-        raise TypeError(f"{key} is no mapping of tensors")
+        raise TypeError(f"{key} is not a mapping of tensors")
     strings(list(found), key)
     if isinstance(found, dict) and not all(map(kind, found.values())):  # others read a tensor when it is asked for
-        raise TypeError(f"{key} is no mapping of tensors with values")
+        raise TypeError(f"{key} is not a mapping of tensors with values")
     return found
 
 

@@ -100,13 +100,14 @@ def check_tensors(source: str, tensors: Any, file_bytes: int) -> None:
         if tensor.is_nested or tensor.layout not in _LAYOUTS:
             kind = "a nested tensor" if tensor.is_nested else f"of layout {tensor.layout}"
             raise CheckpointError(
-                f"{kind}, which is not read from an untrusted file; save the weights without it, or give the module",
+                f"{kind}: such tensors are not read from files, which may be malicious; save the weights without "
+                f"it, or pass the module instead",
                 **place,
             )
         strided = tensor.layout == torch.strided
         nbytes = tensor.nbytes if strided else sum(part.nbytes for part in plain_parts(tensor))
         if nbytes > file_bytes:
-            raise CheckpointError(f"{nbytes} bytes in a file of {file_bytes}", **place)
+            raise CheckpointError(f"a tensor of {nbytes} bytes in a file of {file_bytes}", **place)
 
 
 def _load(path: Path) -> Any:
@@ -132,7 +133,7 @@ def _check_cost(path: Path, zipped: bool) -> None:
     with ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != ZIP_STORED:
-                raise BudgetError(f"{member.filename} in it is compressed, which torch.save does not do")
+                raise BudgetError(f"its member {member.filename} is compressed, which torch.save never does")
     reader = torch._C.PyTorchFileReader(str(path))  # what torch itself will find in it
     check_pickle(BytesIO(reader.get_record("data.pkl")), budget)
 

@@ -19,6 +19,6 @@ AllowClass = Annotated[
     typer.Option(
         callback=_allow,
         metavar="NAME",
-        help="Read pickles that hold it: argparse.Namespace, a path of pathlib, numpy.dtype; may be repeated.",
+        help="Allow this class in pickles: argparse.Namespace, a path of pathlib, numpy.dtype; may be repeated.",
     ),
 ]

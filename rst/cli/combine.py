@@ -1,4 +1,4 @@
-"""`rst combine`: several deltas of one base made into one."""
+"""`rst combine`: combine several deltas of one base into one."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -46,26 +46,34 @@ class WeightsInARow(TyperCommand):
 
 
 def combine(
-    deltas: Annotated[list[Path], typer.Argument(metavar="DELTA...", help="Deltas of one base, with op add.")],
-    weights: Annotated[list[float], typer.Option("--weights", "-w", help="A factor for each DELTA, in their order.")],
+    deltas: Annotated[list[Path], typer.Argument(metavar="DELTA...", help="Deltas of the same base, with op add.")],
+    weights: Annotated[
+        list[float], typer.Option("--weights", "-w", help="A factor for each DELTA, in the same order.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     method: Annotated[
         Method,
         typer.Option(
-            help="linear: weighted sum; ties: sign election; dare_*: a random share; magnitude_prune: largest."
+            help="linear: weighted sum; ties: elect signs; dare_*: keep a random share; magnitude_prune: keep the "
+            "largest."
         ),
     ] = Method.LINEAR,
     density: Annotated[
-        float | None, typer.Option(help="Share of each DELTA's changed weights to keep, in (0, 1]; all but linear.")
+        float | None,
+        typer.Option(
+            help="Share of each DELTA's changed weights to keep, in (0, 1]; needed by all methods but linear."
+        ),
     ] = None,
     majority_sign_method: Annotated[
-        MajoritySignMethod, typer.Option(help="Elect signs by the sum of changes, or by their number.")
+        MajoritySignMethod, typer.Option(help="Elect signs by the sum of the changes, or by their number.")
     ] = MajoritySignMethod.TOTAL,
     base: Annotated[
         Path | None,
-        typer.Option("--base", "-b", help="Weights the DELTAs were made from, to be recognised again when merging."),
+        typer.Option(
+            "--base", "-b", help="Weights that the DELTAs were made from; adds their digests, which merging checks."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random share that dare_* keeps.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random share that dare_* keeps.")] = 0,
     sparse_only: Annotated[
         bool, typer.Option("--sparse-only", help="Leave out tensors stored whole, such as heads, which rarely agree.")
     ] = False,
@@ -76,7 +84,7 @@ def combine(
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Add up DELTAs by task arithmetic, TIES or DARE: one delta of the same base."""
+    """Combine DELTAs by task arithmetic, TIES or DARE into one delta of the same base."""
     import torch
 
     from rst.checkpoints.checkpoint import checkpoint_files

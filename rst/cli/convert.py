@@ -52,12 +52,14 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; for --to shira, a folder.")],
     target: Annotated[
         Target,
-        typer.Option("--to", help="delta; shira: a PEFT adapter of the same outputs; task-vector: dense residuals."),
+        typer.Option("--to", help="delta; shira: a PEFT adapter with the same outputs; task-vector: dense residuals."),
     ] = Target.DELTA,
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", "-b", help="Weights that SOURCE belongs to: to change --op, and to or from PEFT a model folder."
+            "--base",
+            "-b",
+            help="Weights that SOURCE was made from, to change --op; a model folder, to convert to or from PEFT.",
         ),
     ] = None,
     encoding: Annotated[
@@ -78,27 +80,28 @@ def convert(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Keep changes above it (tau). Default: every changed bit of a merged adapter.",
+            help="Keep changes above this value (tau). Default: every changed bit of a merged adapter.",
             rich_help_panel=_ADAPTER_ONLY,
         ),
     ] = None,
     backbone_prefix: Annotated[
         str | None,
-        typer.Option(help="Put before a released backbone's names. Default: nothing.", rich_help_panel=_ADAPTER_ONLY),
+        typer.Option(help="Prefix for a released backbone's names. Default: nothing.", rich_help_panel=_ADAPTER_ONLY),
     ] = None,
     head_prefix: Annotated[
         str | None,
-        typer.Option(help='Put before a released head\'s names. Default: "head.".', rich_help_panel=_ADAPTER_ONLY),
+        typer.Option(help='Prefix for a released head\'s names. Default: "head.".', rich_help_panel=_ADAPTER_ONLY),
     ] = None,
     partial: Annotated[
         bool,
-        typer.Option("--partial", help="With --to: leave out what the other format has no place for, and list it."),
+        typer.Option("--partial", help="With --to: leave out what the other format cannot hold, and list it."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write SOURCE in another form. Between deltas nothing is lost: merged, they give the same weights bit for bit."""
+    """Convert SOURCE to another form. Converting between deltas is exact: merged, they give the same weights bit "
+    "for bit."""
     from rst.checkpoints.checkpoint import checkpoint_files
 
     _check_options(target, encoding, operation, partial)
@@ -134,9 +137,9 @@ def convert(
 
 def _check_options(target: Target, encoding: Encoding | None, operation: Operation | None, partial: bool) -> None:
     if target is not Target.DELTA and (encoding or operation):
-        raise ConfigError(f"--encoding and --op are of deltas; --to {target.value} has neither")
+        raise ConfigError(f"--encoding and --op apply to deltas only; leave them out with --to {target.value}")
     if target is Target.DELTA and partial:
-        raise ConfigError("--partial is for --to shira and --to task-vector; a delta carries everything")
+        raise ConfigError("--partial applies to --to shira and --to task-vector only; a delta can hold everything")
 
 
 def _write(
@@ -149,7 +152,7 @@ def _write(
 
     if target is Target.SHIRA:
         if base is None:
-            raise ConfigError("--to shira needs the base's model folder, to know its layers; name that with --base")
+            raise ConfigError("--to shira needs the base's model folder to find its layers; pass it with --base")
         return to_shira(delta, output, base, partial=partial)
     if target is Target.TASK_VECTOR:
         return to_task_vector(delta, output, base=base, partial=partial)

@@ -43,13 +43,13 @@ def read_source(
 
     kind = source_kind(path)
     if threshold is not None and kind is not Source.ADAPTER:
-        raise ConfigError(f"is {kind.value}; --threshold is for adapters of PEFT", file=path)
+        raise ConfigError(f"is {kind.value}; --threshold applies to PEFT adapters only", file=path)
     if (backbone_prefix is not None or head_prefix is not None) and kind is not Source.OFFICIAL:
-        raise ConfigError(f"is {kind.value}; prefixes are for released checkpoints", file=path)
+        raise ConfigError(f"is {kind.value}; prefixes apply to released checkpoints only", file=path)
     if kind is Source.DELTA:
         return SparseDelta.load(path)
     if base is None:
-        raise ConfigError(f"{kind.value} becomes a delta of its base; name that with --base", file=path)
+        raise ConfigError(f"{kind.value} needs its base to become a delta; pass the base with --base", file=path)
     if kind is Source.ADAPTER:
         return from_peft(path, base, threshold=threshold)
     prefixes = {"backbone_prefix": backbone_prefix, "head_prefix": head_prefix}

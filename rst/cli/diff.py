@@ -1,4 +1,4 @@
-"""`rst diff`: where two deltas meet and whether they agree, before they are combined."""
+"""`rst diff`: where two deltas overlap and whether they agree, before you combine them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,14 +20,16 @@ _COLUMNS = ("tensor", "in A", "in B", "shared", "Jaccard", "same", "opposed", "c
 
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="A delta.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another delta of the same model.")],
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", "-b", help="Weights both were made from; needed for the angle of tuned values or steps."
+            "--base", "-b", help="Weights that both were made from; needed for the angle of tuned values or steps."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show the N tensors that share most.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="Show the N tensors that share the most weights.")
+    ] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Show all tensors.")] = False,
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
@@ -97,7 +99,7 @@ def _heading(
     if found.whole:
         lines.append(("whole", "; ".join(f"{name}: {agreement}" for name, agreement in found.whole.items())))
     if base is None and total.opposed is None:
-        lines.append(("hint", "what is unknown needs the base weights: name them with --base"))
+        lines.append(("hint", "pass the base weights with --base to compute what is unknown"))
     lines.append(("next", _next(paths, deltas, found)))
     return lines
 
@@ -109,7 +111,7 @@ def _file_line(label: str, path: Path, delta: "SparseDelta") -> tuple[str, str]:
 
 def _bases(found: "Comparison") -> str:
     if found.total.same_base is None:
-        return "not known to be one, no digests in common"
+        return "unknown, because the deltas have no digests in common"
     if found.total.same_base:
         return "the same, by the digests of all parameters that both change"
     different = [name for name, overlap in found.parameters.items() if overlap.same_base is False]
@@ -134,7 +136,7 @@ def _next(paths: tuple[Path, Path], deltas: tuple["SparseDelta", "SparseDelta"],
         return "deltas of different bases cannot be combined"
     for path, delta in zip(paths, deltas, strict=True):
         if delta.op != "add":
-            return f"combining takes residuals: rst convert {path} ADD.safetensors --op add --base BASE"
+            return f"combining needs residuals: rst convert {path} ADD.safetensors --op add --base BASE"
     sparse_only = " --sparse-only" if any(agreement != "same" for agreement in found.whole.values()) else ""
     return f"rst combine {paths[0]} {paths[1]} --weights 0.5 0.5{sparse_only} -o both.safetensors"
 

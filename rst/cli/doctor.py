@@ -1,4 +1,4 @@
-"""`rst doctor`: versions, the backends found here and their speed, and what to type where something is missing."""
+"""`rst doctor`: versions, backends and their speed on this machine, and the command that installs what is missing."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ EXAMPLE = "Example: [bold]rst doctor --json[/bold]"
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Print versions and backends, measure their speed in some seconds, and say what to install for more."""
+    """Print versions and backends, measure their speed in a few seconds, and suggest what to install."""
     from rst.doctor.advice import advice
     from rst.doctor.backends import find_backends
     from rst.doctor.versions import core_versions, extras
@@ -45,7 +45,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     for finding in findings:
         print_advice(finding)
     if not findings:
-        say("nothing amiss")
+        say("no problems found")
 
 
 def _measure(backends: "Backends") -> list["Speed"]:

@@ -27,8 +27,9 @@ class FloatDtype(str, Enum):
 
 
 CastDelta = Annotated[
-    FloatDtype | None, typer.Option("--dtype", help="Cast DELTA for a base of this dtype: near, not bit for bit.")
+    FloatDtype | None, typer.Option("--dtype", help="Cast DELTA for a base of this dtype: close, but not bit for bit.")
 ]
 CastTuned = Annotated[
-    FloatDtype | None, typer.Option("--dtype", help="Cast TUNED first, for a base of this dtype: rounds each weight.")
+    FloatDtype | None,
+    typer.Option("--dtype", help="Cast TUNED first, for a base of this dtype; this rounds each weight."),
 ]

@@ -1,4 +1,4 @@
-"""`rst export`: what fine-tuning changed, as one small exact file."""
+"""`rst export`: store what fine-tuning changed in one small, exact file."""
 
 from contextlib import nullcontext
 from enum import Enum
@@ -49,37 +49,47 @@ def export(
         typer.Argument(metavar="TUNED", help="Fine-tuned weights: checkpoint, shard index, model folder or hub id."),
     ],
     base: Annotated[
-        Path | None, typer.Option("--base", "-b", help="Weights it started from; else those in TUNED's own record.")
+        Path | None,
+        typer.Option("--base", "-b", help="Weights that it started from. Default: those in TUNED's own record."),
     ] = None,
     ratio: Annotated[
         float | None,
-        typer.Option(help="Keep this share, what changed most. Default: the record's rule, or all changes."),
+        typer.Option(
+            help="Keep this share: the weights that changed most. Default: the record's rule, or all changes."
+        ),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Keep changes above it (tau); rst tau shows what each would keep.")
+        float | None,
+        typer.Option(help="Keep changes above this value (tau); rst tau shows how many weights each would keep."),
     ] = None,
-    select: Annotated[Select | None, typer.Option(help="top: --ratio, or 0.2 %; threshold; bias: only biases.")] = None,
+    select: Annotated[
+        Select | None,
+        typer.Option(help="top: the share --ratio, or 0.2 %; threshold: changes above --threshold; bias: only biases."),
+    ] = None,
     modules_to_save: Annotated[
         list[str] | None, typer.Option(help="A module to store whole, such as a task head; may be repeated.")
     ] = None,
     exclude: Exclude = None,
     key: TunedKey = None,
-    base_key: Annotated[str | None, typer.Option(help="The same of the base.")] = None,
+    base_key: Annotated[str | None, typer.Option(help="The same for the base.")] = None,
     dtype: CastTuned = None,
     encoding: Annotated[
         Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
     ] = Encoding.COO,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write. Default: beside TUNED, .delta.safetensors.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write. Default: TUNED's name with .delta.safetensors, in its folder."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output (never an input).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all the work and write nothing.")] = False,
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Store what turns the base weights into TUNED, bit for bit, in one small file.
+    """Store the change from the base weights to TUNED, bit for bit, in one small file.
 
-    Of huge checkpoints, a killed export leaves OUTPUT.partial and is continued by the same command.
+    If the export of a huge checkpoint is killed, it leaves OUTPUT.partial; run the same command again to resume it.
     """
     from rst.checkpoints.checkpoint import checkpoint_files, open_checkpoint
     from rst.numerics.exactness import bytes_of_tensor
@@ -87,7 +97,8 @@ def export(
 
     if base is None and (modules_to_save or exclude or dtype):
         raise ConfigError(
-            "--modules-to-save, --exclude and --dtype need --base; the record in TUNED has its own settings"
+            "--modules-to-save, --exclude and --dtype need --base; without it, the settings of the record in TUNED "
+            "apply"
         )
     target = output or delta_beside(tuned)
     after, before = local_weights(tuned), local_weights(base) if base else None
@@ -138,9 +149,9 @@ def export(
 
 def _say_larger(size: int, whole: int, density: float) -> None:
     print_warning(
-        f"{density:.1%} of the weights changed: plain arrays take {human_size(size)}, the tuned weights "
-        f"{human_size(whole)}. Written with --encoding packed instead; --ratio 0.002, or a higher "
-        "--threshold, keeps fewer of them"
+        f"{density:.1%} of the weights changed, so that plain arrays take {human_size(size)} and the tuned weights "
+        f"{human_size(whole)}. The delta was written with --encoding packed instead; use --ratio 0.002 or a higher "
+        f"--threshold to keep fewer weights"
     )
 
 

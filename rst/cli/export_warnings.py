@@ -9,7 +9,7 @@ from rst.cli.console import print_warning
 if TYPE_CHECKING:
     from rst.delta.sparse_delta import SparseDelta
 
-_WAYS = "--ratio 0.002 keeps that share, and rst tau BASE TUNED shows what each --threshold would keep"
+_WAYS = "--ratio 0.002 keeps that share, and rst tau BASE TUNED shows how many each --threshold would keep"
 
 
 def warn_of_outcome(delta: "SparseDelta", tuned: Path, record: Mapping[str, Any] | None) -> None:
@@ -34,8 +34,11 @@ def warn_of_outcome(delta: "SparseDelta", tuned: Path, record: Mapping[str, Any]
     if not delta.nnz and delta.config.get("threshold") is not None:
         print_warning(f"none of {weights:,} weights moved by more than {delta.config['threshold']}; {_WAYS}")
     elif not delta.nnz:
-        print_warning(f"none of {weights:,} weights differs from the base; was {tuned} trained, and from this base?")
+        print_warning(
+            f"none of {weights:,} weights differs from the base; check that {tuned} was trained, and that "
+            f"this is its base"
+        )
     elif delta.density > LARGE_SHARE:
         print_warning(f"{delta.density:.1%} of {weights:,} weights are kept; {_WAYS}")
     elif isinstance(asked, float) and delta.density * FAR < asked:
-        print_warning(f"{delta.density:.3%} of {weights:,} weights changed, and ratio={asked:g} asks for {asked:.3%}")
+        print_warning(f"{delta.density:.3%} of {weights:,} weights changed, but ratio={asked:g} asks for {asked:.3%}")

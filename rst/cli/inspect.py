@@ -1,4 +1,4 @@
-"""`rst inspect`: what a delta is, what it was made from, and where its weights lie."""
+"""`rst inspect`: what a delta contains, what it was made from, and where its weights are."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,24 +22,24 @@ _FILE_FIELDS = ("format_version", "encoding", "op", "library_version")
 
 
 def inspect(
-    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="The delta to look into.")],
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show the biggest N tensors.")] = 20,
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="The delta to inspect.")],
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show the N largest tensors.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Show all tensors.")] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with charts, one file that needs no network.")
+        Path | None, typer.Option("--html", help="Write a page with charts to one file that needs no network.")
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
             "--base",
             "-b",
-            help="With --html: weights DELTA was made from, to show residuals of any op and what it spares.",
+            help="With --html: weights that DELTA was made from, to show residuals of any op and the bytes saved.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page (never an input).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
-    """Show a delta's base, settings and versions, and per tensor the density, DSP and bytes (unpacked)."""
+    """Show a delta's base, settings and versions, and the density, DSP and bytes (unpacked) of each tensor."""
     from rst.delta.file import delta_file, load_delta
 
     place = local_delta(delta)
@@ -47,7 +47,7 @@ def inspect(
     if html:
         _write_page(html, delta, local_weights(base) if base else None, force)
     elif base or force:
-        raise ConfigError("--base and --force are for the page; name it with --html report.html")
+        raise ConfigError("--base and --force apply to the HTML page only; name the page with --html report.html")
     record = _record(delta, change) | ({"html": str(html)} if html else {})
     if as_json:
         print_json(record)

@@ -1,4 +1,4 @@
-"""`rst merge`: the tuned checkpoint again, bit for bit."""
+"""`rst merge`: recreate the tuned checkpoint, bit for bit."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,7 @@ def merge(
         typer.Option(
             "--output",
             "-o",
-            help="File to write, or a new folder for shards. Default: beside BASE, .merged, of its kind.",
+            help="File to write, or a new folder for shards. Default: BASE's name with .merged, in its folder.",
         ),
     ] = None,
     key: Annotated[
@@ -46,10 +46,10 @@ def merge(
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Add DELTA to BASE: the tuned weights again, bit for bit, in the base's own kind of file or in shards.
+    """Merge DELTA into BASE to recreate the tuned weights, bit for bit, in the base's kind of file or in shards.
 
-    A folder gets the settings and the tokenizer of a base folder too. Killed while it writes one, it leaves
-    OUTPUT.partial and is continued by the same command.
+    An output folder also gets the settings and the tokenizer of a base folder. If the command is killed while it
+    writes a folder, it leaves OUTPUT.partial; run the same command again to resume it.
     """
     from rst.checkpoints.checkpoint import checkpoint_files
     from rst.delta.file import delta_file, load_delta

@@ -57,18 +57,20 @@ def check_output(
         is_folder: whether files are put into a folder.
     """
     if kind and output.suffix != ".safetensors":
-        raise OutputError(f"{kind} is a .safetensors file; choose such a name", file=output)
+        raise OutputError(f"{kind} must be a .safetensors file; choose a name with that suffix", file=output)
     if not output.parent.is_dir():
-        raise OutputError(f"there is no folder {output.parent}; create it, or choose another place", file=output)
+        raise OutputError(f"there is no folder {output.parent}; create it, or choose another location", file=output)
     if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"the folder {output.parent} is not writable; choose another place", file=output)
+        raise OutputError(f"the folder {output.parent} is not writable; choose another location", file=output)
     if output.exists() and output.is_dir() != is_folder:
         raise OutputError("is a file; name a folder" if is_folder else "is a folder; name a file", file=output)
     for source in inputs:
         if not (output.exists() and source.exists()):
             continue
         if output.samefile(source) or (is_folder and output.samefile(source.parent)):
-            raise OutputError(f"is or holds the input {source}, never overwritten; choose another", file=output)
+            raise OutputError(
+                f"is or contains the input {source}, which is never overwritten; choose another output", file=output
+            )
     taken = output.is_dir() and any(output.iterdir()) if is_folder else os.path.lexists(output)
     if taken and not force:
-        raise OutputError("exists; overwrite it with --force, or choose another", file=output)
+        raise OutputError("already exists; overwrite it with --force, or choose another name", file=output)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-Exclude = Annotated[list[str] | None, typer.Option(help="A module to leave as the base has it; may be repeated.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="A module that keeps the base's weights; may be repeated.")]
 TunedKey = Annotated[
     str | None, typer.Option(help="Which of several sets of weights in TUNED, such as state_dict_ema.")
 ]

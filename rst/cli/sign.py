@@ -1,4 +1,4 @@
-"""`rst sign`: say who made an adapter, in a way that others can check."""
+"""`rst sign`: sign an adapter, so that others can check who made it."""
 
 import os
 from pathlib import Path
@@ -14,20 +14,21 @@ EXAMPLE = "Example: [bold]rst sign adapter/ --key private.pem[/bold], checked by
 
 def sign(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, or a delta's file.")],
-    key: Annotated[Path, typer.Option("--key", help="A private key of an elliptic curve, as PEM.")],
+    key: Annotated[Path, typer.Option("--key", help="An elliptic-curve private key, in PEM format.")],
     password: Annotated[
-        str | None, typer.Option(envvar="RST_KEY_PASSWORD", help="Of the key, where it has one.", show_envvar=True)
+        str | None, typer.Option(envvar="RST_KEY_PASSWORD", help="The key's password, if it has one.", show_envvar=True)
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="The key's certificate, for those who trust its issuer; PEM.")
+        Path | None, typer.Option(help="The key's certificate in PEM format, for those who trust its issuer.")
     ] = None,
     chain: Annotated[
-        list[Path] | None, typer.Option(help="A certificate between that and the issuer's own; may be repeated.")
+        list[Path] | None, typer.Option(help="A certificate between the key's and the issuer's own; may be repeated.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a signature that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Sign all files of ADAPTER with OpenSSF's model-signing, whose own command can check and make such a file too."""
+    """Sign all files of ADAPTER with OpenSSF's model-signing, whose own command can also write and verify "
+    "signatures."""
     from rst.live.signature import sign as sign_adapter
     from rst.live.signature import signature_of
 

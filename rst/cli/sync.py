@@ -1,4 +1,4 @@
-"""`rst sync`: checkpoints as steps of a chain that others follow."""
+"""`rst sync`: publish checkpoints as the steps of a chain that others follow."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ FOLLOW_EXAMPLE = "Example: [bold]rst sync follow /shared/chain --into model.safe
 PRUNE_EXAMPLE = "Example: [bold]rst sync prune /shared/chain --keep-anchors 2[/bold]"
 VERIFY_EXAMPLE = "Example: [bold]rst sync verify s3://bucket/chain --json[/bold]"
 
-Store = Annotated[str, typer.Argument(metavar="STORE", help="The chain's folder, or a URL that fsspec knows.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The chain's folder, or a URL that fsspec supports.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 _LONGEST_PAUSE = 60.0  # seconds between two tries, while a store does not answer
@@ -36,7 +36,9 @@ def publish(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Weights: checkpoint, shard index or model folder.")
     ],
-    anchor_every: Annotated[int, typer.Option(min=1, help="Store all weights at each step that this divides.")] = 100,
+    anchor_every: Annotated[
+        int, typer.Option(min=1, help="Store all weights at every step that is a multiple of this.")
+    ] = 100,
     operation: Annotated[
         Operation, typer.Option("--op", help="add: residuals; replace: new values; step: integers, smallest in bf16.")
     ] = Operation.STEP,
@@ -78,24 +80,25 @@ def follow(
     store: Store,
     into: Annotated[
         str,
-        typer.Option("--into", help="A .safetensors file or model FOLDER/ to bring up to date; made anew if missing."),
+        typer.Option("--into", help="A .safetensors file or model FOLDER/ to update; created if missing."),
     ],
     watch: Annotated[
-        float | None, typer.Option(min=0.01, metavar="SECONDS", help="Go on, and look so often for new steps.")
+        float | None,
+        typer.Option(min=0.01, metavar="SECONDS", help="Keep running, and check for new steps at this interval."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the file or folder --into to the chain's last step, all of it or nothing.
+    """Update the file or folder --into to the chain's last step, completely or not at all.
 
-    A file's weights are held in memory; a folder's shards are on the disk twice meanwhile.
+    A file's weights are held in memory; a folder's shards take twice their size on disk during the update.
 
-    Once it has, --watch waits for a store that does not answer, ever longer, up to a minute.
+    After the first update, --watch retries a store that does not answer, at growing intervals of up to a minute.
     """
     from rst.sync import open_store, read_pointer
 
     target = Path(into)
     is_folder = target.is_dir() or into.endswith(("/", os.sep))
-    kind = None if is_folder else "what follows a chain, unless it is a FOLDER/,"
+    kind = None if is_folder else "the target --into, unless it is a FOLDER/,"
     check_output(target, [], force=True, kind=kind, is_folder=is_folder)
     state, pause = _follow_once(store, target, as_json), watch
     while watch is not None and pause is not None:
@@ -107,7 +110,7 @@ def follow(
             pause = watch
         except OSError as error:
             pause = min(2 * pause, max(watch, _LONGEST_PAUSE))
-            print_warning(f"{store}: {error.strerror or error}; tried again in {pause:g} s")
+            print_warning(f"{store}: {error.strerror or error}; trying again in {pause:g} s")
 
 
 def _follow_once(store: str, into: Path, as_json: bool) -> str:
@@ -124,10 +127,10 @@ def _follow_once(store: str, into: Path, as_json: bool) -> str:
 @app.command(epilog=PRUNE_EXAMPLE)
 def prune(
     store: Store,
-    keep_anchors: Annotated[int, typer.Option(min=1, help="How many of the last anchors stay.")] = 2,
+    keep_anchors: Annotated[int, typer.Option(min=1, help="How many of the last anchors to keep.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Delete the anchors and deltas before one of the last anchors; who is further behind goes on from an anchor."""
+    """Delete anchors and deltas before one of the last anchors; followers further behind continue from an anchor."""
     from dataclasses import asdict
 
     from rst.sync import prune as prune_chain
@@ -141,7 +144,7 @@ def prune(
 
 @app.command(epilog=VERIFY_EXAMPLE)
 def verify(store: Store, as_json: AsJson = False) -> None:
-    """Replay a chain in memory and check every file, its place, and the state after each step."""
+    """Replay a chain in memory, and check every file, its position in the chain, and the state after each step."""
     from dataclasses import asdict
 
     from rst.sync import verify as verify_chain

@@ -1,4 +1,4 @@
-"""`rst tau`: what each threshold would keep of a finished fine-tune, so that one is chosen by looking."""
+"""`rst tau`: what each threshold would keep of a finished fine-tune, to help choose one."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -26,21 +26,22 @@ def tau(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="Weights that fine-tuning started from.")],
     tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="Fine-tuned weights of the same model.")],
     modules_to_save: Annotated[
-        list[str] | None, typer.Option(help="A module that is stored whole, not selected from; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A module to store whole instead of selecting its weights; may be repeated."),
     ] = None,
     exclude: Exclude = None,
     key: TunedKey = None,
-    base_key: Annotated[str | None, typer.Option(help="The same of BASE.")] = None,
+    base_key: Annotated[str | None, typer.Option(help="The same for BASE.")] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with the curve, one file that needs no network.")
+        Path | None, typer.Option("--html", help="Write a page with the curve to one file that needs no network.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page (never an input).")] = False,
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what each tau keeps of the change from BASE to TUNED: share, bytes, and the size of what it puts back.
+    """Show what each tau keeps of the change from BASE to TUNED: share, bytes, and the size of what it resets.
 
-    Both are read twice, tensor by tensor.
+    The command reads both checkpoints twice, tensor by tensor.
     """
     from rst.checkpoints.checkpoint import checkpoint_files
     from rst.operations.tau_curve import tau_curve
@@ -49,7 +50,7 @@ def tau(
     if html:
         check_output(html, [file for weights in (before, after) for file in checkpoint_files(weights)], force)
     elif force:
-        raise ConfigError("--force is for the page; name it with --html tau.html")
+        raise ConfigError("--force applies to the HTML page only; name the page with --html tau.html")
     with byte_progress("comparing") as on_progress:
         curve = tau_curve(
             before,
@@ -108,6 +109,6 @@ def _print(base: Path, tuned: Path, curve: "TauCurve") -> None:
     more = f", {human_size(curve.whole_bytes)} of them stored whole at any tau" if curve.whole_bytes else ""
     say(f"of {curve.weights:,} weights; the tuned tensors take {human_size(curve.tuned_bytes)}{more}")
     if not any(point.kept for point in curve.points):
-        say("nothing to select: all weights are those of the base")
+        say("nothing to select: all weights are equal to the base's")
         return
     say(f"export with: rst export --base {quote(str(base))} {quote(str(tuned))} --threshold TAU, or --ratio SHARE")

@@ -20,23 +20,25 @@ _NOT_CHECKED = 1
 def verify(
     delta: Annotated[Path, typer.Argument(metavar="DELTA", help="The file to check.")],
     base: Annotated[
-        Path | None, typer.Option("--base", "-b", help="Weights to check every changed parameter's digest against.")
+        Path | None, typer.Option("--base", "-b", help="Weights to compare with the digest of every changed parameter.")
     ] = None,
     base_key: Annotated[
         str | None, typer.Option(help="Which of several sets of weights in the base, such as state_dict_ema.")
     ] = None,
     signed_by: Annotated[
         list[Path] | None,
-        typer.Option(help="A public key, or the issuer's certificate; may be repeated. One must have signed it."),
+        typer.Option(
+            help="A public key, or the issuer's certificate; may be repeated. One of them must have signed DELTA."
+        ),
     ] = None,
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a delta's digest and structure, and with --base that it was made from these weights.
 
-    A digest finds damage, not deceit: whoever changes a file can change its digest. For that there is --signed-by.
+    A digest detects damage, not tampering: whoever changes a file can change its digest. Use --signed-by for that.
 
-    With --base the exit code is 1 for a delta that has no digests of its base: nothing is proven then.
+    With --base, the exit code is 1 if the delta has no digests of its base, because the base cannot be verified then.
     """
     from rst.delta.sparse_delta import SparseDelta
     from rst.live.signature import check_signature
@@ -65,12 +67,13 @@ def verify(
         raise typer.Exit(_NOT_CHECKED if unchecked else 0)
     say(f"{delta}: intact, {len(change):,} parameters, {len(change.dense):,} tensors stored whole")
     if signer:
-        say(f"{delta}: all files as the key {signer} signed them")
+        say(f"{delta}: all files are as the key {signer} signed them")
     if unchecked:
         say(
-            f"{base}: names, shapes and dtypes fit; not checked further, as the delta has digests of its base for "
+            f"{base}: names, shapes and dtypes fit; not checked further, because the delta has digests of its base "
+            f"for "
             f"{proven:,} of {len(change):,} changed parameters"
         )
         raise typer.Exit(_NOT_CHECKED)
     if base:
-        say(f"{base}: is its base, by the digests of all {len(change):,} changed parameters")
+        say(f"{base}: is the delta's base, by the digests of all {len(change):,} changed parameters")

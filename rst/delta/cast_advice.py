@@ -16,4 +16,4 @@ def cast_advice(wanted: ParameterDelta | Tensor, shape: tuple[int, ...], dtype: 
         dtype: theirs.
     """
     castable = tuple(wanted.shape) == shape and wanted.dtype != dtype and {wanted.dtype, dtype} <= {*RESIDUAL_DTYPES}
-    return f"; delta.to(dtype={dtype}), or --dtype, casts it, not bit for bit" if castable else ""
+    return f"; delta.to(dtype={dtype}), or --dtype, casts it, but not bit for bit" if castable else ""

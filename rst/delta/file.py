@@ -92,14 +92,16 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     contents = read_safetensors(source)
     _check_version(source, contents.metadata)
     if not digest_fits(contents.data, contents.metadata.get("digest", "")):
-        raise DeltaFormatError("the digest does not fit the contents; the file was altered or damaged", file=source)
+        raise DeltaFormatError("the digest does not match the contents; the file was altered or damaged", file=source)
     try:
         found = _rebuild(source, contents.metadata, contents.arrays, Budget(contents.data.nbytes))
     except _DAMAGE as error:
         raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
     for name, count in (("nnz", found.nnz), ("dsp", found.dsp())):
         if (said := contents.metadata.get(name, str(count))) != str(count):
-            raise DeltaFormatError(f"the metadata says {name} {said[:20]}, the arrays have {count}", file=source)
+            raise DeltaFormatError(
+                f"the metadata gives {name} as {said[:20]}, but the arrays have {count}", file=source
+            )
     _warn_of_other_settings(delta, beside, found.config)
     return found
 
@@ -113,13 +115,13 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseI
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError("no such file; a folder written by save_pretrained has one", file=path)
+        raise CheckpointError("no such file; save_pretrained writes one into its folder", file=path)
     try:
         content = parse_json(path.read_bytes())
         kind, version, config = content["format"], content["format_version"], content.get("config", {})
         base = BaseIdentity(content.get("base_model_name_or_path"), content.get("base_model_revision"))
         if not isinstance(config, dict) or not all(isinstance(part, str | None) for part in (base.name, base.revision)):
-            raise TypeError("the config is no object, or the base's name no string")
+            raise TypeError("the config is not an object, or the base's name is not a string")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise DeltaFormatError(f"malformed ({type(error).__name__}: {error})", file=path) from error
     if kind != FORMAT or version != FOLDER_VERSION:
@@ -163,7 +165,7 @@ def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
 def _check_version(source: str, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         found = f'format is {metadata.get("format")!r}, wanted "{FORMAT}"'
-        raise DeltaFormatError(f"not an RST delta ({found}); rst export makes one of two checkpoints", file=source)
+        raise DeltaFormatError(f"not an RST delta ({found}); rst export creates one from two checkpoints", file=source)
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
         raise DeltaFormatError(f"format version {version}; this library reads version {FORMAT_VERSION}", file=source)
@@ -191,7 +193,7 @@ def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]
     whole = parse_json(metadata["dense"])
     dense = {name: arrays.pop(f"{name}.dense") for name in strings(whole["names"], "dense")}
     if arrays:
-        raise DeltaFormatError(f"{len(arrays)} arrays that the metadata lacks, first {min(arrays)!r}", file=source)
+        raise DeltaFormatError(f"the metadata lacks {len(arrays)} of the arrays, such as {min(arrays)!r}", file=source)
     delta = SparseDelta(
         parameters=parameters,
         dense=dense,
@@ -223,7 +225,7 @@ def _read_model_config(text: str | None) -> dict[str, Any] | None:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
-        raise TypeError("model_config is no mapping")
+        raise TypeError("model_config is not a mapping")
     return dict(check_depth(found))
 
 
@@ -239,11 +241,11 @@ def _check_names(source: str, delta: SparseDelta) -> None:
         if alias := min(delta.tied.keys() & names.keys(), default=None):
             raise DeltaFormatError(f"tied to {delta.tied[alias]} and {what} itself", file=source, parameter=alias)
     if name := min(delta.parameters.keys() & delta.dense.keys(), default=None):
-        raise DeltaFormatError("changed and stored whole", file=source, parameter=name)
+        raise DeltaFormatError("is both changed and stored whole", file=source, parameter=name)
 
 
 def _mapping(text: str) -> dict[str, Any]:
     found = parse_json(text)
     if not isinstance(found, dict):
-        raise TypeError(f"{text[:99]} is no mapping")
+        raise TypeError(f"{text[:99]} is not a mapping")
     return found

@@ -100,7 +100,7 @@ def unpack_headers(source: str, stream: Tensor, budget: Budget) -> str:
     try:
         text = inflater.decompress(stream.numpy().tobytes(), most)
         if not inflater.eof:
-            raise DeltaFormatError(f"records is cut, or longer than {most} bytes", file=source)
+            raise DeltaFormatError(f"records is truncated, or longer than {most} bytes", file=source)
         budget.take("records", max(text.count(b"{") - 1, text.count(b"["), text.count(b",") // 8))  # one each, about
         return text.decode()
     except (zlib.error, ValueError) as error:
@@ -140,7 +140,7 @@ class _Streams:
         gaps = self.array(name, index_dtype(starts[-1])).numpy()
         positions = np.cumsum(gaps + 1, dtype=gaps.dtype) - 1  # an overflow leaves an order that validation refuses
         if gaps.min() < 0 or not 0 <= positions[-1] < starts[-1]:
-            raise DeltaFormatError(f"{name} lead outside the {starts[-1]} entries there are", file=self.source)
+            raise DeltaFormatError(f"{name} lead outside the {starts[-1]} entries of the array", file=self.source)
         edges = np.searchsorted(positions, np.array(starts, dtype=positions.dtype))
         return positions, np.diff(edges).tolist()
 

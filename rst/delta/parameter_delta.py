@@ -276,8 +276,9 @@ class ParameterDelta:
     def _refuse(self, *ops: Op) -> None:
         if self.op in ops:
             raise ParameterMismatchError(
-                f'the {self.dtype} values are stored with op "{self.op}", which has no residuals; rst.convert gives '
-                f"them to {', '.join(str(dtype).removeprefix('torch.') for dtype in RESIDUAL_DTYPES)}"
+                f'the {self.dtype} values are stored with op "{self.op}", which has no residuals; rst.convert '
+                f"computes residuals for "
+                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in RESIDUAL_DTYPES)}"
             )
 
 
@@ -350,13 +351,14 @@ def check_carried(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a tensor whose change no delta can hold: complex, or not strided memory."""
     if not is_plain(tensor):
         raise ParameterMismatchError(
-            f"{_form(tensor)}: a delta holds strided tensors; exclude_modules (--exclude) leaves it as the base has it",
+            f"{_form(tensor)}: a delta can only hold strided tensors; use exclude_modules (--exclude) to keep the "
+            f"base's",
             parameter=name,
         )
     check_real(name, tensor)
     if tensor.dtype not in NAME_OF_DTYPE:
         raise ParameterMismatchError(
-            f"a delta cannot hold {tensor.dtype}; exclude_modules (--exclude) leaves it as the base has it",
+            f"a delta cannot hold {tensor.dtype}; use exclude_modules (--exclude) to keep the base's tensor",
             parameter=name,
         )
 
@@ -365,8 +367,8 @@ def check_own_memory(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a tensor that was expanded, whose elements cannot be written one by one."""
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ParameterMismatchError(
-            f"expanded to {tuple(tensor.shape)}: its elements share memory, so to change one would change others; "
-            "give the module a contiguous tensor",
+            f"expanded to {tuple(tensor.shape)}: its elements share memory, so changing one would change others; "
+            f"make the module's tensor contiguous",
             parameter=name,
         )
 
@@ -375,7 +377,7 @@ def check_real(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a complex tensor."""
     if tensor.is_complex():
         raise ParameterMismatchError(
-            f"{tensor.dtype} cannot change in a delta; split it into real and imaginary parts, or exclude it with "
+            f"a delta cannot change {tensor.dtype} tensors; split it into real and imaginary parts, or exclude it with "
             "exclude_modules (--exclude)",
             parameter=name,
         )

@@ -53,6 +53,6 @@ def read_headers(text: str, op: Op) -> dict[str, ParameterHeader]:
 def _parse(record: Mapping[str, Any], op: Op) -> ParameterHeader:
     shape, dtype = typed(record, "shape", list), DTYPE_OF_NAME[record["dtype"]]
     if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
-        raise ValueError(f"{str(shape)[:99]} is no shape")
+        raise ValueError(f"{str(shape)[:99]} is not a shape")
     base = BaseDigests(typed(record, "base", str), typed(record, "touched", str)) if "base" in record else None
     return ParameterHeader(tuple(shape), dtype, base, stored_op(op, dtype))

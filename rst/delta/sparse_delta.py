@@ -86,7 +86,9 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         ops = {change.op for change in self.parameters.values()}
         op: Op = "add" if "add" in ops or not ops else min(ops)
         if any(change.op != stored_op(op, change.dtype) for change in self.parameters.values()):
-            raise ParameterMismatchError(f"the parameters mix the operations {sorted(ops)}; rst.convert makes them one")
+            raise ParameterMismatchError(
+                f"the parameters mix the operations {sorted(ops)}; rst.convert converts them to a single one"
+            )
         return op
 
     @property
@@ -138,7 +140,9 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             ParameterMismatchError: steps, or a value that the dtype cannot hold.
         """
         if isinstance(device, torch.dtype):
-            raise TypeError(f"to({device}) names no device; to(dtype={device}) casts the values, which is not exact")
+            raise TypeError(
+                f"to({device}) does not name a device; to(dtype={device}) casts the values, which is not exact"
+            )
         if dtype is not None:
             return self._cast(dtype).to(device)
         if device is None:
@@ -160,8 +164,8 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         cast = sum(parameters[name] is not change for name, change in self.parameters.items())
         if cast:
             warnings.warn(
-                f"{cast} parameters cast to {dtype}: base plus delta is near the tuned weights, not equal bit for bit; "
-                "export from weights of this dtype for that",
+                f"cast {cast} parameters to {dtype}: base plus delta is close to the tuned weights, but not equal "
+                f"bit for bit; for an exact delta, export from weights of this dtype",
                 RSTWarning,
                 stacklevel=3,
             )
@@ -267,5 +271,5 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             names = ", ".join(sorted(self.dense)[:3])
             raise ParameterMismatchError(
                 f"cannot {verb}: {len(self.dense)} tensors are stored whole ({names}), which have no residual; "
-                "take delta.sparse_only() first"
+                "call delta.sparse_only() first"
             )

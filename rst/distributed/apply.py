@@ -127,7 +127,9 @@ def _check_same(delta: SparseDelta, layout: ShardLayout) -> None:
     together(lambda: validate(delta.parameters, "delta"), layout.device)
     digests = tell_all(delta.digest())
     if different := [rank for rank, found in enumerate(digests) if found != digests[0]]:
-        raise ParameterMismatchError(f"the delta of rank {different[0]} is not that of rank 0")
+        raise ParameterMismatchError(
+            f"rank {different[0]} has another delta than rank 0; pass the same delta in every process"
+        )
 
 
 def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, layout: ShardLayout) -> dict[str, str]:
@@ -141,9 +143,9 @@ def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, lay
         tensor = find_place(name, places, delta).tensor
         names[name] = owner = owner_of.get(id(tensor), name)
         if owner not in layout.blocks:
-            raise ParameterMismatchError("in the delta, but the model does not save what it has there", parameter=name)
+            raise ParameterMismatchError("in the delta, but the model's state dict does not contain it", parameter=name)
         if (found := layout.blocks[owner].shape) != shape:
-            raise ParameterMismatchError(f"the delta is for {shape}, the model has {found}", parameter=name)
+            raise ParameterMismatchError(f"the delta is for {shape}, but the model has {found}", parameter=name)
     return names
 
 

@@ -18,17 +18,17 @@ def advice(backends: Backends, extras: Sequence[Extra]) -> list[str]:
 def _compiler(backends: Backends) -> list[str]:
     if not backends.has_compiler:
         if backends.cuda:
-            return ["no Triton: the projection runs eager on the GPU; pip install triton"]
+            return ["no Triton: the projection runs in eager mode on the GPU; pip install triton"]
         command = _INSTALL_COMPILER.get(sys.platform, "apt-get install g++")
-        return [f"no C++ compiler: the projection runs eager, about half as fast; {command}"]
+        return [f"no C++ compiler: the projection runs in eager mode, about half as fast; {command}"]
     if not backends.compiles:
-        return [f"{backends.reason}; the projection runs eager; reinstall the compiler with its headers"]
+        return [f"{backends.reason}; the projection runs in eager mode; reinstall the compiler with its headers"]
     return []
 
 
 def _gpu(backends: Backends) -> list[str]:
     if backends.has_driver and not backends.cuda:
-        return ["a GPU driver is here, but this torch sees no GPU: choose a build of torch at pytorch.org"]
+        return ["a GPU driver is installed, but this torch sees no GPU: choose a build of torch at pytorch.org"]
     return []
 
 

@@ -37,7 +37,7 @@ class FileStamp:
         except OSError:  # gone from the folder; what is open stays
             return
         if now[:2] == self.found[:2] and now != self.found:
-            raise CheckpointError("was changed while it was read", file=self.path)
+            raise CheckpointError("was changed while it was being read; try again", file=self.path)
 
 
 def _identify(path: Path) -> tuple[int, int, int, int]:

@@ -115,7 +115,7 @@ class PartialFolder:
         self._check_links()
         self._check_owner()
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
-            raise CheckpointError(f"has files but no {_JOURNAL} to continue from; remove it", file=self.path)
+            raise CheckpointError(f"contains files but no {_JOURNAL} to resume from; remove it", file=self.path)
         self.path.mkdir(exist_ok=True)
         self._journal = (self.path / _JOURNAL).open("a+b")
         try:
@@ -178,7 +178,7 @@ class PartialFolder:
         """Anybody who may write beside the output can have put the folder there."""
         below = self.path.rglob("*") if self.path.is_dir() and not self.path.is_symlink() else ()
         if link := next((path for path in (self.path, *below) if path.is_symlink()), None):
-            raise CheckpointError("is a link, which may lead anywhere; remove it", file=link)
+            raise CheckpointError("is a symbolic link, which may lead anywhere; remove it", file=link)
 
     def _check_owner(self) -> None:
         """The digests in a journal prove its files to whoever may trust the one who wrote it."""
@@ -193,7 +193,7 @@ class PartialFolder:
         found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
         if unknown := found - known:
             raise CheckpointError(
-                f"holds {min(unknown)}, which is no part of {self._output}; remove it", file=self.path
+                f"contains {min(unknown)}, which is not part of {self._output}; remove it", file=self.path
             )
 
 

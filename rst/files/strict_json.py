@@ -47,7 +47,7 @@ def typed(record: Any, key: str, *kinds: type) -> Any:
 def strings(values: Any, what: str) -> list[str]:
     """Return a list of text. Raises `TypeError`."""
     if type(values) is not list or not all(type(value) is str for value in values):
-        raise TypeError(f"{what} is no list of names")
+        raise TypeError(f"{what} is not a list of names")
     return values
 
 
@@ -55,7 +55,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name[:99]!r} stands twice in one object")
+            raise ValueError(f"{name[:99]!r} occurs twice in one object")
         found[name] = value
     return found
 
@@ -68,7 +68,7 @@ def _float(digits: str) -> float:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _check_text(value: Any) -> None:

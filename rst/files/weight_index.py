@@ -20,7 +20,7 @@ def parse_size(size: int | str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B)?", str(size).strip().upper())
     amount = float(found[1]) * _UNITS.get(found[2] or "", 0) if found else 0
     if amount < 1:
-        raise ConfigError(f"max_shard_size={size!r}: write 5GB, 500MB, 2GiB or a number of bytes")
+        raise ConfigError(f"max_shard_size={size!r}: must be 5GB, 500MB, 2GiB or the like, or a number of bytes")
     return int(amount)
 
 

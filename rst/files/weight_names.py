@@ -90,7 +90,7 @@ def find_weights(folder: Path, others: tuple[str, ...] = ()) -> Path:
         raise CheckpointError(f"the folder has none of {known}, nor an index of shards", file=folder)
     if len(variants) > 1:
         raise CheckpointError(
-            f"has the variants {', '.join(sorted(variants))} and no plain weights; name the file, such as "
+            f"contains only the variants {', '.join(sorted(variants))} of the weights; pass the file itself, such as "
             f"{min(variants.values())}",
             file=folder,
         )
@@ -111,5 +111,5 @@ def components(pipeline: Path) -> dict[str, Path]:
             if any(_FILE.fullmatch(path.name) for path in folder.iterdir()):  # several variants
                 raise
     if not found:
-        raise CheckpointError("a pipeline, but no folder in it has weights", file=pipeline)
+        raise CheckpointError("is a pipeline, but none of its folders contains weights", file=pipeline)
     return found

@@ -45,17 +45,17 @@ def check_adapter_config(folder: Path, shapes: Sequence[tuple[int, ...]]) -> Non
     """
     path = folder / _FILE
     if not path.is_file():
-        raise CheckpointError(f"no folder of a PEFT adapter, which has an {_FILE}", file=folder)
+        raise CheckpointError(f"not the folder of a PEFT adapter, which contains an {_FILE}", file=folder)
     try:
         config = parse_json(path.read_bytes())
         largest = _largest_size(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read ({error})", file=path) from error
     if not isinstance(config, dict):
-        raise CheckpointError("no JSON object", file=path)
+        raise CheckpointError("not a JSON object", file=path)
     for key in _REFUSED:
         if config.get(key):
-            raise CheckpointError(f"has {key}, which is not followed", file=path)
+            raise CheckpointError(f"sets {key}, which is not supported", file=path)
     weights = sum(map(math.prod, shapes))
     edges = sum(shape[0] + math.prod(shape[1:]) for shape in shapes if len(shape) > 1)
     for key in _RANKS:
@@ -64,7 +64,7 @@ def check_adapter_config(folder: Path, shapes: Sequence[tuple[int, ...]]) -> Non
             raise CheckpointError(f"{key} is larger than {largest}, the largest size of its tensors", file=path)
         if rank * edges > _FREE_ELEMENTS + 2 * weights:
             raise CheckpointError(
-                f"{key} {rank} is more than the base is worth: up to {rank * edges} numbers for {weights}", file=path
+                f"{key} {rank} is too large for the base: up to {rank * edges} numbers for {weights} weights", file=path
             )
     try:
         for key in (*_PATTERNS, *_ALWAYS_PATTERNS):
@@ -89,7 +89,7 @@ def _patterns(key: str, value: Any) -> list[str]:
     if key not in _ALWAYS_PATTERNS or not isinstance(value, (list, dict)):
         return []
     if len(value) > _MOST_PATTERNS:
-        raise ConfigError(f"{key}: {len(value)} patterns; {_MOST_PATTERNS} are tried at most")
+        raise ConfigError(f"{key}: {len(value)} patterns; at most {_MOST_PATTERNS} are allowed")
     return [pattern for pattern in value if isinstance(pattern, str)]
 
 

@@ -61,7 +61,7 @@ class RSTCallback(Callback):
     def trainer(self) -> ResidualSparseTrainer:
         """The trainer of the model. Raises `ConfigError` before there is one."""
         if self._trainer is None:
-            raise ConfigError("no model yet; the callback sees it when fit() starts")
+            raise ConfigError("the callback has no model yet; it gets one when fit() starts")
         return self._trainer
 
     def export(self) -> SparseDelta:
@@ -91,8 +91,8 @@ class RSTCallback(Callback):
         """
         if trainer.ckpt_path and self._record is None:
             raise ConfigError(
-                "written without RSTCallback, so w0 is unknown; load its weights into the model "
-                "before fit() to have them as w0",
+                "was written without RSTCallback, so w0 is unknown; load its weights into the model before fit() to "
+                "use them as w0",
                 file=trainer.ckpt_path,
             )
         self._track(pl_module)
@@ -128,13 +128,16 @@ class RSTCallback(Callback):
         if self._trainer is None:
             self._trainer = ResidualSparseTrainer(module, self._config)
         elif self._trainer.model is not unwrap(module):
-            raise ConfigError("fit() got another model than before; make another RSTCallback for it")
+            raise ConfigError("fit() got another model than before; create another RSTCallback for it")
 
 
 def _last_optimizer(trainer: Trainer) -> optim.Optimizer:
     strategy = type(trainer.strategy).__name__
     if "FSDP" in strategy or "DeepSpeed" in strategy:
-        raise ConfigError(f"{strategy} cuts parameters to pieces, which RSTCallback cannot compare with w0")
+        raise ConfigError(
+            f"{strategy} shards the parameters, and RSTCallback cannot compare the shards with w0; "
+            f"use FSDP2 in your own loop"
+        )
     if not trainer.optimizers:
-        raise ConfigError("configure_optimizers gave no optimiser to follow")
+        raise ConfigError("configure_optimizers returned no optimiser to attach to")
     return trainer.optimizers[-1]

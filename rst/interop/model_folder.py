@@ -40,7 +40,7 @@ def model_skeleton(folder: str | os.PathLike[str]) -> nn.Module:
 def _architecture(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
     """The class of transformers, and the configuration."""
     if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError("no model folder of transformers, which has a config.json", file=folder)
+        raise CheckpointError("not a model folder of transformers, which contains a config.json", file=folder)
     with _errors_naming(folder):
         import transformers
 
@@ -57,7 +57,9 @@ def _errors_naming(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise CheckpointError(f"to read a model folder, {install_command('peft')} ({error})", file=folder) from error
+        raise CheckpointError(
+            f"reading a model folder needs transformers: {install_command('peft')} ({error})", file=folder
+        ) from error
     except Exception as error:  # what a malformed folder makes transformers raise has no common class
         raise CheckpointError(f"transformers cannot load it ({error})", file=folder) from error
 

@@ -20,5 +20,5 @@ def check_carried(output: str, reasons: Mapping[str, str], partial: bool, carrie
         return
     shown = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:_NAMES_SHOWN])
     more = f"; and {len(reasons) - _NAMES_SHOWN} more" if len(reasons) > _NAMES_SHOWN else ""
-    advice = "nothing is left to carry" if partial else "convert the rest with partial=True (--partial)"
+    advice = "nothing else is left to convert" if partial else "convert the rest with partial=True (--partial)"
     raise NotCarriedError(f"cannot carry {len(reasons)} tensors; {advice}: {shown}{more}", file=output)

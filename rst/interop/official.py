@@ -64,7 +64,7 @@ def from_official(
     for name, tensor in heads.items():
         if name.removeprefix(backbone_prefix) in backbone and name.startswith(backbone_prefix):
             raise ParameterMismatchError(
-                "in the backbone and in the head; choose other prefixes", file=source, parameter=name
+                "occurs in both the backbone and the head; choose other prefixes", file=source, parameter=name
             )
         with naming_file(source):
             check_real(name, tensor)
@@ -87,7 +87,7 @@ def _read(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         container = unpickle(Path(source))
     for key in (_BACKBONE, _HEAD):
         if not isinstance(container, Mapping) or not _is_state_dict(container.get(key)):
-            raise CheckpointError(f"not a released checkpoint: {key} is no dict of tensors", file=source)
+            raise CheckpointError(f"not a released checkpoint: {key} is not a dict of tensors", file=source)
     check_tensors(source, container[_HEAD], Path(source).stat().st_size)
     return container[_BACKBONE], container[_HEAD]
 
@@ -100,7 +100,7 @@ def _is_state_dict(part: Any) -> bool:
 def _base_tensor(stored_name: str, name: str, residual: Tensor, weights: Checkpoint) -> Tensor:
     if name not in weights:
         raise ParameterMismatchError(
-            f"{weights.source} has no {name}; is there a prefix to add?", parameter=stored_name
+            f"{weights.source} has no {name}; do you need to add a prefix?", parameter=stored_name
         )
     origin = weights[name].detach()
     if (residual.dtype, residual.shape) != (origin.dtype, origin.shape):  # a sparse one belongs to a dense one
@@ -115,7 +115,7 @@ def _sparse(name: str, residual: Tensor) -> Tensor:
     if residual.layout == torch.strided:
         return residual.to_sparse()
     if residual.layout != torch.sparse_coo:
-        raise CheckpointError(f"layout {residual.layout}; residuals are sparse COO or dense", parameter=name)
+        raise CheckpointError(f"layout {residual.layout}; residuals must be sparse COO or dense", parameter=name)
     parts = residual._indices(), residual._values(), residual.shape
     try:
         return torch.sparse_coo_tensor(*parts, check_invariants=True).coalesce()

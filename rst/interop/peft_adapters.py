@@ -75,12 +75,14 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
         adapted = PeftModel.from_pretrained(model, os.fspath(adapter), torch_device="cpu")
         stored = load_peft_weights(os.fspath(adapter), device="cpu")
     except ImportError as error:
-        raise CheckpointError(f"to read a PEFT adapter, {install_command('peft')} ({error})", file=adapter) from error
+        raise CheckpointError(
+            f"reading a PEFT adapter needs PEFT: {install_command('peft')} ({error})", file=adapter
+        ) from error
     except Exception as error:  # what a malformed configuration makes PEFT raise has no common class
         raise CheckpointError(f"PEFT cannot load it ({error})", file=adapter) from error
     if not hasattr(adapted, "merge_and_unload"):
         raise CheckpointError(
-            f"{_kind(adapted)} adapters add inputs or layers, and change no weight to merge", file=adapter
+            f"{_kind(adapted)} adapters add inputs or layers; they change no weights that could be merged", file=adapter
         )
     _check_complete(adapter, adapted, stored)
     return adapted
@@ -103,12 +105,14 @@ def _check_complete(adapter: PathLike, adapted: "PeftModel", stored: Mapping[str
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     own = adapted.state_dict()  # PEFT may save whole embeddings beside the adapter
     for what, names in (
-        ("lacks", wanted.keys() - stored.keys()),
-        ("has, and the base has no place for,", stored.keys() - wanted.keys() - own.keys()),
+        ("the adapter lacks", wanted.keys() - stored.keys()),
+        ("the base has no place for", stored.keys() - wanted.keys() - own.keys()),
     ):
         if names:
             example = min(names).removeprefix(_WRAPPER)
-            raise ParameterMismatchError(f"{what} {len(names)} weights, such as {example}; another base?", file=adapter)
+            raise ParameterMismatchError(
+                f"{what} {len(names)} weights, such as {example}; is this the adapter's base?", file=adapter
+            )
 
 
 def _kind(adapted: "PeftModel") -> str:

@@ -66,7 +66,7 @@ class PublishCallback(TrainerCallback):
             ChainError: as `Publisher`.
         """
         if args.deepspeed:
-            raise ConfigError("DeepSpeed hides the parameters, which PublishCallback cannot read; use FSDP2")
+            raise ConfigError("DeepSpeed hides the parameters, so PublishCallback cannot read them; use FSDP2")
         model = kwargs["model"]
         if state.is_world_process_zero or any(is_sharded(weight) for weight in model.parameters()):
             self._publisher = Publisher(model, self._store, **self._settings)

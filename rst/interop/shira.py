@@ -87,7 +87,7 @@ def to_shira(
     check_carried(os.fspath(folder), reasons, partial, len(changes))
     if not changes:
         raise NotCarriedError(
-            "the delta changes no Linear weight, and PEFT loads no adapter without a layer", file=folder
+            "the delta changes no weight of a Linear layer, and PEFT cannot load an adapter without layers", file=folder
         )
 
     targets = {place.module_name: changes[name] for name in changes for place in places[name]}
@@ -144,7 +144,9 @@ def _write(
     try:
         from peft import ShiraConfig
     except ImportError as error:
-        raise CheckpointError(f"to write a SHiRA adapter, {install_command('peft')} ({error})", file=folder) from error
+        raise CheckpointError(
+            f"writing a SHiRA adapter needs PEFT: {install_command('peft')} ({error})", file=folder
+        ) from error
     config = ShiraConfig(
         r=rank,
         target_modules="|".join(map(re.escape, targets)),  # a list would mean every module whose name ends so

@@ -68,8 +68,8 @@ def _check_shapes(
     if base is None:
         if dense_bytes > Budget(delta.nbytes).dense:
             raise ConfigError(
-                f"{dense_bytes} bytes of tensors from a delta of {delta.nbytes}; name its base (--base, base=), which "
-                "vouches for their shapes"
+                f"the task vector would take {dense_bytes} bytes, and the delta has {delta.nbytes}; pass its base "
+                f"(--base, base=) to confirm the shapes"
             )
         return
     weights = open_checkpoint(base).named_as(delta)

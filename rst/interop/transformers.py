@@ -71,7 +71,9 @@ class RSTCallback(TrainerCallback):
     def trainer(self) -> ResidualSparseTrainer:
         """The trainer of the model. Raises `ConfigError` before there is one."""
         if self._trainer is None:
-            raise ConfigError("no model yet; the callback sees it when the Trainer is made or starts to train")
+            raise ConfigError(
+                "the callback has no model yet; it gets one when the Trainer is created or starts to train"
+            )
         return self._trainer
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, encoding: Encoding = "coo") -> None:
@@ -99,12 +101,15 @@ class RSTCallback(TrainerCallback):
             CheckpointError: the run is resumed and its record is not found.
         """
         if args.fsdp or args.deepspeed:
-            raise ConfigError("FSDP and DeepSpeed cut parameters to pieces, which RSTCallback cannot compare with w0")
+            raise ConfigError(
+                "FSDP and DeepSpeed shard the parameters, and RSTCallback cannot compare the shards "
+                "with w0; use FSDP2 in your own loop"
+            )
         self._track(kwargs["model"])
         if self.trainer.config.select == "support" and args.max_grad_norm:
             raise ConfigError(
-                f"max_grad_norm={args.max_grad_norm} clips the model's parameters, whose gradients a support has not; "
-                "set max_grad_norm=0"
+                f"max_grad_norm={args.max_grad_norm} clips the gradients of the model's parameters, which a support "
+                f"does not keep; set max_grad_norm=0"
             )
         if state.global_step > 0:
             self._resume(args, state.global_step)
@@ -129,7 +134,7 @@ class RSTCallback(TrainerCallback):
             return
         if state.is_hyper_param_search:
             raise ConfigError(
-                'RSTCallback cannot follow the checkpoints of a hyperparameter search: save_strategy="no"'
+                'RSTCallback cannot follow the checkpoints of a hyperparameter search; set save_strategy="no"'
             )
         folder = _checkpoint_folder(args, state.global_step)
         if not args.save_only_model:
@@ -165,7 +170,7 @@ class RSTCallback(TrainerCallback):
     def _track(self, model: nn.Module) -> None:
         if any(isinstance(layer, RSTModel) for layer in wrappers(model)):
             raise ConfigError(
-                "Trainer saves an RSTModel without its adapter and does not see the labels it takes; write "
+                "Trainer saves an RSTModel without its adapter and does not find its label arguments; use "
                 "Trainer(model.base_model, ..., callbacks=[RSTCallback(model.trainer)])"
             )
         if self._trainer is not None and self._trainer.model is unwrap(model):
@@ -185,7 +190,7 @@ class RSTCallback(TrainerCallback):
                 return
         raise CheckpointError(
             f"resumed at step {step}, but {RECORD_FILE} with these weights is not in {', '.join(map(str, folders))}; "
-            "TrainingArguments(resume_from_checkpoint=...) tells RSTCallback of another folder"
+            "set TrainingArguments(resume_from_checkpoint=...) to the folder that contains it"
         )
 
 

@@ -72,14 +72,17 @@ def to_engine_patches(delta: SparseDelta, base: Weights | None = None) -> Engine
         DeltaFormatError: the delta is malformed.
     """
     if delta.dense:
-        raise NotCarriedError("stored whole; send such tensors as dense weights", parameter=min(delta.dense))
+        raise NotCarriedError("is stored whole; send such tensors as dense weights", parameter=min(delta.dense))
     validate(delta.parameters, "delta")
     for name, change in delta.items():
         if not change.dtype.is_floating_point:
-            raise NotCarriedError(f"patches have floating-point values, the delta has {change.dtype}", parameter=name)
+            raise NotCarriedError(
+                f"patches have floating-point values, but the delta has {change.dtype}", parameter=name
+            )
         if change.numel > MOST_INDEXED:
             raise NotCarriedError(
-                f"patches have int32 positions, too few for {change.numel} elements; send it as a dense weight",
+                f"patches have int32 positions, which cannot address {change.numel} elements; send it as a dense "
+                f"weight",
                 parameter=name,
             )
     if base is None:
@@ -97,7 +100,7 @@ def to_engine_patches(delta: SparseDelta, base: Weights | None = None) -> Engine
 
 def _absolute(name: str, change: ParameterDelta) -> SparsePatch:
     if change.op != "replace":
-        raise ConfigError(f'op "{change.op}" says the change of a base, which is needed', parameter=name)
+        raise ConfigError(f'op "{change.op}" stores the change from a base; pass that base', parameter=name)
     check_no_nan(name, change.values)
     return SparsePatch(name, change.indices.to(torch.int32).contiguous(), change.values.contiguous(), change.shape)
 

@@ -65,7 +65,7 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
             assert self._copy is not None
             size = sum(weight.nbytes for weight in self._copy.weights.values())
             warnings.warn(
-                f"the engine packs its weights: {size:,} bytes stay in CPU memory, and each update loads all of them",
+                f"the engine packs its weights, so {size:,} bytes stay in CPU memory and each update loads all of them",
                 RSTWarning,
                 stacklevel=2,
             )
@@ -83,11 +83,13 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
             CheckpointError: the engine has other weights than it was given; the next update loads all of them.
         """
         if update_info.step is None and (workers := self.parallel_config.world_size_across_dp) > 1:
-            raise ConfigError(f"step: must be given, {workers} workers could find different ones to be the last")
+            raise ConfigError(f"step must be given, because {workers} workers could find different last steps")
         pointer = read_pointer(self._store)
         goal = pointer.step if update_info.step is None else update_info.step
         if not 0 <= goal <= pointer.step:
-            raise ChainGapError(f"step {goal} is not published, {pointer.step} is the last", file=self._store.location)
+            raise ChainGapError(
+                f"step {goal} is not published; the last one is {pointer.step}", file=self._store.location
+            )
         if goal < self._step or pointer.chain != self._chain or self._loaded != self._state:
             self._take_anchor(pointer, -1, goal)
         try:
@@ -114,12 +116,12 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
             except ChainError:
                 raise error from None
             if not isinstance(error, ChainGapError):  # pruned steps are no damage
-                warnings.warn(f"{error}; went on from the anchor of step {self._step}", RSTWarning, stacklevel=2)
+                warnings.warn(f"{error}; continued from the anchor of step {self._step}", RSTWarning, stacklevel=2)
 
     def _apply(self, step: int) -> None:
         delta, link, _ = read_delta(self._store, step)
         if (link.chain, link.from_step, link.state_before) != (self._chain, step - 1, self._state):
-            raise ChainOrderError(f"holds no step {step} of what the model has", file=self._store.location)
+            raise ChainOrderError(f"step {step} does not follow the model's step", file=self._store.location)
         if not self._in_place:
             assert self._copy is not None
             self._copy.apply(delta)
@@ -128,7 +130,9 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
         if delta.op == "replace":
             patches, self._copy = to_engine_patches(delta).patches, None
         elif self._copy is None:
-            raise ChainOrderError(f"step {step} is not absolute as those before", file=self._store.location)
+            raise ChainOrderError(
+                f"step {step} does not hold absolute values, unlike those before it", file=self._store.location
+            )
         else:
             patches = to_engine_patches(delta, self._copy.weights).patches
             self._copy.apply(delta)

@@ -74,7 +74,8 @@ def check_loaded(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Non
         compared, different = _compare(model, name, weight)
         if different or not compared:
             raise CheckpointError(
-                f"the engine should have {compared:,} elements of it and has {different:,} others", parameter=name
+                f"the engine should have {compared:,} elements of it, but {different:,} of them have other values",
+                parameter=name,
             )
 
 
@@ -86,7 +87,8 @@ def _compare(model: nn.Module, name: str, weight: Tensor) -> tuple[int, int]:
         nonlocal compared, different
         if destination.shape != source.shape:
             raise CheckpointError(
-                f"the engine has {tuple(destination.shape)} for {tuple(source.shape)}", parameter=name
+                f"the engine has the shape {tuple(destination.shape)}, but the weight has {tuple(source.shape)}",
+                parameter=name,
             )
         source = source.to(destination.device, destination.dtype)
         # `!=` alone takes -0.0 and 0.0 for the same.

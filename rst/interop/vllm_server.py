@@ -66,7 +66,9 @@ class VLLMServer:
         self._post("finish_weight_update", {"weight_version": str(goal)})
         forgotten = self._post("reset_prefix_cache", reset_running_requests=self._in_flight == "keep")
         if not forgotten.get("success"):
-            raise RSTError("the server still holds prefixes that older weights made, and stays paused", file=self.url)
+            raise RSTError(
+                "the server still caches prefixes computed with older weights, and stays paused", file=self.url
+            )
         self._post("resume")
         return goal
 

@@ -42,7 +42,7 @@ class AdapterBank(Mapping[str, Adapter]):
     def __getitem__(self, name: str) -> Adapter:
         """One adapter. Raises `ConfigError` for an unknown name."""
         if name not in self._adapters:
-            raise ConfigError(f"no adapter {name!r}; loaded are {list(self._adapters)}")
+            raise ConfigError(f"no adapter {name!r}; the loaded adapters are {list(self._adapters)}")
         return self._adapters[name]
 
     def __contains__(self, name: object) -> bool:
@@ -261,7 +261,7 @@ class AdapterBank(Mapping[str, Adapter]):
     def _check_new(self, name: str) -> None:
         if name in self:
             raise ConfigError(
-                f"adapter {name!r} is loaded already; hotswap_adapter replaces it, delete_adapter drops it"
+                f"adapter {name!r} is already loaded; hotswap_adapter replaces it, delete_adapter deletes it"
             )
         if not name:
             raise ConfigError("an adapter needs a name")

@@ -28,7 +28,7 @@ def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
     if adapter_name == "default":
         return folder
     if adapter_name in ("", ".", "..") or Path(adapter_name).name != adapter_name or {"\\", "\0"} & {*adapter_name}:
-        raise ConfigError(f"adapter {adapter_name!r}: not the name of a folder")
+        raise ConfigError(f"adapter {adapter_name!r}: the name cannot be that of a folder")
     if not (folder / adapter_name).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"adapter {adapter_name!r}: {folder / adapter_name} is a link that leads out of {folder}")
     return folder / adapter_name

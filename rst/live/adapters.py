@@ -197,7 +197,9 @@ class TrainingAdapter:
         self.trainer.weights_are_back()
         for name, origin in self._base().items():
             if dtypes[name] != origin.dtype:
-                raise ConfigError(f"in training as {origin.dtype}, so it cannot become {dtypes[name]}", parameter=name)
+                raise ConfigError(
+                    f"is being trained as {origin.dtype}, so it cannot be cast to {dtypes[name]}", parameter=name
+                )
         return self
 
     def follow(self) -> None:

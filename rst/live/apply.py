@@ -190,9 +190,10 @@ class PreparedDelta:
 def _overwritten(patch: Patch) -> WrongBaseError:
     changed = patch.read() != patch.new
     return WrongBaseError(
-        f"{int(changed.sum())} of the {changed.reshape(-1).shape[0]} values that the delta put there were changed "
-        "while it was on, by loading or training. To have the base back, load its weights again and take the delta off "
-        "once more; to keep the weights as they are, merge_and_unload() an RSTModel, or let go of the prepared delta",
+        f"{int(changed.sum())} of the {changed.reshape(-1).shape[0]} values that the delta wrote were changed while "
+        f"it was applied, by loading or training. To restore the base, load its weights again and remove the delta "
+        f"once more; to keep the weights as they are, call merge_and_unload() of the RSTModel, or drop the prepared "
+        f"delta",
         parameter=patch.live.name,
     )
 
@@ -285,7 +286,7 @@ def _find(name: str, places: Places, delta: SparseDelta) -> LiveTensor:
     if tuple(found.tensor.shape) != tuple(wanted.shape) or found.tensor.dtype != wanted.dtype:
         raise ParameterMismatchError(
             f"the delta is for {wanted.dtype} {tuple(wanted.shape)}, "
-            f"the module has {found.tensor.dtype} {tuple(found.tensor.shape)}"
+            f"but the module has {found.tensor.dtype} {tuple(found.tensor.shape)}"
             f"{cast_advice(wanted, tuple(found.tensor.shape), found.tensor.dtype)}",
             parameter=name,
         )
@@ -306,8 +307,8 @@ def _distinct(live: Mapping[str, LiveTensor], delta: SparseDelta) -> dict[str, L
             distinct[name] = one
         elif not _change_alike(delta, first, name):
             raise ParameterMismatchError(
-                f"shares its memory with {first} in the module, but the delta has another change for each; untie them "
-                "in the module first, or merge the delta into a checkpoint that has both",
+                f"shares its memory with {first} in the module, but the delta changes them differently; untie them "
+                f"in the module first, or merge the delta into a checkpoint that has both",
                 parameter=name,
             )
     return distinct

@@ -47,11 +47,12 @@ class AutoRSTModel:
         """
         settings = find_adapter(model_id, (CONFIG_FILE,), **hub)
         if settings.is_file():
-            raise ConfigError(f"{model_id}: a file does not name its base; give the adapter's folder")
+            raise ConfigError(f"{model_id}: a file does not name its base; pass the adapter's folder")
         base = read_settings(settings)[1]
         if base.name is None:
             raise CheckpointError(
-                f"names no base; load that and call RSTModel.from_pretrained(base, {os.fspath(model_id)!r})",
+                f"does not name its base; load the base and call RSTModel.from_pretrained(base, "
+                f"{os.fspath(model_id)!r})",
                 file=settings / CONFIG_FILE,
             )
         model = _load_base(base.name, {"revision": base.revision} if base.revision else {}, dict(base_options or {}))
@@ -62,7 +63,7 @@ def _load_base(name: str, revision: dict[str, Any], options: dict[str, Any]) -> 
     try:
         import transformers
     except ImportError as error:
-        raise CheckpointError(f"{name}: to load a base model, {install_command('peft')}") from error
+        raise CheckpointError(f"{name}: loading a base model needs transformers: {install_command('peft')}") from error
     try:
         config = transformers.AutoConfig.from_pretrained(name, **revision)
         architecture = (config.architectures or [""])[0]

@@ -143,7 +143,7 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
 def _check_options(options: Mapping[str, object], known: type) -> None:
     """A misspelt keyword would otherwise do nothing, and in silence."""
     if unknown := sorted(options.keys() - known.__annotations__.keys()):
-        raise ConfigError(f"unknown keywords {unknown}; known are {sorted(known.__annotations__)}")
+        raise ConfigError(f"unknown keywords {unknown}; known keywords are {sorted(known.__annotations__)}")
 
 
 def _import_hub(purpose: str) -> Any:

@@ -177,12 +177,14 @@ class RSTModel(nn.Module):
             return
         if support is not None and not is_trainable:
             raise ConfigError(
-                f"{adapter_name}: {support!r} for a delta that is not trained; is_trainable=True trains it"
+                f"{adapter_name}: {support!r} for a delta that is not trained; pass is_trainable=True to train it"
             )
         adapter = load_delta(adapter)
         if is_trainable:
             if not adapter.config:
-                raise ConfigError(f"{adapter_name}: the delta has no settings to go on training with")
+                raise ConfigError(
+                    f"{adapter_name}: the delta contains no settings, which are needed to continue its training"
+                )
             self._bank.train(adapter_name, RSTConfig.from_dict(dict(adapter.config)), start=adapter, support=support)
         else:
             self._bank.add(adapter_name, adapter)
@@ -332,7 +334,7 @@ class RSTModel(nn.Module):
 
         deltas = {name: self.get_delta(name) for name in adapters}
         if whole_from is not None and whole_from not in deltas:
-            raise ConfigError(f"whole_from={whole_from!r}: name one of {list(deltas)}")
+            raise ConfigError(f"whole_from={whole_from!r}: choose one of {list(deltas)}")
         combined = combine(
             [deltas[name] if whole_from is None else deltas[name].sparse_only() for name in adapters],
             weights,
@@ -400,9 +402,11 @@ class RSTModel(nn.Module):
 
     def _only(self, names: Sequence[str]) -> str:
         if not names:
-            raise ConfigError(f"no adapter is active; name one of {self.adapter_names}")
+            raise ConfigError(f"no adapter is active; choose one of {self.adapter_names}")
         if len(names) != 1:
-            raise ConfigError(f"one adapter is active at a time, got {list(names)}; add_weighted_adapter combines them")
+            raise ConfigError(
+                f"only one adapter can be active at a time, got {list(names)}; add_weighted_adapter combines them"
+            )
         return names[0]
 
 

@@ -133,7 +133,7 @@ class Patch:
         if now.shape != then.shape or not castable:
             raise ParameterMismatchError(
                 f"the delta was prepared for {then.dtype} {tuple(then.shape)}, "
-                f"the module has {now.dtype} {tuple(now.shape)} now",
+                f"but the module has {now.dtype} {tuple(now.shape)} now",
                 parameter=live.name,
             )
         new, old = (bits(torch.as_tensor(part).view(then.dtype).to(now.dtype)) for part in (self.new, self.old))

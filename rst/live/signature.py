@@ -101,7 +101,7 @@ def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path
             reasons.append(f"{key}: {_reason(error)}")
         else:
             return key
-    raise SignatureError(f"not as any trusted key signed it ({'; '.join(reasons) or 'none is given'})", file=place)
+    raise SignatureError(f"is not as any trusted key signed it ({'; '.join(reasons) or 'no key is given'})", file=place)
 
 
 def signature_of(place: Path) -> Path:
@@ -111,11 +111,11 @@ def signature_of(place: Path) -> Path:
 
 def _reason(error: Exception) -> str:
     text = _DIGESTS.sub("", str(error)) or type(error).__name__
-    return f"{text}; RST_KEY_PASSWORD, or password=, is for that" if "Password was not given" in text else text
+    return f"{text}; set RST_KEY_PASSWORD or password=" if "Password was not given" in text else text
 
 
 def _import(module: str) -> Any:
     try:
         return import_module(f"model_signing.{module}")
     except ImportError as error:
-        raise CheckpointError(f"for signatures, {install_command('sign')}") from error
+        raise CheckpointError(f"signatures need model-signing: {install_command('sign')}") from error

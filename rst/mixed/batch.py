@@ -94,7 +94,7 @@ def mixed_call(
     for tensor in tensors_in(output):
         if isinstance(tensor, Derived):
             raise ParameterMismatchError(
-                f"the output {tuple(tensor.shape)} differs between adapters, but has no samples",
+                f"the output {tuple(tensor.shape)} differs between adapters, but has no batch dimension",
                 parameter=tensor.varying.name,
             )
     return output
@@ -146,7 +146,8 @@ def _refuse_scripted(module: nn.Module, delta: SparseDelta) -> None:
         inside = [name for name in [*delta, *delta.dense] if not path or name.startswith(f"{plain_name(path)}.")]
         if isinstance(owner, torch.jit.ScriptModule) and inside:
             raise ConfigError(
-                "in a module compiled by torch.jit, which hides what reads a parameter", parameter=inside[0]
+                "is in a module compiled by torch.jit, which hides the operations that read a parameter",
+                parameter=inside[0],
             )
 
 
@@ -165,7 +166,7 @@ def _change(patch: Patch, delta: SparseDelta) -> Change:
     change = SparseChange(positions, origin, values, tuple(live.tensor.shape))
     if not change.residual.isfinite().all():
         raise NonFiniteError(
-            "the change has infinite weights, which no product can be corrected for", parameter=live.name
+            "the change has infinite weights, which a mixed batch cannot compute with", parameter=live.name
         )
     return change
 
@@ -191,10 +192,10 @@ def _check(
     kwargs: Mapping[str, Any],
 ) -> None:
     if module.training:
-        raise ConfigError("adapter_names are for inference, the model is in training mode; call model.eval() first")
+        raise ConfigError("adapter_names are for inference, but the model is in training mode; call model.eval() first")
     unknown = sorted({*adapter_names} - {BASE, *deltas})
     if unknown:
-        raise ConfigError(f"adapter_names: unknown {unknown}; there are {[*deltas]} and {BASE!r}")
+        raise ConfigError(f"adapter_names: unknown {unknown}; known are {[*deltas]} and {BASE!r}")
     first = next((tensor for tensor in tensors_in([args, kwargs]) if tensor.ndim), None)
     if first is None:
         raise ConfigError("adapter_names need a batch, but no tensor with dimensions is among the model's inputs")

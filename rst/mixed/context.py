@@ -145,7 +145,9 @@ class MixedContext(TorchFunctionMode):
             )
         in_place = (method.endswith("_") and not method.endswith("__")) or method in _IN_PLACE
         if kwargs.get("out") is not None or (in_place and not (args and self.has_samples(args[0]))):
-            raise ParameterMismatchError(f"{names}: {operation} would write into it; no mixed batch can")
+            raise ParameterMismatchError(
+                f"{names}: {operation} would write into it, which a mixed batch does not support"
+            )
         try:
             if not with_samples:
                 return self._derive(func, args, kwargs, names, operation, repeats=method in _REPEATING)
@@ -169,7 +171,9 @@ class MixedContext(TorchFunctionMode):
         if not isinstance(base, Tensor):
             if getattr(func, "__name__", "") in _QUESTIONS:
                 return base
-            raise ParameterMismatchError(f"{names}: {operation} gives no tensor, so it cannot differ between samples")
+            raise ParameterMismatchError(
+                f"{names}: {operation} returns no tensor, so the result cannot differ between samples"
+            )
         variants = {adapter: under(adapter) for adapter in adapters}
         # A class token that is repeated for each sample is where the samples part: from here on each has its own.
         if repeats and base.ndim and len(base) == self.groups.size:
@@ -188,7 +192,8 @@ class MixedContext(TorchFunctionMode):
             if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != count:
                 shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
                 raise ParameterMismatchError(
-                    f"{names}: {operation} gives {shape} for {count} samples; no mixed batch can tell its samples apart"
+                    f"{names}: {operation} returns {shape} for {count} samples, so a mixed batch cannot tell its "
+                    f"samples apart"
                 )
             if output is None:
                 output = part.new_empty(self.groups.size, *part.shape[1:])

@@ -21,14 +21,15 @@ def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
     present = [candidate for candidate in delta.names_of(name) if candidate in base]
     if not present:
         raise ParameterMismatchError(
-            "the delta changes it, the base has no such tensor", file=base.source, parameter=name
+            "the delta changes it, but the base has no such tensor", file=base.source, parameter=name
         )
     for candidate in present:
         tensor = base.outline(candidate)
         if (tuple(tensor.shape), tensor.dtype) != (change.shape, change.dtype):
             cast = cast_advice(change, tuple(tensor.shape), tensor.dtype)
             raise ParameterMismatchError(
-                f"{tensor.dtype} {tuple(tensor.shape)}, the delta is for {change.dtype} {change.shape}{cast}",
+                f"the base has {tensor.dtype} {tuple(tensor.shape)}, but the delta is for {change.dtype} "
+                f"{change.shape}{cast}",
                 file=base.source,
                 parameter=candidate,
             )

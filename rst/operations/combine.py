@@ -118,7 +118,7 @@ def _check_settings(
         choices = list(get_args(MajoritySignMethod))
         raise ConfigError(f"majority_sign_method={majority_sign_method!r}: choose one of {choices}")
     if method == "linear" and density is not None:
-        raise ConfigError(f'density={density}: method "linear" keeps every entry')
+        raise ConfigError(f'density={density}: method "linear" keeps every entry; leave it out')
     if method != "linear" and (density is None or not 0 < density <= 1):
         raise ConfigError(f'density={density}: method "{method}" needs the share of changed entries to keep, in (0, 1]')
 
@@ -223,7 +223,7 @@ def _on_base(name: str, change: ParameterDelta, known: Iterable[BaseDigests], ba
     for wanted in known:
         if found != wanted.whole:
             raise WrongBaseError(
-                f"not the tensor the deltas were made from (BLAKE3 {found[:12]}, wanted {wanted.whole[:12]})",
+                f"not the tensor the deltas were made from (BLAKE3 {found[:12]}, expected {wanted.whole[:12]})",
                 file=base.source,
                 parameter=name,
             )

@@ -48,7 +48,7 @@ def convert(delta: SparseDelta | str | os.PathLike[str], *, op: Op, base: Weight
         if change.op == stored_op(op, change.dtype):
             converted[name] = change
         elif weights is None:
-            raise ConfigError(f'from op "{change.op}" to "{op}" needs the base weights', parameter=name)
+            raise ConfigError(f'converting op "{change.op}" to "{op}" needs the base weights', parameter=name)
         else:
             present = names_in_base(name, source, weights)[0]
             converted[name] = _express(name, change, weights[present].detach(), op, weights.source)

@@ -91,7 +91,7 @@ def export(
     if base is None:
         if modules_to_save or exclude_modules or dtype:
             raise ConfigError(
-                "modules_to_save, exclude_modules and dtype need a base; without one the trainer's own hold"
+                "modules_to_save, exclude_modules and dtype need a base; without one, the trainer's settings apply"
             )
         extraction, rule = _from_record(open_checkpoint(tuned, key), rule, op)
     else:
@@ -128,9 +128,10 @@ def _warn_of_cut(extraction: Extraction, share: float, changed: int) -> None:
     kept = round(share * sum(outline.numel() for outline in outlines if has_residuals(outline)))
     if changed > FAR * kept:
         warnings.warn(
-            f"{extraction.source}: {changed:,} weights differ from w0, and the export keeps {kept:,}, by the record's "
-            f"ratio={share:g}: its share had not fallen yet, and a score of the checkpoint is not the delta's; "
-            "threshold=0 (--threshold 0) keeps all that differ",
+            f"{extraction.source}: {changed:,} weights differ from w0, but the export keeps {kept:,}, by "
+            f"the record's ratio={share:g}: "
+            "the share had not yet fallen that far, so a score of the checkpoint does not hold for the delta; "
+            "threshold=0 (--threshold 0) keeps all weights that differ",
             RSTWarning,
             stacklevel=3,
         )
@@ -141,7 +142,10 @@ def _rule(threshold: float | None, ratio: float | None, select: Selection | None
     if threshold is None and ratio is None and select is None:
         return {}
     if select == "support" or callable(threshold) or callable(ratio):
-        raise ConfigError(f"select={select!r}, threshold={threshold}, ratio={ratio}: need a training, not its result")
+        raise ConfigError(
+            f"select={select!r}, threshold={threshold}, ratio={ratio}: these need the training "
+            f"itself, not only its result"
+        )
     settings = RSTConfig(threshold=threshold, ratio=ratio, select=select).to_dict()
     kept: dict[str, Any] = {name: settings[name] for name in _RULE[:2] if name in settings}
     return kept if settings["select"] == "threshold" else {"select": settings["select"], **kept}
@@ -197,8 +201,8 @@ def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extra
     record = tuned.record
     if record is None:
         raise CheckpointError(
-            f"no base in the checkpoint (a trainer's state_dict() in it or in {RECORD_FILE} beside it "
-            "would bring one); name the base weights with --base or the argument base",
+            f"the checkpoint contains no base (a trainer's state_dict() in it, or in {RECORD_FILE} next to it, "
+            f"would provide one); pass the base weights with --base or the argument base",
             file=tuned.source,
         )
     try:
@@ -287,7 +291,8 @@ def _check_complete(base: Checkpoint, tuned: Checkpoint, tied: Mapping[str, str]
     missing = [name for name in base if name not in tuned and name not in tied and name not in excluded]
     if missing:
         raise ParameterMismatchError(
-            f"lacks {_shown(missing)} of {base.source}; exclude what is to stay as the base has it", file=tuned.source
+            f"lacks {_shown(missing)} of {base.source}; exclude the tensors that should keep the base's values",
+            file=tuned.source,
         )
 
 

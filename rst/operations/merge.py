@@ -140,20 +140,26 @@ def _check_output(merging: MergedTensors, base: PathLike, output: Path, max_shar
     if max_shard_size is not None:
         parse_size(max_shard_size)
         if output.suffix in (".safetensors", *PICKLED_SUFFIXES):
-            raise ConfigError(f"max_shard_size={max_shard_size!r} is for an output folder, not for a file", file=output)
+            raise ConfigError(
+                f"max_shard_size={max_shard_size!r} applies to an output folder, not to a file", file=output
+            )
     if is_folder(output, max_shard_size, base):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise CheckpointError("exists; a folder of shards is written to a new or empty folder", file=output)
+            raise CheckpointError("already exists; shards are written to a new or empty folder", file=output)
         _check_storable(merging, output)
     elif merging.base.parts:
         raise CheckpointError("a pipeline is written to a folder; choose a name without a suffix", file=output)
     elif output.suffix in PICKLED_SUFFIXES:
         if merging.base.container is None:
-            raise CheckpointError(f"the base {merging.base.source} is no pickle; write .safetensors", file=output)
+            raise CheckpointError(
+                f"the base {merging.base.source} is not a pickle; choose a .safetensors output", file=output
+            )
     elif output.suffix == ".safetensors":
         _check_storable(merging, output)
     else:
-        raise CheckpointError(f"write .safetensors, {', '.join(PICKLED_SUFFIXES)}, or a folder", file=output)
+        raise CheckpointError(
+            f"unknown suffix; choose .safetensors, {', '.join(PICKLED_SUFFIXES)}, or a folder", file=output
+        )
 
 
 def _check_storable(merging: MergedTensors, output: Path) -> None:

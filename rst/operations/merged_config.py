@@ -46,8 +46,8 @@ def _resize(settings: dict[str, Any], merged: MergedTensors) -> None:
                 holder[_SIZE] = after[0]
         if not any(holder[_SIZE] == after[0] for holder in _holders(settings)):
             warnings.warn(
-                f"{name} was {before} in the base and is {after} now, but {CONFIG} is the base's; put the tuned "
-                f"model's {CONFIG} in its place before the folder is loaded",
+                f"{name} was {before} in the base and is {after} now, but {CONFIG} is the base's; replace it with "
+                f"the tuned model's {CONFIG} before you load the folder",
                 RSTWarning,
                 stacklevel=2,
             )

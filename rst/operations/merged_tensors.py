@@ -67,7 +67,7 @@ class MergedTensors:
             check_carried(name, origin)
         if change.base is not None and (found := digest(origin)) != change.base.whole:
             raise WrongBaseError(
-                f"not the tensor the delta was made from (BLAKE3 {found[:12]}, wanted {change.base.whole[:12]})",
+                f"not the tensor the delta was made from (BLAKE3 {found[:12]}, expected {change.base.whole[:12]})",
                 file=self.base.source,
                 parameter=name,
             )

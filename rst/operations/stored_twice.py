@@ -61,8 +61,9 @@ def warn_of_twins(base: Checkpoint, changed: Collection[str], said: Collection[s
     if found:
         name, owner = found[0]
         warnings.warn(
-            f"{base.source}: {owner} changes, and {name}, which has the same values, stays ({len(found)} such); if the "
-            f"two are tied, merge into a base that has the tensor once, or copy the merged {owner} to {name}",
+            f"{base.source}: {owner} changes, but {name}, which has the same values in the base, does not "
+            f"({len(found)} such); if the two are tied, merge into a base that has the tensor once, or copy the "
+            f"merged {owner} to {name}",
             RSTWarning,
             stacklevel=4,
         )

@@ -28,7 +28,7 @@ def check_forms(extraction: Extraction, base: Checkpoint, *, may_cast: bool) -> 
         return
     first, more = other[0], len(other) - 1
     before, after = base.outline(first), extraction.outline(first)
-    advice = "modules_to_save (--modules-to-save) stores it whole, exclude_modules (--exclude) leaves the base's"
+    advice = "modules_to_save (--modules-to-save) stores it whole, exclude_modules (--exclude) keeps the base's"
     if may_cast and before.shape == after.shape and {before.dtype, after.dtype} <= {*RESIDUAL_DTYPES}:
         word = str(before.dtype).removeprefix("torch.")
         advice = f"dtype={before.dtype} (--dtype {word}) casts the tuned weights first, which rounds them; or {advice}"

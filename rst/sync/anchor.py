@@ -58,15 +58,15 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
         except DeltaFormatError as error:
             raise ChainDamageError(error.reason, file=where, parameter=error.parameter) from error
     if not digest_fits(contents.data, contents.metadata.get("digest", "")):
-        raise ChainDamageError("the digest does not fit the contents; the file was altered or damaged", file=where)
+        raise ChainDamageError("the digest does not match the contents; the file was altered or damaged", file=where)
     try:
         link = read_link(parse_json(contents.metadata.get(HEADER_KEY, "null")), where)
     except ValueError as error:
         raise ChainDamageError(f"its header cannot be read ({error})", file=where) from error
     if link.to_step != step:
-        raise ChainDamageError(f"holds step {link.to_step}", file=where)
+        raise ChainDamageError(f"contains step {link.to_step}", file=where)
     if (found := fingerprint_state(contents.arrays, link.version)) != link.state_after:
-        raise ChainDamageError(f"holds state {found}, its header says {link.state_after}", file=where)
+        raise ChainDamageError(f"contains state {found}, but its header says {link.state_after}", file=where)
     return contents.arrays, link
 
 
@@ -85,7 +85,7 @@ def last_anchor(
         try:
             weights, link = read_anchor(store, step)
             if link.chain != pointer.chain or pointer.expected(step) not in (None, link.state_after):
-                raise ChainOrderError(f"the anchor of step {step} is of another chain", file=store.location)
+                raise ChainOrderError(f"the anchor of step {step} belongs to another chain", file=store.location)
             return weights, link
         except ChainError as error:
             damage = damage or error

@@ -152,7 +152,9 @@ def read_pointer(store: Store) -> Pointer:
         if record["format"] != FORMAT or type(version) is not int or version not in VERSIONS:
             raise ChainDamageError(f"format version {str(version)[:99]}; {_READS}", file=where)
         if found != digest_text(to_json(record)):
-            raise ChainDamageError("the digest does not fit the contents; the file was altered or damaged", file=where)
+            raise ChainDamageError(
+                "the digest does not match the contents; the file was altered or damaged", file=where
+            )
         states = tuple(strings(record["states"], "states"))
         chain, step, base = (typed(record, key, kind) for key, kind in (("chain", str), ("step", int), ("base", str)))
         pointer = Pointer(chain, step, base, states, version)

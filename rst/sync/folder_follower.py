@@ -41,7 +41,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         lock = Lock(folder / _LOCK)
     except HeldElsewhereError as error:
-        raise CheckpointError("another process brings it up to date", file=folder) from error
+        raise CheckpointError("another process is updating it", file=folder) from error
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def weights_to_follow(folder: Path) -> Path | None:
         raise
     files = set(read_weight_map(file).values()) if is_index(file.name) else {file.name}
     if other := sorted(name for name in files if not name.endswith(".safetensors")):
-        raise CheckpointError("only safetensors files follow a chain; convert the folder", file=folder / other[0])
+        raise CheckpointError("only safetensors files can follow a chain; convert the folder", file=folder / other[0])
     if file.is_symlink() and is_index(file.name):
         raise CheckpointError("is a link, and would name shards that its own folder lacks; copy the folder", file=file)
     return file

@@ -158,7 +158,7 @@ class Follower:
             self._chain, self._step = pointer.chain, pointer.step_of(self._state)
         elif self._step is not None and pointer.step < self._step:
             raise ChainOrderError(
-                f"ends at step {pointer.step}, the model is at {self._step}", file=self.store.location
+                f"ends at step {pointer.step}, but the model is at {self._step}", file=self.store.location
             )
         before, anchor, read, changed = self._step, None, 0, Counter[str]()
         if before is None:
@@ -178,7 +178,7 @@ class Follower:
                 step = anchor = self._go_round(error, pointer, changed, on_patches)
         if self._state != pointer.state:
             raise ChainStateError(
-                f"{self._where()} is {self._state}, the chain's is {pointer.state}", file=self.store.location
+                f"{self._where()} is {self._state}, but the chain's is {pointer.state}", file=self.store.location
             )
         return Update(step, before, changed, anchor, read, time.perf_counter() - began)
 
@@ -207,7 +207,9 @@ class Follower:
         """
         found = fingerprint_state(self.weights, self._version)
         if found != self._state:
-            raise ChainStateError(f"{self._where()} is {found}, it was left as {self._state}", file=self.store.location)
+            raise ChainStateError(
+                f"{self._where()} is {found}, but it was left as {self._state}", file=self.store.location
+            )
 
     def _check_place(self, link: Link, pointer: Pointer, step: int) -> None:
         """Raise `ChainError` unless a file is what follows a step, as the pointer knows it."""
@@ -219,14 +221,14 @@ class Follower:
             )
         if pointer.expected(link.to_step) not in (None, link.state_after):
             raise ChainStateError(
-                f"step {link.to_step} says it makes {link.state_after}, the chain says otherwise",
+                f"step {link.to_step} says it makes {link.state_after}, but the chain says otherwise",
                 file=self.store.location,
             )
 
     def _apply(self, delta: SparseDelta, link: Link, on_patches: OnPatches = None) -> int:
         if link.state_before != self._state:
             raise ChainStateError(
-                f"step {link.to_step} applies to {link.state_before}, {self._where()} is {self._state}",
+                f"step {link.to_step} applies to {link.state_before}, but {self._where()} is {self._state}",
                 file=self.store.location,
             )
         prepared = delta.prepare(self._module)
@@ -238,8 +240,8 @@ class Follower:
         state = changed_state(self._state, hash_changes(specs, words))
         if state != link.state_after:
             raise ChainStateError(
-                f"step {link.to_step} should make {link.state_after} and would make {state}: the model was changed "
-                "where the step changes it; a new Follower starts from an anchor",
+                f"step {link.to_step} should make {link.state_after} but would make {state}: the model was changed "
+                f"where the step changes it; create a new Follower to start from an anchor",
                 file=self.store.location,
             )
         if on_patches is not None:
@@ -284,7 +286,7 @@ class Follower:
         except ChainError:
             raise error from None
         if not isinstance(error, ChainGapError):  # pruned steps are no damage
-            warnings.warn(f"{error}; went on from the anchor of step {reached}", stacklevel=3)
+            warnings.warn(f"{error}; continued from the anchor of step {reached}", stacklevel=3)
         return reached
 
     def _load_anchor(self, pointer: Pointer, changed: Counter[str], on_patches: OnPatches) -> int:

@@ -28,7 +28,7 @@ def lease(filesystem: Any, path: str, patience: float) -> Iterator[None]:
     """
     deadline, here = time.monotonic() + patience, _HERE[filesystem.unstrip_protocol(path)]
     if not here.acquire(timeout=patience):
-        raise ChainConflictError(f"another thread publishes here, for {patience:.0f} s now", file=path)
+        raise ChainConflictError(f"another thread has been publishing here for {patience:.0f} s", file=path)
     try:
         token = _acquire(filesystem, path, deadline, patience)
         stop = threading.Event()
@@ -59,7 +59,7 @@ def _acquire(filesystem: Any, path: str, deadline: float, patience: float) -> st
         elif found and time.monotonic() - since > EXPIRES:
             filesystem.rm_file(path)
         if time.monotonic() > deadline:
-            raise ChainConflictError(f"another publisher has held this for {patience:.0f} s", file=path)
+            raise ChainConflictError(f"another publisher has held the lease for {patience:.0f} s", file=path)
         time.sleep(_POLL)
 
 

@@ -45,4 +45,4 @@ def check_same_specs(found: Mapping[str, TensorSpec], wanted: Mapping[str, Tenso
     for name, (dtype, shape) in wanted.items():
         if found[name] != (dtype, shape):
             has = f"{found[name][0]} {found[name][1]}"
-            raise ParameterMismatchError(f"{source} has {has}, the chain {dtype} {shape}", parameter=name)
+            raise ParameterMismatchError(f"{source} has {has}, but the chain has {dtype} {shape}", parameter=name)

@@ -197,7 +197,7 @@ class Publisher:
         if self._model.first(lambda: read_pointer(self.store)) != self._pointer:
             raise ChainConflictError(
                 f"no longer ends at step {self._pointer.step} as this publisher left it; "
-                "a new Publisher goes on from what is there",
+                "create a new Publisher to continue from its current step",
                 file=self.store.location,
             )
 
@@ -290,7 +290,7 @@ class Publisher:
             follower.update()
             check_same_specs(self._specs, specs_of(follower.weights), "the weights")
         except RSTError as error:
-            warnings.warn(f"{error}; the next step of {self.store.location} is an anchor", stacklevel=3)
+            warnings.warn(f"{error}; the next step of {self.store.location} will be an anchor", stacklevel=3)
             self._mismatched = True
             return live
         return {name: weight.to(live[name].device) for name, weight in follower.weights.items()}

@@ -81,7 +81,7 @@ class FolderStore:
             held.acquire()
         except Timeout as error:
             raise ChainConflictError(
-                f"another publisher has held this for {_PATIENCE} s", file=held.lock_file
+                f"another publisher has held the lock for {_PATIENCE} s", file=held.lock_file
             ) from error
         try:
             yield

@@ -16,7 +16,7 @@ def find_chain(store: Store) -> Pointer | None:
     if POINTER in names:
         return read_pointer(store)
     if last := max((step_of_name(name) or 0 for name in names), default=0):
-        raise ChainDamageError(f"has steps up to {last} and no {POINTER}", file=store.location)
+        raise ChainDamageError(f"has steps up to {last} but no {POINTER}", file=store.location)
     return None
 
 

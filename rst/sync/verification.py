@@ -65,13 +65,14 @@ def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
             anchored = Follower.from_anchor(store, step)
             if delta_name(step) in names and step > anchors[0] and anchored.state != replay.state:
                 raise ChainStateError(
-                    f"the delta of step {step} makes {replay.state}, its anchor is {anchored.state}",
+                    f"the delta of step {step} makes {replay.state}, but its anchor is {anchored.state}",
                     file=store.location,
                 )
             replay = anchored
         if pointer.expected(step) not in (None, replay.state):
             raise ChainStateError(
-                f"step {step} is {replay.state}, the chain's pointer says {pointer.expected(step)}", file=store.location
+                f"step {step} is {replay.state}, but the chain's pointer says {pointer.expected(step)}",
+                file=store.location,
             )
     replay.verify()
     weights = sum(weight.numel() for weight in replay.weights.values())

@@ -122,7 +122,7 @@ def _reserve(descriptor: int, size: int) -> None:
         getattr(os, "posix_fallocate", _set_size)(descriptor, 0, size)
     except OSError as error:
         raise ConfigError(
-            f'base_storage="mmap" needs {size:,} bytes ({error.strerror}); set TMPDIR to a folder with room',
+            f'base_storage="mmap" needs {size:,} bytes ({error.strerror}); set TMPDIR to a folder with enough space',
             file=tempfile.gettempdir(),
         ) from error
 

@@ -44,26 +44,29 @@ class FrozenWeights:
     def _refuse_thawed(self, name: str) -> None:
         if name in self._found_frozen:
             raise ConfigError(
-                "made trainable, and frozen when the trainer was made, so its change would be lost; name its module in "
-                "modules_to_save, which stores it whole, or make the trainer while it is trainable (with a callback: "
+                "made trainable, but it was frozen when the trainer was created, so its change would be lost; name "
+                "its module in "
+                "modules_to_save to store it whole, or create the trainer while it is trainable (with a callback: "
                 "RSTCallback(ResidualSparseTrainer(model, config)) before it is frozen for a while)",
                 parameter=name,
             )
         raise ConfigError(
-            "made trainable after the trainer froze it, as target_modules or exclude_modules leaves it out, so its "
-            "change would be lost; have them take it in, or name its module in modules_to_save",
+            "made trainable after the trainer froze it, because target_modules or exclude_modules leaves it out, so "
+            "its "
+            "change would be lost; change these settings to include it, or name its module in modules_to_save",
             parameter=name,
         )
 
     def _refuse_changed(self, name: str) -> None:
         trained = (
-            "make the trainer while it is trainable"
+            "create the trainer while it is trainable"
             if name in self._found_frozen
-            else "have target_modules and exclude_modules take it in"
+            else "include it by target_modules and exclude_modules"
         )
         raise ConfigError(
-            "frozen, and changed since the trainer was made, which an export would lose; name its module in "
-            f'modules_to_save, or make the trainer after the change; or {trained}, with base_storage="device"',
+            "frozen, but changed since the trainer was created, and an export would lose the change; name its "
+            "module in "
+            f'modules_to_save, or create the trainer after the change; or {trained}, with base_storage="device"',
             parameter=name,
         )
 

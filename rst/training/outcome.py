@@ -36,9 +36,9 @@ def claim(model: nn.Module, trainer: Claimant) -> None:
     other = None if found is None else found()
     if other is not None and not other.suspended:
         _say(
-            f"a second trainer on the same {type(model).__name__}: its w0 is what the weights are now, after "
-            f"{other.steps} steps of the first, and both put weights back; delete the first one, or load_state_dict "
-            "its state into this one"
+            f"there is a second trainer on the same {type(model).__name__}: its w0 are the present weights, after "
+            f"{other.steps} steps of the first trainer, and both reset weights; delete the first trainer, or load "
+            f"its state into this one with load_state_dict"
         )
     _WATCHED[model] = ref(trainer)
 
@@ -58,33 +58,32 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, be
     share = changed / total
     if not steps and not before:
         _say(
-            f"w0 equals the weights: none of {total:,} has changed, and the trainer saw no optimiser step. Make the "
-            "trainer before the training, and call trainer.attach(optimizer)"
+            f"w0 equals the weights: none of {total:,} has changed, and the trainer saw no optimiser step. Create the "
+            "trainer before training, and call trainer.attach(optimizer)"
         )
     elif not steps:
         _say(
-            f"the trainer saw no optimiser step, and {before:,} of {total:,} weights moved: the export keeps "
-            f"{changed:,} and puts the others back only now, after any score was taken. Call trainer.attach(optimizer) "
-            "before the training, or trainer.step() after every step of an optimiser without hooks"
+            f"the trainer saw no optimiser step, but {before:,} of {total:,} weights moved: the export keeps "
+            f"{changed:,} and resets the others only now, so an earlier score does not hold for the delta. Call "
+            f"trainer.attach(optimizer) before training, or trainer.step() after every step of an optimiser without "
+            f"hooks"
         )
     elif not changed:
         _say(f"none of {total:,} weights is kept after {steps} steps; {_advice(config, more=True)}")
     elif share > LARGE_SHARE:
         _say(f"{share:.1%} of {total:,} weights are kept after {steps} steps; {_advice(config, more=False)}")
     elif config.select == "top" and before > FAR * changed:
-        length = (
-            f"total_steps={config.total_steps}" if config.total_steps else f"{ASSUMED_STEPS} steps, as none were named"
-        )
+        length = f"total_steps={config.total_steps}" if config.total_steps else f"{ASSUMED_STEPS} steps, the default"
         _say(
-            f"{before:,} of {total:,} weights were kept when the run ended after {steps} steps, and the export keeps "
-            f"{changed:,}: a score that was taken before is not the delta's. The share falls over {length}; give "
-            "total_steps the number of steps that are trained, or call trainer.select() before scoring"
+            f"{before:,} of {total:,} weights were kept when the run ended after {steps} steps, but the export keeps "
+            f"{changed:,}: an earlier score does not hold for the delta. The share falls over {length}; set "
+            "total_steps to the number of training steps, or call trainer.select() before you evaluate"
         )
     elif config.select == "top" and share * FAR < config.exported_ratio(config.progress(steps)):
         wanted = config.exported_ratio(config.progress(steps))
         _say(
-            f"{share:.3%} of {total:,} weights changed in {steps} steps, and ratio={wanted:g} asks for {wanted:.3%}: "
-            "no more of them moved; raise the learning rate or train longer"
+            f"{share:.3%} of {total:,} weights changed in {steps} steps, but ratio={wanted:g} asks for {wanted:.3%}: "
+            "no other weights moved; raise the learning rate or train longer"
         )
 
 
@@ -94,7 +93,7 @@ def _advice(config: RSTConfig, *, more: bool) -> str:
     if config.select != "threshold":
         return f"{'raise' if more else 'lower'} ratio={config.ratio}, or {rate}"
     tau = "lower" if more else "raise"
-    return f"{tau} threshold={config.threshold} or {rate}, or say how much to keep: RSTConfig(ratio=0.002)"
+    return f"{tau} threshold={config.threshold} or {rate}, or choose how much to keep: RSTConfig(ratio=0.002)"
 
 
 def _say(text: str) -> None:

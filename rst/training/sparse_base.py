@@ -121,24 +121,29 @@ class SparseBaseWeights(BaseWeights):
         """What to say of a weight whose w0 is not known."""
         writes = weight._version - (self._writes[name] or 0)
         if name in self._fixed:
-            advice = "with a support write to trainer.parameters() instead, then call trainer.select()"
+            advice = "with a support, write to trainer.parameters() instead, then call trainer.select()"
         elif self.attached:
             advice = (
-                'keep a copy of w0 with RSTConfig(base_storage="device"), which bears averages and restored weights; '
-                f"or, if an optimiser around this {self.attached} wrote it, attach that one"
+                'keep a copy of w0 with RSTConfig(base_storage="device"), which allows averaged and restored weights; '
+                f"or, if an optimiser that wraps this {self.attached} wrote it, attach that one"
             )
         else:
             advice = (
-                'trainer.attach(optimizer) before training, or keep a copy of w0 with RSTConfig(base_storage="device")'
+                "call trainer.attach(optimizer) before training, or keep a copy of w0 with "
+                'RSTConfig(base_storage="device")'
             )
-        which = f"outside the attached optimiser's step ({self.attached})" if self.attached else "with none attached"
-        return ConfigError(f"written to {writes} times {which}, so its w0 is gone; {advice}", parameter=name)
+        which = (
+            f"outside the attached optimiser's step ({self.attached})"
+            if self.attached
+            else "with no optimiser attached"
+        )
+        return ConfigError(f"written to {writes} times {which}, so its w0 is lost; {advice}", parameter=name)
 
     def overwritten(self, name: str) -> ConfigError:
         """What to say of a weight that has other values than the last step left."""
         return ConfigError(
-            "written to outside the attached optimiser's step (through .data?), so its w0 is gone; with weights that "
-            "are clamped, averaged or swapped between steps keep a copy of w0: "
+            "written to outside the attached optimiser's step (through .data?), so its w0 is lost; if weights "
+            "are clamped, averaged or swapped between steps, keep a copy of w0: "
             'RSTConfig(base_storage="device")',
             parameter=name,
         )

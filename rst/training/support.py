@@ -191,9 +191,9 @@ def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _budget(parameters: Mapping[str, Tensor], ratio: float) -> int:
     total = sum(weight.numel() for weight in parameters.values())
     if not 0 < ratio <= 1:
-        raise ConfigError(f"ratio={ratio}: a fraction in (0, 1]; 0.2 % is 0.002")
+        raise ConfigError(f"ratio={ratio}: must be a fraction in (0, 1]; 0.2 % is 0.002")
     if not round(ratio * total):
-        raise ConfigError(f"ratio={ratio} of {total} weights is none")
+        raise ConfigError(f"ratio={ratio} of {total} weights rounds to no weight")
     return round(ratio * total)
 
 

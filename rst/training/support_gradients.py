@@ -57,7 +57,7 @@ def strongest(
         try:
             first = next(plan)
         except StopIteration:
-            raise ConfigError("there is no batch to take gradients from") from None
+            raise ConfigError("there is no batch to compute gradients from") from None
         second = next(plan, None)
         largest = ranking(1 if second is None else _CANDIDATES)
 
@@ -117,7 +117,7 @@ def _alone(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator
     found = [(weight, weight.requires_grad) for weight in model.parameters()]
     for weight in parameters.values():
         if weight.grad is not None:
-            raise ConfigError("the model has gradients already; zero_grad() first")
+            raise ConfigError("the model already has gradients; call zero_grad() first")
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     for weight, _ in found:
         weight.requires_grad_(id(weight) in wanted)

@@ -24,7 +24,7 @@ def leave_out_of_ddp(model: nn.Module, inner: nn.Module, names: Iterable[str]) -
     """
     parallel = nn.parallel.DistributedDataParallel
     if any(isinstance(module, parallel) for module in model.modules()):
-        raise ConfigError("make the trainer of a support before DistributedDataParallel wraps the model")
+        raise ConfigError("create the trainer of a support before DistributedDataParallel wraps the model")
     parallel._set_params_and_buffers_to_ignore_for_model(inner, list(names))  # type: ignore[no-untyped-call]
 
 

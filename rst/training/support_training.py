@@ -150,13 +150,13 @@ class SupportTraining:
         for name, positions in support.items():
             if name not in sparse:
                 raise ConfigError(
-                    f"{positions.numel()} weights of the support are here, which is not among the {len(sparse)} "
-                    "parameters that the configuration trains sparsely",
+                    f"has {positions.numel()} weights of the support, but is not among the {len(sparse)} parameters "
+                    f"that the configuration trains sparsely",
                     parameter=name,
                 )
             if tuple(sparse[name].shape) != support.shapes[name]:
                 raise ParameterMismatchError(
-                    f"the support is for {support.shapes[name]}, the model has {tuple(sparse[name].shape)}",
+                    f"the support is for {support.shapes[name]}, but the model has {tuple(sparse[name].shape)}",
                     parameter=name,
                 )
         if not len(support):
@@ -228,7 +228,7 @@ class SupportTraining:
         values = self.parameters()
         for name, one in values.items():
             if one.grad is not None:
-                raise ConfigError("the support has gradients already; zero_grad() first", parameter=name)
+                raise ConfigError("the support already has gradients; call zero_grad() first", parameter=name)
         check_states(optimizer, values)
         counts = {name: round(share * one.numel()) for name, one in values.items()}
         counts = {name: count for name, count in counts.items() if count}
@@ -312,7 +312,7 @@ class SupportTraining:
             places[name].check(name, kept.weight)
             if parts[1].shape != kept.values.shape or parts[2].shape != kept.values.shape:
                 raise ConfigError(
-                    f"the state trains {parts[2].numel()} weights, the support has {kept.values.numel()}",
+                    f"the state trains {parts[2].numel()} weights, but the support has {kept.values.numel()}",
                     parameter=name,
                 )
         for name, kept in self.kept.items():
@@ -326,7 +326,7 @@ class SupportTraining:
             gradient, weight.grad = weight.grad, None
             if gradient is None:
                 raise ConfigError(
-                    "another support that trains here has taken the gradient; detach() that trainer first",
+                    "another trainer with a support has taken the gradient; call its detach() first",
                     parameter=kept.name,
                 )
             kept.collect(gradient)

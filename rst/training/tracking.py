@@ -62,7 +62,7 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
     for name, tensor in live.items():
         if is_lazy(tensor):
             raise ParameterMismatchError(
-                "has no shape yet; run the model once on a batch before the trainer is made", parameter=name
+                "has no shape yet; run the model once on a batch before you create the trainer", parameter=name
             )
     coordinates, tied = coordinates_of(model), _find_tied(model, live)
     aliases: dict[str, list[str]] = {name: [name] for name in live}
@@ -86,7 +86,7 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
         and name not in excluded
     }
     if not sparse:
-        raise ConfigError("no trainable parameter is left to train sparsely; look at target_modules and requires_grad")
+        raise ConfigError("no trainable parameter is left to train sparsely; check target_modules and requires_grad")
     for name in saved:
         check_carried(name, live[name])
         check_own_memory(name, live[name])

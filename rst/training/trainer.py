@@ -202,7 +202,7 @@ class ResidualSparseTrainer:
                 changed since the trainer was made.
         """
         if self._following:
-            raise ConfigError("already attached; with several optimisers attach the one that steps last")
+            raise ConfigError("already attached; with several optimisers, attach the one that steps last")
         self._check_complete(live_tensors(self.model))
         optimizers = list(optimizers_in(optimizer))
         stepped = {id(weight) for inner in optimizers for group in inner.param_groups for weight in group["params"]}
@@ -247,7 +247,7 @@ class ResidualSparseTrainer:
             chosen = f"select={self.config.select!r}, every={self.config.every}"
             raise ConfigError(f'{chosen}: steps in backward need select="threshold" or "bias" after every step')
         if accumulate < 1:
-            raise ConfigError(f"accumulate={accumulate}: backward passes to a step, at least 1")
+            raise ConfigError(f"accumulate={accumulate}: the number of backward passes per step must be at least 1")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             processes = torch.distributed.get_world_size()
             if processes > 1 or self._layout:
@@ -293,9 +293,9 @@ class ResidualSparseTrainer:
         if not self._kept or not self._following:
             raise ConfigError('move_support needs select="support" and attach(optimizer)')
         if not 0 < share <= 1:
-            raise ConfigError(f"share={share}: a fraction of the kept weights, in (0, 1]")
+            raise ConfigError(f"share={share}: must be a fraction of the kept weights, in (0, 1]")
         if self.suspended:
-            raise ConfigError("the adapter in training is off; set_adapter turns it on")
+            raise ConfigError("the adapter in training is switched off; call set_adapter to switch it on")
         self._kept.check(self._base)
         optimizer = self._following.optimizer
         moved = self._kept.move(self.model, batches, share, loss or loss_of(self.model), optimizer)
@@ -366,7 +366,9 @@ class ResidualSparseTrainer:
             ParameterMismatchError: a buffer changed that no delta holds.
         """
         if self.suspended:
-            raise ConfigError("an optimiser stepped while the adapter in training is off; set_adapter turns it on")
+            raise ConfigError(
+                "an optimiser stepped while the adapter in training was switched off; call set_adapter to switch it on"
+            )
         self._frozen.check_frozen()
         self._uncarried.check(self._base)
         self._steps += 1
@@ -467,7 +469,7 @@ class ResidualSparseTrainer:
             NonFiniteError: a weight is NaN; the message names the parameter.
         """
         if self._layout:
-            raise ConfigError("the model is sharded; every process calls rst.distributed.export_sharded(trainer)")
+            raise ConfigError("the model is sharded; call rst.distributed.export_sharded(trainer) in every process")
         live, base = self.read_for_export(select=select)
         tracked = self._tracked
         names = [*tracked.sparse, *tracked.buffers, *tracked.saved]
@@ -629,7 +631,8 @@ class ResidualSparseTrainer:
         for name, parameter in self._tracked.sparse.items():
             if live.get(name) is not parameter:
                 raise ConfigError(
-                    "replaced since the trainer was made; wrap the model after changing it", parameter=name
+                    "replaced since the trainer was created; create the trainer after changing the model",
+                    parameter=name,
                 )
         self._check_complete(live)
 
@@ -637,8 +640,8 @@ class ResidualSparseTrainer:
         for name in sorted(self._names ^ live.keys()):
             what = "new" if name in live else "gone"
             raise ConfigError(
-                f"{what} since the trainer was made, so its change would be lost; make the trainer after changing the "
-                "model",
+                f"{what} since the trainer was created, so its change would be lost; create the trainer after "
+                f"changing the model",
                 parameter=name,
             )
 

@@ -96,7 +96,7 @@ def test_heads_that_differ_can_be_left_out(rst, tmp_path, two):
         (("a.safetensors", "-w", "1", "--method", "slerp", "-o", "c.safetensors"), "--help)"),
         (("a.safetensors", "-w", "1", "--method", "ties", "-o", "c.safetensors"), "density=None"),
         (("a.safetensors", "-w", "1", "-o", "a.safetensors", "--force"), "never overwritten"),
-        (("a.safetensors", "-w", "1", "-o", "c.pt"), "a delta is a .safetensors file"),
+        (("a.safetensors", "-w", "1", "-o", "c.pt"), "a delta must be a .safetensors file"),
         (("a.safetensors", "-w", "1", "-o", "b.safetensors"), "exists; overwrite it with --force"),
         (("gone.safetensors", "-w", "1", "-o", "c.safetensors"), "gone.safetensors: no such file"),
         (("a.safetensors", "e.safetensors", "-w", "1", "1", "-o", "c.safetensors"), "made from different bases"),

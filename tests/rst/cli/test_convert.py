@@ -41,7 +41,7 @@ def test_another_encoding_needs_no_base(installed, tmp_path, delta):
         (("x.safetensors", "--op", "step", "-b", "missing.pt"), "missing.pt"),
         (("x.safetensors", "--op", "xor"), "--help)"),
         (("x.safetensors", "--encoding", "zip"), "--help)"),
-        (("x.pt",), "a delta is a .safetensors file"),
+        (("x.pt",), "a delta must be a .safetensors file"),
         (("tuned.delta.safetensors", "--force"), "never overwritten"),
         (("base.pt.safetensors",), "exists; overwrite it with --force"),
     ],

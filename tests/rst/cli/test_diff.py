@@ -69,8 +69,8 @@ def test_steps_ask_for_the_base(rst, two):
         rst("convert", f"{name}.safetensors", f"{name}-steps.safetensors", "--op", "step", "--base", "base.pt")
     blind = rst("diff", "a-steps.safetensors", "b-steps.safetensors")
     assert "opposed   unknown" in blind.out
-    assert "hint      what is unknown needs the base weights: name them with --base" in blind.out
-    assert "next      combining takes residuals: rst convert a-steps.safetensors" in blind.out
+    assert "hint      pass the base weights with --base to compute what is unknown" in blind.out
+    assert "next      combining needs residuals: rst convert a-steps.safetensors" in blind.out
     seeing = rst("diff", "a-steps.safetensors", "b-steps.safetensors", "--base", "base.pt")
     assert "hint" not in seeing.out
     exact = rst("diff", "a.safetensors", "b.safetensors", "--base", "base.pt", "--json").json["total"]
@@ -94,7 +94,7 @@ def test_nothing_in_common(rst, tmp_path):
     for name in base:
         export(base, {**base, name: torch.ones(2)}).save(tmp_path / f"{name}.safetensors")
     ran = rst("diff", "a.safetensors", "b.safetensors")
-    assert "bases     not known to be one, no digests in common" in ran.out
+    assert "bases     unknown, because the deltas have no digests in common" in ran.out
     assert "same      0 of the shared lead" in ran.out
     assert "cosine    0.0000" in ran.out
     assert is_one_sentence(rst("diff", "a.safetensors", "gone.safetensors"))

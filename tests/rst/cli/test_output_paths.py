@@ -95,7 +95,7 @@ def test_a_dangling_link_is_something_that_exists(tmp_path):
         ("gone/d.safetensors", "there is no folder gone"),
         ("base.pt/d.safetensors", "there is no folder base.pt"),
         ("folder.safetensors", "is a folder"),
-        ("d.pt", "a delta is a .safetensors file"),
+        ("d.pt", "a delta must be a .safetensors file"),
     ],
 )
 def test_places_that_cannot_be_written(rst, tmp_path, pair, output, complaint):
@@ -117,5 +117,5 @@ def test_a_kind_of_output_that_merge_cannot_write(rst, tmp_path, delta):
     before = files(tmp_path)
     ran = rst("merge", "base.pt", delta.name, "-o", "out.txt")
     assert is_one_sentence(ran)
-    assert "out.txt: write .safetensors" in ran.err
+    assert "out.txt: unknown suffix; choose .safetensors" in ran.err
     assert files(tmp_path) == before

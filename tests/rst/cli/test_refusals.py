@@ -46,7 +46,7 @@ def test_a_base_of_another_shape_or_without_the_parameter(rst, tmp_path, delta, 
     wider, fewer = rst("merge", "wider.pt", delta.name), rst("merge", "fewer.pt", delta.name)
     assert is_one_sentence(wider)
     assert is_one_sentence(fewer)
-    assert "wider.pt: stem.bias: torch.float32 (8,), the delta is for torch.float32 (7,)" in wider.err
+    assert "wider.pt: stem.bias: the base has torch.float32 (8,), but the delta is for torch.float32 (7,)" in wider.err
     assert "fewer.pt: stem.bias: " in fewer.err
     assert files(tmp_path) == before
 
@@ -111,7 +111,7 @@ def test_a_missing_file(rst, tmp_path, delta, words):
 def test_a_checkpoint_without_a_record_asks_for_the_base(rst, pair):
     ran = rst("export", "tuned.pt")
     assert is_one_sentence(ran)
-    assert "tuned.pt: no base in the checkpoint" in ran.err
+    assert "tuned.pt: the checkpoint contains no base" in ran.err
     assert "--base" in ran.err
 
 

@@ -161,8 +161,8 @@ def test_a_store_that_does_not_answer_is_a_sentence_and_a_watcher_outlasts_it(rs
     watched = rst("sync", "follow", chain, "--into", "served.safetensors", "--watch", "0.01")
     assert (watched.code, reads) == (130, [])
     assert "step 1 is" in watched.out
-    assert "503 busy; tried again in 0.02 s" in watched.err
-    assert "503 again; tried again in 0.04 s" in watched.err
+    assert "503 busy; trying again in 0.02 s" in watched.err
+    assert "503 again; trying again in 0.04 s" in watched.err
 
 
 def _heed_interrupts():

@@ -136,7 +136,7 @@ def test_missing_and_misfit_parameters() -> None:
     refused(delta, ParameterMismatchError, r"float64", model().double())
     wider = model()
     wider[2] = nn.Linear(5, 2)
-    refused(delta, ParameterMismatchError, r"2\.weight: .*\(2, 4\), the module has torch.float32 \(2, 5\)", wider)
+    refused(delta, ParameterMismatchError, r"2\.weight: .*\(2, 4\), but the module has torch.float32 \(2, 5\)", wider)
 
 
 def hand_made(**parts: Any) -> SparseDelta:

@@ -443,7 +443,7 @@ class TestRefusals:
             "first": r"body\.weight.*linear.*\(5, 3, 4\).*3 samples",
             "item": r"scale.*item.*no tensor",
             "write": r"scale.*add_ would write",
-            "output": r"scale.*has no samples",
+            "output": r"scale.*has no batch dimension",
         }.items():
             base.way = way
             with pytest.raises(ParameterMismatchError, match=message):

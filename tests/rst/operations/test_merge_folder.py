@@ -262,7 +262,7 @@ class TestMergeKilled:
             try:
                 merge_here(inputs, **settings)
             except CheckpointError as error:
-                assert "has files but no rst-journal.jsonl" in str(error)
+                assert "contains files but no rst-journal.jsonl" in str(error)
                 for path in (inputs / "out.partial").iterdir():
                     path.unlink()
                 merge_here(inputs, **settings)

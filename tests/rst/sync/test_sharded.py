@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(
         not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard of this torch (2.6) runs on GPUs alone"
     ),
-    pytest.mark.filterwarnings("ignore:.*is an anchor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*will be an anchor:UserWarning"),
 ]
 CASES = [("fsdp", None), ("fsdp", torch.bfloat16), ("fsdp_columns", None), ("tensor_parallel", torch.bfloat16)]
 

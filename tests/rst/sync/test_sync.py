@@ -190,7 +190,7 @@ def test_gap_damage_and_wrong_order_leave_the_model_at_the_last_good_step(tmp_pa
         verify(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*went on from the anchor of step 4")
+@pytest.mark.filterwarnings("ignore:.*continued from the anchor of step 4")
 @pytest.mark.parametrize("harm", HARM)
 def test_an_anchor_beyond_the_harm_is_the_way_on(tmp_path, harm) -> None:
     model, served = network(), network()
