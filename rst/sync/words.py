@@ -29,11 +29,12 @@ def weights_a_word(dtype: torch.dtype, version: int) -> int:
 
 
 def whole_words(flat: Tensor, each: int) -> Tensor:
-    """The words that a tensor of shape (n,) fills, n // each of them; in its own memory where that is aligned."""
+    """The words that a tensor of shape (n,) fills, n // each of them; in its own memory where that has them."""
     raw = bits(flat[: flat.numel() // each * each])
     if each == 1:
         return raw
-    return (raw.clone() if raw.storage_offset() % each else raw).view(torch.int64)
+    aligned = raw.is_contiguous() and raw.storage_offset() % each == 0
+    return (raw if aligned else raw.clone()).view(torch.int64)
 
 
 def last_word(flat: Tensor, each: int) -> Tensor:

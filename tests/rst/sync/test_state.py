@@ -66,8 +66,9 @@ def test_the_formula(dtype: torch.dtype, version: int) -> None:
 
 def test_weights_in_any_place_of_memory() -> None:
     row = _tensor(61, torch.bfloat16)
-    for weight in (row[1:], row[3:].view(2, 29).T, row[:60].view(1, 3, 4, 5).to(memory_format=torch.channels_last)):
-        assert fingerprint_state({"w": weight}) == by_the_formula({"w": weight}, 2)
+    images = row[:60].view(1, 3, 4, 5).to(memory_format=torch.channels_last)
+    for weight in (row[1:], row[::2], row[:1].expand(5), row[3:].view(2, 29).T, images):
+        assert fingerprint_state({"w": weight}) == by_the_formula({"w": weight.clone().contiguous()}, 2)
 
 
 @pytest.mark.parametrize("size", [_PIECE - 1, _PIECE, _PIECE + 1])
