@@ -39,27 +39,28 @@ class RSTConfig:
     >>> RSTConfig(ratio=0.001, total_steps=1000, modules_to_save=["head"])  # keeps 0.1 % of the weights
 
     Attributes:
-        ratio: the share of all tracked weights that is kept: those that changed most (App. M). The paper's r = 0.2 %
-            is 0.002, and what is kept if neither `ratio` nor `threshold` is given. With a number the share falls from
-            1 to it, by equal factors, over the first half of the run, so that the first steps' noise does not decide
-            which weights are kept; the export keeps exactly that share, whenever it comes. A schedule of progress in
-            [0, 1] is followed as it is; `Constant` keeps the same share from the first step on.
-        threshold: instead of a share, tau of Eq. 17, a number or a schedule: what moved by no more is put back. It is
-            rounded to each parameter's dtype. It must fit the optimiser: AdamW moves every weight by about its
-            learning rate at each step.
-        select: which of the two, "top" or "threshold", as given; "bias" lets only biases move while gradients flow
-            through everything (App. M); "support" trains the weights of a `Support`, chosen beforehand, and has
-            optimiser state for those alone.
+        ratio: the share of all tracked weights to keep: those that changed most (App. M). The paper's r = 0.2 % is
+            0.002, which is also the default if neither `ratio` nor `threshold` is given. With a number, the share falls
+            geometrically from 1 to that number over the first half of the run, so that the noise of the first steps
+            does not decide which weights are kept; the export keeps exactly that share, whenever you call it. A
+            schedule, a callable of the progress in [0, 1], is used as it is; `Constant` keeps the same share from the
+            first step on.
+        threshold: tau of Eq. 17 instead of a share, a number or a schedule: weights that moved by no more than tau are
+            reset to `w0`. It is rounded to each parameter's dtype and must suit the optimiser: AdamW moves every weight
+            by about its learning rate at each step.
+        select: "top" (a ratio) or "threshold", by default the one that is given; "bias" lets only biases change while
+            gradients flow through everything (App. M); "support" trains the weights of a `Support`, chosen beforehand,
+            and keeps optimiser state for those only.
         target_modules: parameters to train sparsely; a list of names or name suffixes, or one regular expression that
             must match a whole name, of the parameter or of a module above it. None means every trainable parameter,
             "all-linear" those of linear layers, without a language model's output layer.
-        exclude_modules: taken out of `target_modules`, written the same way. What is neither targeted nor saved whole
-            is frozen.
-        modules_to_save: modules trained freely and stored whole (a task head).
-        every: project after each n-th optimiser step; 0 selects once, at export.
+        exclude_modules: excluded from `target_modules`, in the same notation. Parameters that are neither targeted nor
+            saved whole are frozen.
+        modules_to_save: modules that are trained without selection and stored whole (a task head).
+        every: project after every n-th optimiser step; 0 selects once, at export.
         total_steps: optimiser steps of the whole run; a schedule reaches progress 1 there. Schedules need it; a number
             as `ratio` assumes `ASSUMED_STEPS` without it. The callbacks for Trainer and Lightning fill it in.
-        base_storage: where `w0` lives: beside the weights ("device"), in CPU memory ("cpu"), in a memory-mapped
+        base_storage: where `w0` is stored: next to the weights ("device"), in CPU memory ("cpu"), in a memory-mapped
             temporary file ("mmap"), or ("sparse") only where it differs from the weights, with a copy while an attached
             optimiser steps. None is "device" until `attach`, and "sparse" from then on.
     """
@@ -118,7 +119,7 @@ class RSTConfig:
             raise ConfigError('select="threshold" needs threshold, the tau of Eq. 17')
 
     def progress(self, steps: int) -> float:
-        """How far a run is after so many optimiser steps, in [0, 1]; 1 where nothing depends on it."""
+        """Progress of a run after `steps` optimiser steps, in [0, 1]; 1 where nothing depends on it."""
         if self.total_steps is not None:
             return min(steps / self.total_steps, 1.0)
         return min(steps / ASSUMED_STEPS, 1.0) if self.ratio is not None else 1.0
@@ -157,7 +158,7 @@ class RSTConfig:
     def from_dict(cls, values: dict[str, Any]) -> "RSTConfig":
         """Invert `to_dict`.
 
-        The values may come from a file of a stranger, so a pattern must be one that is quick (`rst.limited_pattern`).
+        The values may come from an untrusted file, so patterns must be fast to match (`rst.limited_pattern`).
 
         Raises:
             ConfigError: an unknown setting, one of the wrong kind, or such a pattern.

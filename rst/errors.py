@@ -1,4 +1,4 @@
-"""The errors that this library raises on purpose, each in one sentence that names file, parameter and numbers."""
+"""The errors that this library raises, each with a message that names the file, the parameter and the numbers."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from rst.printable import in_one_line, printable, shortened
 
 
 class RSTError(Exception):
-    """Base class. Catch this to catch everything the library refuses.
+    """Base class of all errors of this library.
 
-    Its text is `file: parameter: reason`, without what does not apply, in one line that is safe to show: names in files
-    may hold what steers a terminal. The attributes have them as they are.
+    Its text is `file: parameter: reason`, without the parts that do not apply, in one line that is safe to print: names
+    in files may contain terminal control sequences. The attributes hold them unchanged.
 
     Attributes:
         reason: what happened, with the numbers, and what to do.
@@ -45,9 +45,9 @@ def naming_file(file: "str | os.PathLike[str] | None") -> Iterator[None]:
 
 
 class RSTWarning(UserWarning):
-    """Something is likely not what was meant; the text has the numbers and what to change. Nothing is refused.
+    """A result is probably not what you intended; the text has the numbers and what to change.
 
-    As an error's, its text is one line that is safe to show.
+    Like an error's, its text is one line that is safe to print.
     """
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class CheckpointError(RSTError):
 
 
 class DeltaFormatError(RSTError):
-    """A delta file is truncated, altered, hostile, or of an unknown version."""
+    """A delta file is truncated, altered, malicious, or of an unknown version."""
 
 
 class ParameterMismatchError(RSTError):
@@ -76,12 +76,12 @@ class WrongBaseError(RSTError):
 
 
 class NonFiniteError(RSTError):
-    """NaN where a weight should be."""
+    """A weight is NaN."""
 
 
 class SignatureError(RSTError):
-    """An adapter is not signed, by none of the trusted keys, or was changed since."""
+    """An adapter is not signed, is signed by none of the trusted keys, or was changed since."""
 
 
 class NotCarriedError(RSTError):
-    """Another format has no place for parts of a delta."""
+    """Another format cannot hold parts of a delta."""

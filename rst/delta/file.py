@@ -135,8 +135,10 @@ def _warn_of_other_settings(folder: str | os.PathLike[str], beside: Mapping[str,
     if other := [name for name, value in beside.items() if name not in own or own[name] != value]:
         name = min(other)
         warnings.warn(
-            f"{Path(folder) / CONFIG_FILE} says {name} {beside[name]!r}, the delta itself {own.get(name)!r}, and "
-            f"{len(other)} settings differ in all; the delta's own hold, for training too. save_pretrained writes both",
+            f"{Path(folder) / CONFIG_FILE} has {name} {beside[name]!r}, but the delta has {own.get(name)!r}; "
+            f"{len(other)} "
+            "settings differ in total. The delta's own settings are used, for training too; save_pretrained writes "
+            "both",
             RSTWarning,
             stacklevel=3,
         )

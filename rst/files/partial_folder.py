@@ -146,11 +146,15 @@ class PartialFolder:
                 unfinished.unlink()
         if found == job:
             self._say(
-                f"goes on where another process stopped: {len(digests)} of {len(self._files)} files are taken from here"
+                f"continues where another process stopped: {len(digests)} of {len(self._files)} files are reused "
+                f"from it"
             )
             return digests
         if lines:
-            self._say("was left by a job with other inputs, settings or version; it is emptied, and all is made anew")
+            self._say(
+                "was left by a job with other inputs, settings or version; it is emptied, and everything is "
+                "computed again"
+            )
         for name in files:
             (self.path / name).unlink(missing_ok=True)
             with suppress(OSError):  # not empty, or not one below

@@ -1,6 +1,6 @@
-"""PEFT's verbs over sparse deltas: load, set, disable, merge and save adapters on one base model, in place and exactly.
+"""PEFT's methods for sparse deltas: load, set, disable, merge and save adapters of one base model, in place and exact.
 
-An adapter that is active is in the base's own weights; another takes its place by exchanging the changed elements. The
+The active adapter is written into the base's own weights; switching to another one swaps the changed elements. The
 forward pass is the base's, at the base's speed.
 """
 
@@ -46,8 +46,8 @@ class RSTModel(nn.Module):
     ...     model(images)  # the base, bit for bit
     >>> tuned = model.merge_and_unload()
 
-    The base is changed in place. It stays reachable as `base_model`, and what `RSTModel` lacks (`generate`, `config`)
-    is looked up there.
+    The base is changed in place. It is available as `base_model`, and attributes that `RSTModel` lacks (`generate`,
+    `config`) are looked up there.
     """
 
     base_model: nn.Module
@@ -73,9 +73,9 @@ class RSTModel(nn.Module):
 
         Args:
             *args: as the base model takes them.
-            adapter_names: one adapter for each sample of the batch, "__base__" for none: one forward over all of them
-                (Eq. 15), see `rst.mixed.batch`. The active adapter plays no part then; while adapters are disabled all
-                samples are the base's, as in PEFT.
+            adapter_names: one adapter for each sample of the batch, or "__base__" for none; a single forward pass
+                computes all of them (Eq. 15), see `rst.mixed.batch`. The active adapter is ignored; while adapters are
+                disabled, all samples use the base, as in PEFT.
             **kwargs: as the base model takes them.
         """
         if adapter_names is None:
@@ -192,7 +192,7 @@ class RSTModel(nn.Module):
     def hotswap_adapter(
         self, model_id: str | os.PathLike[str], adapter_name: str = "default", **hub: "Unpack[HubOptions]"
     ) -> None:
-        """Put another adapter under a loaded one's name, and into the weights if that is active.
+        """Replace a loaded adapter by another under the same name, in the weights too if it is active.
 
         Raises:
             RSTError: as `load_adapter`, or no adapter of this name is loaded; nothing has changed then.
@@ -235,16 +235,16 @@ class RSTModel(nn.Module):
 
     @property
     def active_adapter(self) -> str | None:
-        """The adapter that is on, or comes back on when adapters are enabled."""
+        """The adapter that is active, or becomes active when adapters are enabled."""
         return self._bank.active
 
     @property
     def active_adapters(self) -> list[str]:
-        """The same as a list, as transformers asks for it."""
+        """The active adapter in a list, as transformers expects it."""
         return [] if self._bank.active is None else [self._bank.active]
 
     def set_adapter(self, adapter_name: str) -> None:
-        """Exchange the active adapter, and enable adapters.
+        """Make another adapter the active one, and enable adapters.
 
         Raises:
             ConfigError: no such adapter, or several.
@@ -262,21 +262,21 @@ class RSTModel(nn.Module):
         self._bank.delete(adapter_name)
 
     def disable_adapters(self) -> None:
-        """Put the base's weights back, bit for bit, until `enable_adapters` or `set_adapter`."""
+        """Restore the base's weights, bit for bit, until `enable_adapters` or `set_adapter`."""
         self._bank.disable()
 
     def enable_adapters(self) -> None:
-        """Put the active adapter back on."""
+        """Apply the active adapter again."""
         self._bank.enable()
 
     def disable_adapter(self) -> AbstractContextManager[None]:
-        """Be the base model, bit for bit, inside a `with`."""
+        """Disable adapters inside a `with` block, where the model is the base, bit for bit."""
         return self._bank.disabled()
 
     # Merging
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None) -> None:
-        """Have one adapter, the active one if none is named, in the base's weights: where `set_adapter` puts it.
+        """Write one adapter, by default the active one, into the base's weights, as `set_adapter` does.
 
         Raises:
             ConfigError: several names, or none and none is active.
@@ -284,11 +284,11 @@ class RSTModel(nn.Module):
         self._bank.activate(self._only(self.active_adapters if adapter_names is None else adapter_names))
 
     def unmerge_adapter(self) -> None:
-        """Put the base's weights back, bit for bit, as `disable_adapters` does."""
+        """Restore the base's weights, bit for bit, as `disable_adapters` does."""
         self._bank.disable()
 
     def merge_and_unload(self, adapter_names: Sequence[str] | None = None) -> nn.Module:
-        """Leave one adapter in the base's weights for good, forget all adapters and return the base model.
+        """Merge one adapter into the base's weights permanently, drop all adapters and return the base model.
 
         Raises:
             ConfigError: as `merge_adapter`.
@@ -300,7 +300,7 @@ class RSTModel(nn.Module):
         return self.base_model
 
     def unload(self) -> nn.Module:
-        """Forget all adapters and return the base model, its bytes as they were."""
+        """Drop all adapters and return the base model with its original bytes."""
         self._bank.discard()
         return self.base_model
 
@@ -371,7 +371,7 @@ class RSTModel(nn.Module):
         return ModelStatus.of(self.base_model, self._bank)
 
     def print_trainable_parameters(self) -> None:
-        """Print what trains, and of that what would be stored: of RST, far less."""
+        """Print how many parameters are trained, and how many of them would be stored."""
         print(self.get_model_status().parameters_line())
 
     def get_base_model(self) -> nn.Module:

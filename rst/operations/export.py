@@ -51,10 +51,10 @@ def export(
     output: str | os.PathLike[str] | None = None,
     encoding: Encoding = "coo",
 ) -> SparseDelta:
-    """Extract what turns `base` into `tuned`, reading one pair of tensors at a time.
+    """Extract the change from `base` to `tuned`, reading one pair of tensors at a time.
 
     >>> export("base.safetensors", "tuned.safetensors", ratio=0.002).save("delta.safetensors")
-    >>> export("base/", "tuned/", output="delta.safetensors")  # of huge ones; if it is killed, the same call goes on
+    >>> export("base/", "tuned/", output="delta.safetensors")  # for huge ones; if it is killed, the same call resumes
 
     Args:
         base: file, folder, state dict or module (see `open_checkpoint`). None takes the base that a
@@ -71,8 +71,8 @@ def export(
         exclude_modules: left as the base has them, as in `RSTConfig`; `tuned` may lack them.
         key: which of several sets of weights in `tuned` is meant, such as "state_dict_ema".
         base_key: the same of `base`.
-        dtype: of a base in another dtype: the tuned floats are cast to it first, which rounds them and is said
-            (`RSTWarning`). Base plus delta is then the cast weights, bit for bit.
+        dtype: of a base in another dtype: the tuned floats are cast to it first, which rounds them and raises an
+            `RSTWarning`. Base plus delta is then the cast weights, bit for bit.
         op: what to store: residuals ("add"), the tuned values ("replace") or steps, as in `ParameterDelta`.
         on_progress: called after each tensor with bytes done and bytes in all.
         output: where to save the delta as well. From files, what is compared is kept in `output.partial` every few

@@ -1,4 +1,4 @@
-"""Base plus delta: the tuned weights again, bit for bit (Algorithm 2)."""
+"""Merge a delta into its base: the tuned weights again, bit for bit (Algorithm 2)."""
 
 import os
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def merge(
     >>> merge("base/", "delta.safetensors", "tuned/")  # shards and their index
 
     A folder grows under the name `tuned.partial`, which becomes `tuned` when all is in it. If the process is killed,
-    the same call goes on after the last finished shard, unless the base, the delta or this library has changed.
+    the same call resumes after the last finished shard, unless the base, the delta or this library has changed.
 
     Args:
         base: a state dict, left as it is, or a file or folder (see `open_checkpoint`).

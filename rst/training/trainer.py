@@ -1,7 +1,7 @@
-"""Residual Sparse Training: wrap a model, train it as always, export what is left of the change (Algorithm 1).
+"""Residual Sparse Training: wrap a model, train it as always, export the remaining change (Algorithm 1).
 
-Read top to bottom and you have seen the method: remember w0; after every optimiser step put back what barely moved;
-at the end store `w_sp = wt - w0`.
+This file shows the method from top to bottom: remember w0; after every optimiser step, reset the weights that barely
+moved; at the end, store `w_sp = wt - w0`.
 """
 
 from collections import ChainMap
@@ -58,8 +58,8 @@ class ResidualSparseTrainer:
     The model may be wrapped by `torch.compile` or `DataParallel`, before or after; tied weights count once. Parameters
     that the configuration neither targets nor saves whole are frozen.
 
-    Of a model sharded by `fully_shard` or `parallelize_module` (DTensors) each process keeps and projects its own part;
-    make the trainer after sharding, in every process, and export with `rst.distributed.export_sharded`.
+    For a model sharded by `fully_shard` or `parallelize_module` (DTensors), each process keeps and projects its own
+    part. Create the trainer in every process, after sharding, and export with `rst.distributed.export_sharded`.
     """
 
     def __init__(self, model: nn.Module, config: RSTConfig | None = None, *, support: Support | None = None) -> None:
@@ -167,16 +167,16 @@ class ResidualSparseTrainer:
                 yield name, tensor
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What an optimiser is to train: `named_parameters` without names."""
+        """The parameters to give to an optimiser: `named_parameters` without names."""
         return (parameter for _, parameter in self.named_parameters())
 
     def to_support(self) -> Support:
-        """The weights that are kept now, to go on with those alone.
+        """Return the weights that are kept now as a `Support`, to continue training only those.
 
         >>> support = trainer.to_support()
         >>> trainer = ResidualSparseTrainer(model, RSTConfig(select="support"), support=support)
 
-        The support has w0 of these weights with it, so that the new trainer's is this one's.
+        The support contains w0 of these weights, so that the new trainer has the same w0 as this one.
 
         Raises:
             ConfigError: as `export`.
@@ -193,13 +193,13 @@ class ResidualSparseTrainer:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Call `step()` after every `optimizer.step()` that changes weights.
 
-        A step that `GradScaler` skips for infinite gradients is not counted. With several optimisers attach the one
-        that steps last. One that wraps another (accelerate's, Lookahead, SAM, ZeRO) is followed to the end of its own
-        step. Before the export call `optimizer.eval()` of a schedule-free one.
+        A step that `GradScaler` skips because of infinite gradients is not counted. With several optimisers, attach the
+        one that steps last. If an optimiser wraps another (accelerate's, Lookahead, SAM, ZeRO), the selection runs at
+        the end of the outer one's step. Call `optimizer.eval()` of a schedule-free optimiser before the export.
 
         Raises:
-            ConfigError: attached already, the optimiser has none of the parameters that train, or the model has
-                changed since the trainer was made.
+            ConfigError: already attached, the optimiser has none of the trained parameters, or the model has
+                changed since the trainer was created.
         """
         if self._following:
             raise ConfigError("already attached; with several optimisers, attach the one that steps last")
@@ -229,14 +229,14 @@ class ResidualSparseTrainer:
         ...     loss(model, batch).backward()  # the weights have moved when this returns
         ...     optimizer.step()  # ends the step: counts it, and steps what had no gradient before
 
-        Learning rate schedules take the optimiser that is returned, and its `state_dict` is torch's. An optimiser that
-        works element by element gives the bits that `attach` gives. A gradient norm over all parameters is never known:
-        clip each by its own, in a hook registered before this call (`register_post_accumulate_grad_hook`).
+        Pass the returned optimiser to learning rate schedules; its `state_dict` has torch's format. An elementwise
+        optimiser gives the same bits as with `attach`. The gradient norm over all parameters is never known: clip each
+        gradient by its own norm, in a hook registered before this call (`register_post_accumulate_grad_hook`).
         `GradScaler` would unscale too late.
 
         Args:
-            build: makes the optimiser of all parameters that train.
-            accumulate: backward passes to a step. With more than one, gradients stay until the last of them.
+            build: creates the optimiser from all trained parameters.
+            accumulate: backward passes per step. With more than one, gradients are kept until the last of them.
 
         Raises:
             ConfigError: attached already, or a selection that needs all parameters at once ("top", `every`), or has no
@@ -268,14 +268,14 @@ class ResidualSparseTrainer:
     def move_support(
         self, batches: Iterable[Any], share: float = 0.1, *, loss: Callable[[Any], Tensor] | None = None
     ) -> int:
-        """Let go of the kept weights that moved least from w0, and take those with the largest gradients instead.
+        """Replace the kept weights that moved least from w0 by those with the largest gradients.
 
         >>> if step % 100 == 0:
         ...     trainer.move_support(batches, share=0.1)
 
-        Each parameter keeps as many weights as it had. What is let go of has w0's bits again; the others keep their
-        values and the optimiser's states; new ones start at w0 and with states of zero. To be called between steps,
-        after `zero_grad()`. Of several processes the gradients of the first decide.
+        Each parameter keeps as many weights as before. Dropped weights are reset to w0, bit for bit; the others keep
+        their values and optimiser states; new ones start at w0 with zero states. Call it between steps, after
+        `zero_grad()`. With several processes, the gradients of the first one decide.
 
         Args:
             batches: as in `Support.from_gradients`, at least one.
@@ -316,7 +316,7 @@ class ResidualSparseTrainer:
             self._base.thicken()
 
     def continue_from(self, delta: SparseDelta) -> None:
-        """Put a delta into the weights and go on training from there, with w0 below it. Raises as `delta.apply`."""
+        """Apply a delta to the weights and continue training from there, relative to w0. Raises as `delta.apply`."""
         self._base.take()
         try:
             delta.apply(self.model)
@@ -358,7 +358,7 @@ class ResidualSparseTrainer:
         return self._in_backward is not None and self._in_backward.steps_alone
 
     def step(self) -> None:
-        """Count one optimiser step and select, if it is the turn of one (`every`). `attach` calls this for you.
+        """Count one optimiser step, and select if one is due (`every`). `attach` calls this for you.
 
         Raises:
             ConfigError: the training is suspended, so the weights that were stepped are not its own, or a frozen
@@ -379,7 +379,7 @@ class ResidualSparseTrainer:
 
     @torch.no_grad()
     def select(self, *, final: bool = True) -> None:
-        """Put every weight that the configuration does not keep back to w0, bit for bit (Eq. 17).
+        """Reset every weight that the configuration does not keep to w0, bit for bit (Eq. 17).
 
         Args:
             final: as an export does: exactly the share that is to be reached. False, as after a step, keeps the share
@@ -456,12 +456,12 @@ class ResidualSparseTrainer:
     def export(self, op: Op = "add", *, select: bool = True) -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
 
-        Afterwards the model equals base plus delta, bit for bit. Warns where next to nothing, or nearly everything, is
-        kept, and where no step was seen (`RSTWarning`).
+        Afterwards the model equals base plus delta, bit for bit. Warns (`RSTWarning`) if almost nothing or nearly
+        everything is kept, or if the trainer saw no optimiser step.
 
         Args:
             op: what to store: residuals, the tuned values ("replace") or steps, as in `ParameterDelta`.
-            select: False stores what differs from w0 now and leaves the model as it is, as in the midst of a run.
+            select: False stores what differs from w0 now and leaves the model as it is, for use during a run.
 
         Raises:
             ConfigError: a change would be lost: a frozen parameter was made trainable or has other values, a tensor is
@@ -511,7 +511,7 @@ class ResidualSparseTrainer:
         return live, self._base.on_device_of(locals_of(live))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs, w0 included, to be saved beside the model and the optimiser.
+        """Return everything needed to resume, including w0; save it with the model and the optimiser.
 
         `rst export` finds it under any key of a checkpoint and needs no other base. Of a sharded model it has DTensors,
         to be saved, and loaded into in place on any number of processes, by `torch.distributed.checkpoint`.
