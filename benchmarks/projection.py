@@ -9,6 +9,8 @@ from benchmarks import vit_b_16
 from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
 from benchmarks.timing import race
+from rst.numerics import kernels
+from rst.training.projection import choose_projection
 from rst.training.projection_compiled import has_compiler, project_compiled
 from rst.training.projection_eager import project_eager
 from rst.training.sampled_boundary import sampled_boundary
@@ -39,6 +41,9 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     }
     if has_compiler(device):
         contenders["rst compiled"] = lambda: _sync(project_compiled(pairs, TAU))
+    if kernels.run_on(device):
+        in_one_launch = choose_projection(tuned)
+        contenders["rst by Triton's kernel"] = lambda: _sync(in_one_launch(pairs, TAU))
     if device.type == "cpu":
         stepped = {name: tensor + 1e-4 * torch.randn_like(tensor) for name, tensor in base.items()}
         contenders[ESTIMATE] = lambda: sampled_boundary(stepped, base, RATIO, step=1)
@@ -65,7 +70,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     title = f"Projection (Eq. 17) of {weights:,} float32 weights, 0.1 % of them changed, on {device.type}"
     notes = ["The paper's code is written out from its description: two float masks and two products."]
     if ESTIMATE in timings:
-        projection = min(timing.median for name, timing in timings.items() if name in ("rst eager", "rst compiled"))
+        projection = min(timing.median for name, timing in timings.items() if name.startswith("rst "))
         share = 1 + timings[ESTIMATE].median / projection
         notes.append(f"A step that keeps a share costs {share:.2f} times one that keeps to a threshold.")
     bars(rows, "milliseconds", title, folder / "projection.png")

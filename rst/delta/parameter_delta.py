@@ -1,7 +1,8 @@
 """The change of one parameter: where, by how much, and the few absolute values that no residual can express."""
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
-from rst.numerics.difference import changed_positions
+from rst.numerics.difference import changed_positions_of_each
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import (
     RESIDUAL_DTYPES,
@@ -292,13 +293,25 @@ def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Ten
         ParameterMismatchError: shapes or dtypes differ.
         NonFiniteError: a NaN is among what changed.
     """
-    check_like(name, tuned, base)
-    flat_base, flat_tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
-    positions, may_have_nan = changed_positions(flat_base, flat_tuned)
-    target = gather(flat_tuned, positions)
-    if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
-        raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
-    return positions, gather(flat_base, positions), target
+    return next(changed_weights_of_each([(name, base, tuned)]))
+
+
+def changed_weights_of_each(named: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What `changed_weights` finds of each name, w0 and wt; on a GPU of many at once. Raises as it does."""
+    waiting: deque[tuple[str, Tensor, Tensor]] = deque()
+
+    def flat_pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for name, base, tuned in named:
+            check_like(name, tuned, base)
+            waiting.append((name, base.detach().reshape(-1), tuned.detach().reshape(-1)))
+            yield waiting[-1][1:]
+
+    for positions, may_have_nan in changed_positions_of_each(flat_pairs()):
+        name, base, tuned = waiting.popleft()
+        target = gather(tuned, positions)
+        if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
+            raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
+        yield positions, gather(base, positions), target
 
 
 def _kept(change: Tensor, threshold: float, ties: int | None) -> Tensor:

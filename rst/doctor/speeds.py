@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rst.delta.pcodec_stream import compress, decompress
 from rst.files.budget import Budget
+from rst.numerics import kernels
+from rst.training.projection import Project, choose_projection
 from rst.training.projection_compiled import project_compiled
 from rst.training.projection_eager import project_eager
 
@@ -50,7 +52,11 @@ def memory_and_projection(device: torch.device, compiled: bool) -> list[Speed]:
     base, tuned = base.to(device), tuned.to(device)
     spare = torch.empty_like(base)
     speeds = [_streams("memory copy", lambda: spare.copy_(base), base, 2)]
-    backends = {"eager": project_eager, "compiled": project_compiled} if compiled else {"eager": project_eager}
+    backends: dict[str, Project] = {"eager": project_eager}
+    if compiled:
+        backends["compiled"] = project_compiled
+    if kernels.run_on(device):  # pragma: no cover  (CUDA)
+        backends["Triton"] = choose_projection([tuned])
     for backend, project in backends.items():
         speeds.append(_streams(f"projection, {backend}", partial(project, [(tuned, base)], _TAU), base, 3))
     return speeds

@@ -31,9 +31,7 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
     """
     raw_base, raw_tuned = bits(base), bits(tuned)
     if kernels.run_on(base.device):
-        from rst.numerics.difference_triton import changed_positions_of_all
-
-        return changed_positions_of_all([(base, tuned)])[0], tuned.is_floating_point()
+        return next(changed_positions_of_each([(base, tuned)]))
     if base.device.type != "cpu":  # pragma: no cover  (CUDA)
         starts = range(0, base.numel(), _DEVICE_CHUNK)
         windows = [slice(start, start + _DEVICE_CHUNK) for start in starts]
@@ -48,6 +46,22 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64), any(nan for _, nan in results)
 
 
+def changed_positions_of_each(pairs: Iterable[Pair]) -> Iterator[tuple[Tensor, bool]]:
+    """What `changed_positions` finds of each two tensors, w0 and wt.
+
+    Pairs are asked for one after another. Where kernels run, two launches look at as many as may be held in memory.
+    """
+    for batch in _batches(pairs):
+        if not kernels.run_on(batch[0][1].device):
+            yield from (changed_positions(base, tuned) for base, tuned in batch)
+            continue
+        from rst.numerics.difference_triton import changed_positions_of_all
+
+        found = changed_positions_of_all(batch)
+        may_have_nan = _have_nan([tuned[places] for places, (_, tuned) in zip(found, batch, strict=True)])
+        yield from ((positions, may_have_nan) for positions in found)
+
+
 def count_changed(pairs: Iterable[Pair]) -> list[int]:
     """How many elements of each two tensors, w0 and wt of one shape, dtype and device, differ in any bit.
 
@@ -56,12 +70,24 @@ def count_changed(pairs: Iterable[Pair]) -> list[int]:
     return [count for batch in _batches(pairs) for count in _count(batch)]
 
 
+def _have_nan(parts: list[Tensor]) -> bool:
+    floats = [part for part in parts if part.is_floating_point()]
+    if any(part.element_size() == 1 for part in floats):  # float8's NaNs differ by format: say that there may be some
+        return True
+    return bool(floats) and bool(torch.stack([part.isnan().any() for part in floats]).any())  # the host waits once
+
+
 def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     batch: list[Pair] = []
     held = 0
     for base, tuned in pairs:
-        room = _HELD - held if kernels.run_on(tuned.device) else 0
-        if batch and (tuned.device != batch[0][1].device or base.nbytes > room):
+        if not kernels.run_on(tuned.device):
+            if batch:
+                yield batch
+            yield [(base, tuned)]
+            batch, held = [], 0
+            continue
+        if batch and (tuned.device != batch[0][1].device or held + base.nbytes > _HELD):
             yield batch
             batch, held = [], 0
         batch.append((base, tuned))

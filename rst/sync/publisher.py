@@ -14,7 +14,7 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import Weights
 from rst.config import CopyStorage
 from rst.delta.file import save
-from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights, check_no_nan, check_real
+from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights_of_each, check_no_nan, check_real
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import ConfigError, ParameterMismatchError, RSTError
 from rst.files.safetensors_writer import specs_of
@@ -203,13 +203,10 @@ class Publisher:
 
     @torch.no_grad()
     def _find_changes(self, live: Parts) -> dict[str, Change]:
-        changes = {}
-        for name, part in live.items():
-            flat = part.reshape(-1)
-            found = Change(*changed_weights(name, self._copy.on_device_of({name: flat})[name], flat))
-            if found.positions.numel():
-                changes[name] = found
-        return changes
+        flat = ((name, part.reshape(-1)) for name, part in live.items())
+        pairs = ((name, self._copy.on_device_of({name: part})[name], part) for name, part in flat)
+        found = zip(live, map(Change._make, changed_weights_of_each(pairs)), strict=True)
+        return {name: change for name, change in found if change.positions.numel()}
 
     def _write_delta(self, live: Parts) -> _Step:
         mine, last = self._model.together(lambda: self._find_changes(live)), self._pointer

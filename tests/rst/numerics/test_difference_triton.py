@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rst.delta.parameter_delta import ParameterDelta
-from rst.numerics.difference import changed_positions, count_changed
+from rst.numerics.difference import changed_positions, changed_positions_of_each, count_changed
 from tests.compiled import compile_kernel
 from tests.interpreted import interpreted_kernels
 
@@ -68,7 +68,20 @@ def test_a_delta_of_what_kernels_find_is_the_same() -> None:
         positions, may_have_nan = changed_positions(base.view(-1), base.view(-1))
     assert positions.dtype == torch.int64
     assert not positions.numel()
-    assert may_have_nan
+    assert not may_have_nan
+
+
+def test_a_nan_that_was_not_in_the_base_is_told() -> None:
+    base = [torch.zeros(5), torch.full((5,), float("nan")), torch.zeros(3, dtype=torch.int64)]
+    tuned = [one.clone() for one in base]
+    tuned[2][0] = 1
+    with interpreted_kernels() as launches:
+        assert not any(nan for _, nan in changed_positions_of_each(zip(base, tuned, strict=True)))
+        tuned[0][3] = float("nan")
+        found = list(changed_positions_of_each(zip(base, tuned, strict=True)))
+    assert all(nan for _, nan in found)
+    assert [places.tolist() for places, _ in found] == [[3], [], [0]]
+    assert sorted(launches) == ["count"] * 4 + ["write_positions"] * 3
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
