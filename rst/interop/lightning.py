@@ -14,6 +14,7 @@ from rst.extras import install_command
 from rst.live.adapter_folder import write_adapter
 from rst.naming import unwrap
 from rst.training.optimizer_steps import show_averaged_weights
+from rst.training.support_processes import leave_out_of_ddp
 from rst.training.trainer import ResidualSparseTrainer
 
 if TYPE_CHECKING or find_spec("lightning"):
@@ -81,6 +82,13 @@ class RSTCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the record until the model is on its device."""
         self._record = checkpoint.get(RECORD_KEY)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep a support's weights out of DDP, which is about to wrap the model: their gradients go another way."""
+        if self._trainer is not None and self._trainer.config.select == "support":
+            kept = {id(weight) for weight in self._trainer.tracked.sparse.values()}
+            names = [name for name, weight in pl_module.named_parameters() if id(weight) in kept]
+            leave_out_of_ddp(pl_module, pl_module, names)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Track w0, or take it from the checkpoint, and follow the optimiser.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -102,14 +103,19 @@ class Support(Mapping[str, Tensor]):
         Raises:
             ConfigError: the ratio is out of range, or keeps nothing.
         """
-        parameters = _parameters(model, config)
-        _budget(parameters, ratio)
+        return cls.random_in(_shapes(_parameters(model, config)), ratio, seed=seed)
+
+    @classmethod
+    def random_in(cls, shapes: Mapping[str, tuple[int, ...]], ratio: float, *, seed: int = 0) -> "Support":
+        """`random`, of parameters of these shapes by name. Raises as it does."""
+        _budget(shapes, ratio)
         generator = torch.Generator().manual_seed(seed)
         positions, seen = {}, 0
-        for name, weight in parameters.items():
-            before, seen = round(ratio * seen), seen + weight.numel()
-            positions[name] = _draw(weight.numel(), round(ratio * seen) - before, generator)
-        return cls.at(positions, _shapes(parameters))
+        for name, shape in shapes.items():
+            numel = prod(shape)
+            before, seen = round(ratio * seen), seen + numel
+            positions[name] = _draw(numel, round(ratio * seen) - before, generator)
+        return cls.at(positions, shapes)
 
     @classmethod
     def from_magnitude(cls, model: nn.Module, ratio: float, *, config: RSTConfig | None = None) -> "Support":
@@ -124,7 +130,7 @@ class Support(Mapping[str, Tensor]):
             ConfigError: as `random`.
         """
         parameters = _parameters(model, config)
-        largest = Largest(_budget(parameters, ratio))
+        largest = Largest(_budget(_shapes(parameters), ratio))
         for name, weight in parameters.items():
             largest.add(name, weight.detach().abs())
         return cls.at(largest.positions(), _shapes(parameters))
@@ -157,7 +163,7 @@ class Support(Mapping[str, Tensor]):
             ConfigError: as `random`, or there is no batch.
         """
         parameters = _parameters(model, config)
-        budget = _budget(parameters, ratio)
+        budget = _budget(_shapes(parameters), ratio)
         found = strongest(
             model,
             parameters,
@@ -188,8 +194,8 @@ def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in parameters.items()}
 
 
-def _budget(parameters: Mapping[str, Tensor], ratio: float) -> int:
-    total = sum(weight.numel() for weight in parameters.values())
+def _budget(shapes: Mapping[str, tuple[int, ...]], ratio: float) -> int:
+    total = sum(map(prod, shapes.values()))
     if not 0 < ratio <= 1:
         raise ConfigError(f"ratio={ratio}: must be a fraction in (0, 1]; 0.2 % is 0.002")
     if not round(ratio * total):

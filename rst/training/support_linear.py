@@ -112,11 +112,17 @@ def sampled_gradient(left: Tensor, right: Tensor, crow: Tensor, columns: Tensor,
 
 
 @cache
+def make_first_csr_quietly() -> None:
+    """Have torch say now, and unheard, that its CSR tensors are beta, which it does once a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.zeros(1, 1).to_sparse_csr()
+
+
+@cache
 def _operation() -> Callable[..., Tensor]:
     """An operation that torch.compile and activation checkpointing take as they take torch's own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its CSR tensors beta, once a process
-        torch.zeros(1, 1).to_sparse_csr()
+    make_first_csr_quietly()
 
     @torch.library.custom_op("rst::at_support", mutates_args=())
     def at_support(

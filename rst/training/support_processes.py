@@ -1,19 +1,11 @@
 """Gradients of kept weights, averaged over the processes of data parallel training: O(nnz) travels, not O(N)."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rst.errors import ConfigError
-
-
-class HasValues(Protocol):
-    """Kept weights of one parameter."""
-
-    weight: nn.Parameter
-    values: nn.Parameter
 
 
 def leave_out_of_ddp(model: nn.Module, inner: nn.Module, names: Iterable[str]) -> None:
@@ -28,15 +20,17 @@ def leave_out_of_ddp(model: nn.Module, inner: nn.Module, names: Iterable[str]) -
     parallel._set_params_and_buffers_to_ignore_for_model(inner, list(names))  # type: ignore[no-untyped-call]
 
 
-def average_in_backward(kept: Iterable[HasValues]) -> None:
-    """At the end of each backward pass average the gradients of all kept values over torch.distributed's processes.
+def average_in_backward(values: Sequence[Tensor], also: Iterable[Tensor] = ()) -> None:
+    """At the end of each backward pass average the gradients of these tensors over torch.distributed's processes.
 
     As DistributedDataParallel does: before scalers and clipping see them, and again after each micro-batch. What was
-    averaged before is the same in all processes, so averaging it again changes nothing.
+    averaged before is the same in all processes, so averaging it again changes nothing. The processes may form their
+    group later, as Lightning's do.
+
+    Args:
+        values: all kept weights, each a leaf, in the same order everywhere.
+        also: other leaves whose gradient tells that a backward pass is under way.
     """
-    if _processes() == 1:
-        return
-    values = [one.values for one in kept]
     queued = False
 
     def average() -> None:
@@ -52,14 +46,13 @@ def average_in_backward(kept: Iterable[HasValues]) -> None:
 
     def queue(_: Tensor) -> None:
         nonlocal queued
-        if not queued:
+        if not queued and _processes() > 1:
             queued = True
             torch.autograd.Variable._execution_engine.queue_callback(average)
 
     hook: Callable[[Tensor], None] = queue
-    for one in kept:
-        one.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-        one.values.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    for leaf in (*values, *also):
+        leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def of_first_process(positions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -18,9 +18,13 @@ from torch.utils.hooks import RemovableHandle
 from rst.errors import ConfigError, ParameterMismatchError
 from rst.numerics.kept_places import KeptPlaces
 from rst.numerics.places import read_at, write_at_
+from rst.shards.blocks import is_sharded, local
+from rst.shards.collectives import together
+from rst.shards.layout import ShardLayout
 from rst.training.base_weights import BaseWeights
 from rst.training.largest import LargestOfEach
 from rst.training.moving_support import Move, check_states, move_states_
+from rst.training.sharded_support import Entries, assemble, cut
 from rst.training.sparse_base import SparseBaseWeights
 from rst.training.support import Loss, Support
 from rst.training.support_gradients import strongest
@@ -38,7 +42,7 @@ class KeptWeights:
     Attributes:
         name: the parameter's.
         weight: the parameter, with w0 outside the support.
-        places: the support and w0 there.
+        places: the support and w0 there; of a sharded parameter in this process' part.
         values: what the optimiser trains, shape (n,), in the parameter's dtype, or float32 for half precision.
     """
 
@@ -50,37 +54,43 @@ class KeptWeights:
     @classmethod
     def of(cls, name: str, weight: nn.Parameter, positions: Tensor, origin: Tensor | None) -> "KeptWeights":
         """Start at the weight as it is; `origin` is w0 there, if that is another."""
-        here = positions.to(weight.device)
-        start = read_at(weight, here)
-        places = KeptPlaces(here, start if origin is None else origin.to(weight.device))
-        places.check(name, weight)
+        part = local(weight)
+        here = positions.to(part.device)
+        start = read_at(part, here)
+        places = KeptPlaces(here, start if origin is None else origin.to(part.device))
+        places.check(name, part)
         return cls(name, weight, places, nn.Parameter(start.float() if start.dtype in _HALF else start.clone()))
+
+    @property
+    def part(self) -> Tensor:
+        """What this process has of the weight, in the same memory."""
+        return local(self.weight)
 
     @torch.no_grad()
     def collect(self, gradient: Tensor) -> None:
         """Add a gradient of the parameter, at the support, to that of the values."""
-        found = read_at(gradient.to_dense() if gradient.is_sparse else gradient, self.places.positions)
+        found = read_at(gradient.to_dense() if gradient.is_sparse else local(gradient), self.places.positions)
         found = found.to(self.values.dtype)
         self.values.grad = found if self.values.grad is None else self.values.grad + found
 
     @torch.no_grad()
     def write(self) -> None:
         """Put the values into the weights."""
-        write_at_(self.weight, self.places.positions, self.values.to(self.weight.dtype))
+        write_at_(self.part, self.places.positions, self.values.to(self.weight.dtype))
 
     @torch.no_grad()
     def restore(self, places: KeptPlaces, values: Tensor) -> None:
         """Go on from another state of as many weights, which may lie elsewhere."""
-        write_at_(self.weight, self.places.positions, self.places.origin)
-        self.places = places.to(self.weight.device)
+        write_at_(self.part, self.places.positions, self.places.origin)
+        self.places = places.to(self.part.device)
         self.values.copy_(values)
         self.write()
 
     @torch.no_grad()
     def move(self, move: Move) -> None:
         """Have w0 where an entry leaves, and go on from it where one is new."""
-        write_at_(self.weight, self.places.positions, self.places.origin)
-        origin = read_at(self.weight, move.positions)  # w0 everywhere now
+        write_at_(self.part, self.places.positions, self.places.origin)
+        origin = read_at(self.part, move.positions)  # w0 everywhere now
         values = move.apply(self.values.detach(), origin.to(self.values.dtype))
         self.restore(KeptPlaces(move.positions, origin), values)
 
@@ -140,8 +150,16 @@ class Trial:
 class SupportTraining:
     """All kept weights of a model, and the hooks that gather their gradients."""
 
-    def __init__(self, model: nn.Module, sparse: Mapping[str, nn.Parameter], support: Support) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sparse: Mapping[str, nn.Parameter],
+        support: Support,
+        layout: ShardLayout | None = None,
+    ) -> None:
         """Check the support against the parameters to be trained sparsely, and freeze those without any of it.
+
+        Of a model that FSDP2 shards, which has a `layout`, each process trains what lies in its own blocks.
 
         Raises:
             ConfigError: the support names a parameter that is not trained.
@@ -161,9 +179,11 @@ class SupportTraining:
                 )
         if not len(support):
             raise ConfigError("the support has no weight to train")
+        self._layout = layout
+        entries = {name: self._own(name, _entries(support, name)) for name in support}
         self.kept = {
-            name: KeptWeights.of(name, sparse[name], positions, support.origins.get(name))
-            for name, positions in support.items()
+            name: KeptWeights.of(name, sparse[name], own["positions"], own.get("origin"))
+            for name, own in entries.items()
         }
         for name in sparse.keys() - self.kept.keys():
             sparse[name].requires_grad_(False)
@@ -172,11 +192,12 @@ class SupportTraining:
         self._trials: dict[str, Trial] = {}
         self._sampled: dict[str, SampledLayer] = {}
         for name, kept in self.kept.items():
-            layer = layer_of(name, kept.weight, model)
+            layer = None if is_sharded(kept.weight) else layer_of(name, kept.weight, model)
             if layer is not None and pays(kept.weight, kept.values.numel()):
                 trial = self._trials[name] = Trial.start(kept, layer)
                 self._sampled[name] = trial.sampled
-        average_in_backward(self.kept.values())
+        whole = [kept for kept in self.kept.values() if not is_sharded(kept.weight)]
+        average_in_backward([kept.values for kept in whole], also=[kept.weight for kept in whole])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimiser trains, by the name of the parameter that it belongs to."""
@@ -195,7 +216,7 @@ class SupportTraining:
         """Raise `ConfigError` if something else has written to the weights."""
         assert isinstance(base, SparseBaseWeights)
         for name, kept in self.kept.items():
-            base.check(name, kept.weight)
+            base.check(name, kept.part)
 
     def write(self, base: BaseWeights) -> None:
         """Put the values into the weights, and let layers whose sampled gradient is right have no other from now on.
@@ -283,14 +304,15 @@ class SupportTraining:
     def start_from_weights(self) -> None:
         """Go on from the weights as they are at the support."""
         for kept in self.kept.values():
-            kept.values.copy_(read_at(kept.weight, kept.places.positions))
+            kept.values.copy_(read_at(kept.part, kept.places.positions))
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Positions, w0 there, and what the optimiser trains, by parameter."""
-        return {
+    def state_dict(self) -> dict[str, Entries]:
+        """Positions, w0 there, and what the optimiser trains, by parameter; of a sharded model all. Collective then."""
+        own: dict[str, Entries] = {
             name: {"positions": kept.places.positions, "origin": kept.places.origin, "values": kept.values.detach()}
             for name, kept in self.kept.items()
         }
+        return assemble(own, self._layout) if self._layout else own
 
     def load(self, state: Any) -> None:
         """Go on from another state, whose support may lie elsewhere.
@@ -299,25 +321,36 @@ class SupportTraining:
             ConfigError: it is none, or has another number of weights in a parameter; nothing has changed then.
             ParameterMismatchError: its positions are none of the parameter's.
         """
+        layout = self._layout
+        found = together(lambda: self._read(state), layout.device) if layout else self._read(state)
+        for name, kept in self.kept.items():
+            kept.restore(*found[name])
+            self._follow(name)
+
+    def _read(self, state: Any) -> dict[str, tuple[KeptPlaces, Tensor]]:
         found = state if isinstance(state, Mapping) else {}
-        places = {}
+        read = {}
         for name in sorted(found.keys() | self.kept.keys()):
             one = found.get(name)
-            given = [one.get(key) for key in ("positions", "origin", "values")] if isinstance(one, Mapping) else []
-            parts: list[Tensor] = [part for part in given if isinstance(part, Tensor)]
-            if len(parts) != 3 or name not in self.kept:
+            given = {key: one.get(key) for key in _PARTS} if isinstance(one, Mapping) else {}
+            parts: Entries = {key: part for key, part in given.items() if isinstance(part, Tensor)}
+            if len(parts) != len(_PARTS) or name not in self.kept:
                 raise ConfigError("the state and the support do not both train this parameter", parameter=name)
             kept = self.kept[name]
-            places[name] = KeptPlaces(parts[0], parts[1])
-            places[name].check(name, kept.weight)
-            if parts[1].shape != kept.values.shape or parts[2].shape != kept.values.shape:
+            KeptPlaces(parts["positions"], parts["origin"]).check(name, kept.weight)
+            if parts["values"].shape == parts["origin"].shape:
+                parts = self._own(name, parts)
+            if parts["origin"].shape != kept.values.shape or parts["values"].shape != kept.values.shape:
                 raise ConfigError(
-                    f"the state trains {parts[2].numel()} weights, but the support has {kept.values.numel()}",
+                    f"the state trains {parts['values'].numel()} weights, but the support has {kept.values.numel()}",
                     parameter=name,
                 )
-        for name, kept in self.kept.items():
-            kept.restore(places[name], found[name]["values"])
-            self._follow(name)
+            read[name] = (KeptPlaces(parts["positions"], parts["origin"]), parts["values"])
+        return read
+
+    def _own(self, name: str, entries: Entries) -> Entries:
+        """Those that this process trains."""
+        return cut(entries, self._layout.blocks[name]) if self._layout else entries
 
     def _gather(self, kept: KeptWeights) -> RemovableHandle:
         def hook(weight: Tensor) -> None:
@@ -335,3 +368,11 @@ class SupportTraining:
 
         handle: RemovableHandle = kept.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         return handle
+
+
+_PARTS = ("positions", "origin", "values")
+
+
+def _entries(support: Support, name: str) -> Entries:
+    origin = {"origin": support.origins[name]} if name in support.origins else {}
+    return {"positions": support[name], **origin}

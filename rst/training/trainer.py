@@ -37,6 +37,7 @@ from rst.training.outcome import check_outcome, claim
 from rst.training.projection import CountKept, choose_projection
 from rst.training.sampled_boundary import sampled_boundary
 from rst.training.selection import FindBoundary, boundary, keep_top_
+from rst.training.sharded_support import check_sharded_by_fsdp
 from rst.training.sparse_base import SparseBaseWeights, remember
 from rst.training.status import TrainingStatus
 from rst.training.streamed_projection import StreamedProjection
@@ -95,7 +96,7 @@ class ResidualSparseTrainer:
             weights = list(locals_of(self._tracked.sparse).values())
             self._project = choose_projection(weights, self.config.base_storage)
         self._find_boundary = _boundary_of(self._layout)
-        self._identity = _identify(self.model)
+        self._identity = identity_of(self.model)
         self._steps = 0
         self._target: float | None = None
         self._boundary: float | Tensor | None = None
@@ -181,6 +182,7 @@ class ResidualSparseTrainer:
         Raises:
             ConfigError: as `export`.
         """
+        self._refuse_shards("to_support")
         live, base = self.read_for_export()
         changes = {name: changed_weights(name, base[name], live[name])[:2] for name in self._tracked.sparse}
         shapes = {name: tuple(live[name].shape) for name in changes}
@@ -296,6 +298,7 @@ class ResidualSparseTrainer:
             raise ConfigError(f"share={share}: must be a fraction of the kept weights, in (0, 1]")
         if self.suspended:
             raise ConfigError("the adapter in training is switched off; call set_adapter to switch it on")
+        self._refuse_shards("move_support")
         self._kept.check(self._base)
         optimizer = self._following.optimizer
         moved = self._kept.move(self.model, batches, share, loss or loss_of(self.model), optimizer)
@@ -526,7 +529,8 @@ class ResidualSparseTrainer:
         own = [name for name in tracked.sparse if self._kept and coordinates.has_own(name)]
         base = self._recorded(name for name in tracked.sparse if name not in own)
         buffers = self._recorded(tracked.buffers)
-        kept = {coordinates.name_in_files(name): self._places(name) for name in own}
+        support = self._kept.state_dict() if self._kept else {}
+        kept = {coordinates.name_in_files(name): self._places(name, support) for name in own}
         saved = coordinates.files_of_all(tracked.saved)
         progress = self.config.progress(self._steps)
         tau = self.config.threshold_at(progress) if self.config.select == "threshold" else None
@@ -538,7 +542,7 @@ class ResidualSparseTrainer:
             "threshold": tau,
             "ratio": self.config.exported_ratio(progress) if self.config.select == "top" else None,
             "base": base,
-            "support": self._kept.state_dict() if self._kept else {},
+            "support": support,
             "buffers": buffers,
             "saved": saved,
             "tied": coordinates.ties_in_files(tracked.tied),
@@ -575,9 +579,11 @@ class ResidualSparseTrainer:
         self._frozen.wait_for_restored()
         self._steps = record.steps
 
-    def _places(self, name: str) -> dict[str, Tensor]:
+    def _places(self, name: str, support: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        if name in support:
+            return {key: support[name][key] for key in ("positions", "origin")}
         assert isinstance(self._base, SparseBaseWeights)
-        places = self._base.places[name]
+        places = self._base.places[name]  # none
         return {"positions": places.positions, "origin": places.origin}
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -608,9 +614,14 @@ class ResidualSparseTrainer:
         if support is None:
             return None
         if self._layout:
-            raise ConfigError('select="support" of a sharded model is not supported; use a threshold, or "top"')
-        leave_out_of_ddp(model, self.model, self._tracked.sparse)
-        return SupportTraining(self.model, self._tracked.sparse, support)
+            check_sharded_by_fsdp(self.model)
+        else:
+            leave_out_of_ddp(model, self.model, self._tracked.sparse)
+        return SupportTraining(self.model, self._tracked.sparse, support, self._layout)
+
+    def _refuse_shards(self, method: str) -> None:
+        if self._layout:
+            raise ConfigError(f"{method} of a sharded model is not supported; choose the support before fully_shard")
 
     def _say_attached(self, optimizer: str | None) -> None:
         if isinstance(self._base, SparseBaseWeights):
@@ -655,7 +666,7 @@ def _boundary_of(layout: ShardLayout | None) -> FindBoundary:
     return partial(sharded_boundary, layout)
 
 
-def _identify(model: nn.Module) -> BaseIdentity:
+def identity_of(model: nn.Module) -> BaseIdentity:
     """Name and revision that transformers keeps on its models; unknown for others."""
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
     return BaseIdentity(name=getattr(model, "name_or_path", None) or None, revision=revision)
