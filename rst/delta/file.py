@@ -146,6 +146,8 @@ def _warn_of_other_settings(folder: str | os.PathLike[str], beside: Mapping[str,
 
 def _metadata(delta: SparseDelta, encoding: Encoding) -> dict[str, str]:
     base = {"name": delta.base.name, "revision": delta.base.revision, "weights": delta.base.weights}
+    if delta.base.quantized is not None:
+        base["quantized"] = delta.base.quantized
     known: dict[str, str] = {"coordinates": delta.coordinates} if delta.coordinates else {}
     if delta.model_config is not None:
         known["model_config"] = json.dumps(dict(delta.model_config), sort_keys=True)
@@ -215,7 +217,8 @@ def _read_base(text: str) -> BaseIdentity:
     weights = typed(base, "weights", int)
     if not 0 <= weights < 1 << 64:
         raise ValueError(f"{weights} compared weights")
-    return BaseIdentity(typed(base, "name", *name_or_none), typed(base, "revision", *name_or_none), weights)
+    quantized = typed(base, "quantized", str) if "quantized" in base else None
+    return BaseIdentity(typed(base, "name", *name_or_none), typed(base, "revision", *name_or_none), weights, quantized)
 
 
 def _read_model_config(text: str | None) -> dict[str, Any] | None:

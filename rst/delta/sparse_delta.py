@@ -26,11 +26,15 @@ _WIDEST = 200  # characters of a column, however long one name is
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """The base model's name and revision where known, and how many of its weights were compared."""
+    """The base model's name and revision where known, and how many of its weights were compared.
+
+    `quantized` says how it was quantised, if the delta was trained beside quantised layers.
+    """
 
     name: str | None = None
     revision: str | None = None
     weights: int = 0
+    quantized: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Which adapters there are and which one is in the base's weights: at most one, and never half of one."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from rst.errors import ConfigError
 from rst.live.adapters import Adapter, StoredAdapter, TrainingAdapter
 from rst.live.undo import UndoOnError
 from rst.naming import unwrap
+from rst.quantized.beside import SparseBeside
 from rst.training.support import Support
 from rst.training.tracking import live_tensors
 
@@ -72,6 +73,14 @@ class AdapterBank(Mapping[str, Adapter]):
                 exported = adapter.delta
             adapter.delta_while_off = exported
         return adapter.delta_while_off
+
+    def beside_quantized(self, name: str) -> Sequence[SparseBeside]:
+        """What an adapter adds beside quantised layers; none of one in training."""
+        adapter = self[name]
+        if not isinstance(adapter, StoredAdapter):
+            return ()
+        with self.disabled():
+            return adapter.prepare().besides
 
     def add(self, name: str, delta: SparseDelta) -> None:
         """Add a delta, checked against the base; the first one becomes active."""

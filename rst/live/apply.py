@@ -36,6 +36,9 @@ from rst.naming import canonical_names, plain_name, unwrap
 from rst.numerics import kernels
 from rst.numerics.exactness import bit_equal
 from rst.numerics.fingerprint import digests
+from rst.operations.base_checks import warn_if_trained_quantized
+from rst.quantized.beside import SparseBeside
+from rst.quantized.layers import QuantizedLinear, quantized_layers
 
 if TYPE_CHECKING:
     from rst.live.exchange_triton import Exchange
@@ -54,11 +57,15 @@ class PreparedDelta:
     ...     model(images)
     """
 
-    def __init__(self, groups: Sequence[PatchGroup], *, applied: bool = False) -> None:
+    def __init__(
+        self, groups: Sequence[PatchGroup], *, besides: Sequence[SparseBeside] = (), applied: bool = False
+    ) -> None:
         """Use `prepare`, which checks everything first."""
         self._groups = groups
         self._applied = applied
         self._on_device: Exchange | None = None
+        self.besides = besides
+        """What it adds beside quantised layers."""
 
     @property
     def applied(self) -> bool:
@@ -73,7 +80,7 @@ class PreparedDelta:
     @property
     def nbytes(self) -> int:
         """Bytes held on the module's device: each change's place, new and old value; whole tensors new and old."""
-        return sum(patch.nbytes for patch in self.patches)
+        return sum(patch.nbytes for patch in self.patches) + sum(beside.nbytes for beside in self.besides)
 
     def apply(self) -> "PreparedDelta":
         """Exchange the base's elements for the tuned ones, O(nnz). Returns itself; on already, it does nothing.
@@ -96,6 +103,8 @@ class PreparedDelta:
                         "is another delta applied, or was the module trained?",
                         parameter=changed[0].live.name,
                     )
+            for beside in self.besides:
+                beside.check_alone()
             self._exchange(self.patches, applied=True)
         return self
 
@@ -149,7 +158,7 @@ class PreparedDelta:
     def _exchanged_at_once(self, *, applied: bool) -> bool:
         """Exchange everything in a launch or two, if kernels run there and the module has what it should have."""
         patches = self.patches
-        if not patches or not all(kernels.run_on(patch.live.tensor.device) for patch in patches):
+        if not patches or self.besides or not all(kernels.run_on(patch.live.tensor.device) for patch in patches):
             return False
         from rst.live.exchange_triton import Exchange, can_exchange
 
@@ -178,13 +187,18 @@ class PreparedDelta:
         def undo() -> None:
             for patch in written:
                 patch.write(patch.old if applied else patch.new)
-            self._applied = not applied
+            self._turn(not applied)
 
         with UndoOnError(undo):
             for patch in patches:
                 written.append(patch)
                 patch.write(patch.new if applied else patch.old)
-            self._applied = applied
+            self._turn(applied)
+
+    def _turn(self, on: bool) -> None:
+        for beside in self.besides:
+            beside.turn(on)
+        self._applied = on
 
 
 def _overwritten(patch: Patch) -> WrongBaseError:
@@ -202,6 +216,9 @@ def _overwritten(patch: Patch) -> WrongBaseError:
 def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
     """Check a delta against the module that holds its base weights, and make it ready to apply (Algorithm 2).
 
+    Of linear layers that bitsandbytes or torchao quantised the weights stay as they are: what the delta changes there
+    is added to their output (see `rst.quantized`). No digest can be compared there.
+
     Args:
         module: wrapped (torch.compile, DataParallel) or not, on any device; it is not changed.
         delta: with any operation, of the checkpoint files or of the module itself where those differ.
@@ -209,12 +226,36 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
     Raises:
         DeltaFormatError: a change is malformed.
         ParameterMismatchError: the module lacks a tensor, has it in another shape or dtype, or has one tensor where the
-            delta has two different ones.
+            delta has two different ones; or a quantised layer has no w0 for values that are no residuals.
         WrongBaseError: the weights at the changed positions are not those the delta was made from.
     """
     validate(delta.parameters, "delta")
     module = unwrap(module)
-    return prepare_at(places_of(module), said_in_module(module, delta))
+    places = places_of(module)
+    besides, rest = beside_quantized(module, places, said_in_module(module, delta))
+    if rest.parameters:
+        warn_if_trained_quantized(rest, stacklevel=3)
+    return prepare_at(places, rest, besides)
+
+
+def beside_quantized(module: nn.Module, places: Places, delta: SparseDelta) -> tuple[list[SparseBeside], SparseDelta]:
+    """What a delta changes of quantised linear layers, and the rest of it. Raises as `prepare`."""
+    owners = {id(one.layer._parameters): one for one in quantized_layers(module).values()}
+
+    def target(name: str) -> QuantizedLinear | None:
+        place = find_place(name, places, delta)
+        return owners.get(id(place.owner)) if place.attribute == "weight" else None
+
+    if not owners:
+        return [], delta
+    targets = {name: one for name in (*delta.parameters, *delta.dense) if (one := target(name)) is not None}
+    for name in targets:
+        if name in delta.dense:
+            raise ParameterMismatchError(
+                f"stored whole, and quantised by {targets[name].scheme} in the module", parameter=name
+            )
+    rest = {name: change for name, change in delta.parameters.items() if name not in targets}
+    return [SparseBeside.of(one, delta[name]) for name, one in targets.items()], replace(delta, parameters=rest)
 
 
 def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
@@ -249,7 +290,7 @@ def untied_like(tensors: Mapping[str, Tensor], delta: SparseDelta) -> SparseDelt
     )
 
 
-def prepare_at(places: Places, delta: SparseDelta) -> PreparedDelta:
+def prepare_at(places: Places, delta: SparseDelta, besides: Sequence[SparseBeside] = ()) -> PreparedDelta:
     """`prepare` a delta that is well formed, for tensors that lie at `places`. Raises as it does."""
     live = _distinct({name: _find(name, places, delta) for name in (*delta.parameters, *delta.dense)}, delta)
     groups = []
@@ -258,7 +299,7 @@ def prepare_at(places: Places, delta: SparseDelta) -> PreparedDelta:
         for batch in batches({name: delta[name] for name in there if name in delta}):
             groups.append(_patch_batch([live[name] for name in batch], list(batch.values())))
         groups += [_patch_whole(one, delta.dense[name]) for name, one in there.items() if name in delta.dense]
-    return PreparedDelta(groups)
+    return PreparedDelta(groups, besides=besides)
 
 
 def places_of(module: nn.Module) -> Places:

@@ -26,6 +26,7 @@ from rst.live.hub import find_adapter, push_adapter
 from rst.live.model_status import ModelStatus
 from rst.naming import unwrap
 from rst.numerics.exactness import is_plain
+from rst.quantized.layers import quantized_layers
 from rst.training.support import Support
 from rst.training.trainer import ResidualSparseTrainer
 
@@ -291,8 +292,15 @@ class RSTModel(nn.Module):
         """Merge one adapter into the base's weights permanently, drop all adapters and return the base model.
 
         Raises:
-            ConfigError: as `merge_adapter`.
+            ConfigError: as `merge_adapter`, or the adapter changes a quantised layer, whose weights hold no change.
         """
+        name = self._only(self.active_adapters if adapter_names is None else adapter_names)
+        if beside := self._bank.beside_quantized(name):
+            raise ConfigError(
+                f"quantised by {beside[0].target.scheme}, so {len(beside)} layers cannot hold the change; merge the "
+                "delta into the float base (rst.merge), which gives another model, or keep the adapter on",
+                parameter=beside[0].target.name,
+            )
         self.merge_adapter(adapter_names)
         if self.trainer is not None:
             self.trainer.export()  # selects, so that the weights are what the delta would give
@@ -391,8 +399,9 @@ class RSTModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RSTModel":
         """Move or cast (`to`, `cuda`, `half`) the base without its adapters, so that both stay exact."""
         dtypes = {}
+        quantized = {id(one.layer.weight) for one in quantized_layers(self.base_model).values()}
         for name, place in places_of(unwrap(self.base_model)).items():  # by every name, tied ones too
-            if place.tensor is not None:
+            if place.tensor is not None and id(place.tensor) not in quantized:
                 tensor = place.tensor.detach()
                 dtypes[name] = fn(tensor.new_empty(0)).dtype if is_plain(tensor) else tensor.dtype
         files = coordinates_of(self.base_model).files.values()

@@ -1,7 +1,7 @@
 """One forward over a batch whose samples use different adapters: `h = w0 x + w_sp x` (Eq. 15), for inference.
 
 The base's weights do one dense pass over all samples; each adapter adds its sparse products to its own. The model is
-neither changed nor hooked.
+neither changed nor, but beside quantised layers, hooked.
 """
 
 import weakref
@@ -20,10 +20,12 @@ from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from rst.live.adapter_bank import BASE
 from rst.live.apply import prepare, said_in_module
 from rst.live.patch import EVERYTHING, LiveTensor, Patch
+from rst.mixed.beside_quantized import beside_samples, refuse_bias
 from rst.mixed.change import Change, SparseChange, Varying, WholeChange
 from rst.mixed.context import Derived, MixedContext, tensors_in
 from rst.mixed.sample_groups import SampleGroups
 from rst.naming import plain_name, unwrap
+from rst.quantized.beside import SparseBeside
 
 
 def mixed_forward(
@@ -89,7 +91,13 @@ def mixed_call(
     _check(model, deltas, adapter_names, args, kwargs)
     adapters = {name: _prepared(model, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
     groups = SampleGroups([name for name in adapter_names for _ in range(repeats)])
-    with _torch_state_kept(), torch.no_grad(), MixedContext(_varying(adapters), groups):
+    besides = {name: prepared.besides for name, prepared in adapters.items()}
+    with (
+        _torch_state_kept(),
+        torch.no_grad(),
+        beside_samples(besides, groups),
+        MixedContext(_varying(adapters), groups),
+    ):
         output = getattr(model, method)(*args, **kwargs)
     for tensor in tensors_in(output):
         if isinstance(tensor, Derived):
@@ -117,6 +125,7 @@ class _PreparedAdapter:
     """The changes of one delta, checked against one model."""
 
     changes: Sequence[tuple[LiveTensor, Change]]
+    besides: Sequence[SparseBeside]
 
     def fits(self) -> bool:
         """Whether the model still has its tensors where they were."""
@@ -134,8 +143,11 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
         validate(delta.parameters, "delta")
         own = said_in_module(unwrap(module), delta)
         _refuse_scripted(module, own)
-        patches = [patch for patch in prepare(module, own).patches if patch.live.tensor.numel()]
-        found = _PreparedAdapter([(patch.live, _change(patch, own)) for patch in patches])
+        prepared = prepare(module, own)
+        patches = [patch for patch in prepared.patches if patch.live.tensor.numel()]
+        for patch in patches:
+            refuse_bias(patch.live, prepared.besides)
+        found = _PreparedAdapter([(patch.live, _change(patch, own)) for patch in patches], prepared.besides)
         known[id(delta)] = found
         weakref.finalize(delta, _forget, weakref.ref(module), id(delta)).atexit = False
     return found

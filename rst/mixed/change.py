@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rst.numerics.bags import Bags
+
 
 class Change(Protocol):
     """One adapter's change of one tensor."""
@@ -27,29 +29,6 @@ class WholeChange:
     def tuned(self, base: Tensor) -> Tensor:
         """The adapter's tensor."""
         return self.tensor
-
-
-@dataclass(frozen=True)
-class Bags:
-    """The entries of a sparse matrix, grouped by output: `output[k] = sum(weights * input[sources])` over bag k.
-
-    Attributes:
-        outputs: the outputs that have entries, shape (k,), int64.
-        starts: where their entries begin, shape (k,), int64.
-        sources: the input of each entry, shape (nnz,), int64.
-        weights: shape (nnz,).
-    """
-
-    outputs: Tensor
-    starts: Tensor
-    sources: Tensor
-    weights: Tensor
-
-    @classmethod
-    def of(cls, outputs: Tensor, sources: Tensor, weights: Tensor) -> "Bags":
-        """Group entries that are sorted by output."""
-        distinct, counts = torch.unique_consecutive(outputs, return_counts=True)
-        return cls(distinct, counts.cumsum(0) - counts, sources, weights)
 
 
 class SparseChange:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rst.mixed.change import Bags, SparseChange
+from rst.mixed.change import SparseChange
 from rst.mixed.sample_groups import SampleGroups
 
 Changes = Mapping[str, SparseChange]
@@ -39,17 +39,11 @@ def add_linear(
         if adapter in weight:
             bags = weight[adapter].by_column if transposed else weight[adapter].by_row
             own = inputs.index_select(0, samples[adapter]).flatten(0, -2)
-            flat.index_add_(1, bags.outputs, _bag_sums(own, bags).t().to(flat.dtype).contiguous())
+            flat.index_add_(1, bags.outputs, bags.sums(own).t().to(flat.dtype).contiguous())
         if adapter in bias:
             flat.index_add_(1, bias[adapter].rows, bias[adapter].residual.to(flat.dtype).expand(len(flat), -1))
 
     groups.update(output, [*weight, *bias], add)
-
-
-def _bag_sums(inputs: Tensor, bags: Bags) -> Tensor:
-    """The sum of each bag for each of `inputs` (n, in). Shape (bags, n)."""
-    columns = inputs.to(bags.weights.dtype).t().contiguous()
-    return functional.embedding_bag(bags.sources, columns, bags.starts, mode="sum", per_sample_weights=bags.weights)
 
 
 def add_convolution(

@@ -1,5 +1,6 @@
 """Whether a base is that of a delta, by names, shapes and dtypes, and whether several deltas have one in common."""
 
+import warnings
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.cast_advice import cast_advice
 from rst.delta.sparse_delta import SparseDelta
-from rst.errors import ParameterMismatchError, WrongBaseError
+from rst.errors import ParameterMismatchError, RSTWarning, WrongBaseError
 from rst.numerics.exactness import bit_equal
 
 
@@ -34,6 +35,18 @@ def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
                 parameter=candidate,
             )
     return present
+
+
+def warn_if_trained_quantized(delta: SparseDelta, stacklevel: int) -> None:
+    """Warn (`RSTWarning`) that a delta trained beside a quantised base is about to be added to float weights."""
+    if delta.base.quantized is not None:
+        warnings.warn(
+            f"trained beside a base quantised by {delta.base.quantized}: {delta.nnz} residuals are added to float "
+            "weights, whose outputs are not those that were trained; compare them on your data, or serve the delta on "
+            "the quantised base",
+            RSTWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_common_base(deltas: Mapping[str, SparseDelta]) -> None:

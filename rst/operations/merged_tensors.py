@@ -14,7 +14,7 @@ from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, TensorSpec
 from rst.files.weight_index import bytes_of
 from rst.numerics.exactness import bits, bytes_of_tensor
 from rst.numerics.fingerprint import digest
-from rst.operations.base_checks import names_in_base
+from rst.operations.base_checks import names_in_base, warn_if_trained_quantized
 from rst.operations.extraction import Progress
 from rst.operations.stored_twice import warn_of_twins
 
@@ -29,6 +29,7 @@ class MergedTensors:
         self.changed: dict[str, ParameterDelta] = {}
         self.whole: dict[str, Tensor] = {}
         validate(delta.parameters, "delta")
+        warn_if_trained_quantized(delta, stacklevel=3)
         for name, change in delta.parameters.items():
             for present in names_in_base(name, delta, base):
                 self.changed[present] = change

@@ -24,6 +24,7 @@ LAYERS = (
     ("checkpoints",),
     ("operations",),
     ("training",),
+    ("quantized",),
     ("live",),
     ("mixed",),
     ("distributed",),
