@@ -1,19 +1,25 @@
-"""`python -m examples.real_vision rules --data ROOT`, then `report`."""
+"""`python -m examples.real_vision rules --data ROOT` or `supports --data ROOT`, then `report`."""
 
 import argparse
 from pathlib import Path
 
-from examples.real_vision.compare_rules import compare, read
-from examples.real_vision.rules_report import write_report
+from examples.real_vision import compare_rules, compare_supports, rules_report, supports_report
+from examples.real_vision.resuming import read
 
 parser = argparse.ArgumentParser(prog="python -m examples.real_vision", description=__doc__)
-parser.add_argument("what", choices=["rules", "report"])
-parser.add_argument("--data", type=Path, help="for rules: the folder with pacs128/ and efficientnet_lite0/")
-parser.add_argument("--results", type=Path, default=Path("examples/real_vision/results/rules.json"))
+parser.add_argument("what", choices=["rules", "supports", "report"])
+parser.add_argument(
+    "--data", type=Path, help="for rules and supports: the folder with pacs128/ and efficientnet_lite0/"
+)
+parser.add_argument("--results", type=Path, default=Path("examples/real_vision/results"), help="a folder")
 arguments = parser.parse_args()
-if arguments.what == "rules":
-    if arguments.data is None:
-        parser.error("rules needs --data ROOT")
-    compare(arguments.data, arguments.results)
+rules, supports = arguments.results / "rules.json", arguments.results / "supports.json"
+if arguments.what == "report":
+    print(*rules_report.write_report(read(rules), arguments.results), sep="\n")
+    print(*supports_report.write_report(read(supports), read(rules), arguments.results), sep="\n")
+elif arguments.data is None:
+    parser.error(f"{arguments.what} needs --data ROOT")
+elif arguments.what == "rules":
+    compare_rules.compare(arguments.data, rules)
 else:
-    print(*write_report(read(arguments.results), arguments.results.parent), sep="\n")
+    compare_supports.compare(arguments.data, supports)

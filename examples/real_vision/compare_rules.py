@@ -1,16 +1,17 @@
-"""Accuracy against kept share for every rule: runs that are done are skipped, so that a stopped comparison goes on."""
+"""Accuracy against kept share for every rule."""
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from examples.real_vision.few_shot import FewShot, Labelled, few_shot
 from examples.real_vision.network import HEAD, base_model, logits
+from examples.real_vision.resuming import Run, carry_out, read
 from examples.real_vision.rules import RULES, Rule, follow
 
 STEPS = 40
@@ -27,7 +28,7 @@ RATE_OF = {"threshold": "once", "every": "constant"}
 
 
 @dataclass(frozen=True)
-class Run:
+class RuleRun(Run):
     """One training run."""
 
     rule: Rule
@@ -42,12 +43,12 @@ class Run:
         return f"{self.rule.label} {self.optimizer} {self.rate:g} {self.domain} {self.seed}"
 
 
-def train(run: Run, root: Path) -> dict[str, float | int]:
+def train(run: RuleRun, root: Path) -> dict[str, float | int]:
     """Fine-tune the base on a few images; returns the accuracies at the end and the count of changed weights."""
     torch.manual_seed(run.seed)
     data = few_shot(root, run.domain, run.seed)
     model = base_model(root)
-    optimizer = make_optimizer(model, run.optimizer, run.rate)
+    optimizer = make_optimizer(model.named_parameters(), run.optimizer, run.rate)
     finish = follow(run.rule, model, optimizer, STEPS, run.seed)
     fit(model, optimizer, data.train)
     changed = finish()
@@ -55,25 +56,36 @@ def train(run: Run, root: Path) -> dict[str, float | int]:
     return {**accuracies(model, data), "changed": changed, "share": changed / weights}
 
 
-def make_optimizer(model: nn.Module, name: str, rate: float) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW, the head at a rate of its own."""
-    head = [weight for key, weight in model.named_parameters() if key.startswith(f"{HEAD}.")]
-    encoder = [weight for key, weight in model.named_parameters() if not key.startswith(f"{HEAD}.")]
+def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], name: str, rate: float) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW of parameters by name, the head at a rate of its own."""
+    head: list[nn.Parameter] = []
+    encoder: list[nn.Parameter] = []
+    for key, weight in parameters:
+        (head if HEAD in key.split(".") else encoder).append(weight)
     groups = [{"params": encoder, "lr": rate}, {"params": head, "lr": HEAD_RATE[name]}]
     return torch.optim.AdamW(groups) if name == "adamw" else torch.optim.SGD(groups, lr=rate, momentum=0.9)
 
 
-def fit(model: nn.Module, optimizer: torch.optim.Optimizer, data: Labelled) -> None:
-    """Train for `STEPS` batches, each image drawn at random and mirrored at random."""
-    images, labels = data
+def fit(model: nn.Module, optimizer: torch.optim.Optimizer, data: Labelled, steps: int = STEPS) -> None:
+    """Train for some batches."""
     model.train()
-    for _ in range(STEPS):
-        chosen = torch.randint(len(labels), (BATCH,))
-        batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, images[chosen], images[chosen].flip(-1))
+    for _ in range(steps):
         optimizer.zero_grad()
-        output = model(batch.contiguous(memory_format=torch.channels_last))
-        nn.functional.cross_entropy(output, labels[chosen]).backward()
+        loss_of(model, draw(data)).backward()
         optimizer.step()
+
+
+def draw(data: Labelled) -> Labelled:
+    """A batch, each image drawn at random and mirrored at random."""
+    images, labels = data
+    chosen = torch.randint(len(labels), (BATCH,))
+    batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, images[chosen], images[chosen].flip(-1))
+    return batch.contiguous(memory_format=torch.channels_last), labels[chosen]
+
+
+def loss_of(model: nn.Module, batch: Labelled) -> Tensor:
+    """Cross entropy, shape ()."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def accuracies(model: nn.Module, data: FewShot) -> dict[str, float]:
@@ -89,28 +101,22 @@ def accuracies(model: nn.Module, data: FewShot) -> dict[str, float]:
 
 def compare(root: Path, results: Path) -> None:
     """Run what is not done yet: first the choice of each rule's rate, then all seeds and domains."""
-    for run in runs(results):
-        done = read(results)
-        if run.key not in done:
-            outcome = {**asdict(run), **train(run, root)}
-            results.parent.mkdir(parents=True, exist_ok=True)
-            results.write_text(json.dumps({**done, run.key: outcome}, indent=1) + "\n")
-            print(f"{run.key}: {outcome['test']:.1%} with {outcome['share']:.3%}", flush=True)
+    carry_out(runs(results), partial(train, root=root), results)
 
 
-def runs(results: Path) -> Iterator[Run]:
+def runs(results: Path) -> Iterator[RuleRun]:
     """Every run in order. The rates that seed 0 on the first domain is best with are those of all others."""
     for optimizer, rates in RATES.items():
         for rule in searched():
             for rate in rates:
-                yield Run(rule, optimizer, rate, DOMAINS[0], 0)
+                yield RuleRun(rule, optimizer, rate, DOMAINS[0], 0)
     for share in SHARES:
         for seed in range(SEEDS):
             for domain in DOMAINS:
                 for optimizer in RATES:
                     done = read(results)
                     for rule in rules(share, optimizer, done):
-                        yield Run(rule, optimizer, chosen_rate(rule, optimizer, done), domain, seed)
+                        yield RuleRun(rule, optimizer, chosen_rate(rule, optimizer, done), domain, seed)
 
 
 def searched() -> list[Rule]:
@@ -128,9 +134,6 @@ def rules(share: float, optimizer: str, done: dict[str, dict[str, float]]) -> li
 def chosen_rate(rule: Rule, optimizer: str, done: Mapping[str, Mapping[str, Any]]) -> float:
     """The rate of lowest validation loss in the search."""
     key = Rule(RATE_OF.get(rule.name, rule.name), SHARES[0])
-    return min(RATES[optimizer], key=lambda rate: done[Run(key, optimizer, rate, DOMAINS[0], 0).key]["validation_loss"])
-
-
-def read(results: Path) -> dict[str, dict[str, float]]:
-    """The outcome of every finished run by its key."""
-    return json.loads(results.read_text()) if results.is_file() else {}
+    return min(
+        RATES[optimizer], key=lambda rate: done[RuleRun(key, optimizer, rate, DOMAINS[0], 0).key]["validation_loss"]
+    )

@@ -30,7 +30,7 @@ def _lines(records: Mapping[str, Record]) -> Iterator[str]:
     yield "| rule | kept, % | " + " | ".join(f"{one}, {DOMAIN_NAMES[domain]}" for one, domain in columns) + " |"
     yield "|---|---:|" + "---:|" * len(columns)
     for (_, row), of_row in sorted(_by_row(records).items(), key=lambda item: (-item[0][0], item[0][1])):
-        cells = [_cell([one for one in of_row if (one["optimizer"], one["domain"]) == column]) for column in columns]
+        cells = [cell([one for one in of_row if (one["optimizer"], one["domain"]) == column]) for column in columns]
         yield f"| {row} | {_kept(of_row)} | " + " | ".join(cells) + " |"
     yield ""
     yield (
@@ -60,7 +60,8 @@ def _kept(of_row: list[Record]) -> str:
     return f"{low:.3g}" if high - low <= 0.1 * high else f"{low:.3g} to {high:.3g}"
 
 
-def _cell(runs: list[Record]) -> str:
+def cell(runs: list[Record]) -> str:
+    """Mean and standard deviation of test accuracies in per cent."""
     if not runs:
         return ""
     scores = [100 * one["test"] for one in runs]

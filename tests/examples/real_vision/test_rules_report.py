@@ -4,12 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from examples.real_vision.compare_rules import RATES, SHARES, Run, chosen_rate, searched
+from examples.real_vision.compare_rules import RATES, SHARES, RuleRun, chosen_rate, searched
 from examples.real_vision.rules import Rule
 from examples.real_vision.rules_report import write_report
 
 
-def record(run: Run, test: float, loss: float) -> dict[str, Any]:
+def record(run: RuleRun, test: float, loss: float) -> dict[str, Any]:
     return {**asdict(run), "test": test, "validation_loss": loss, "share": run.rule.share}
 
 
@@ -18,11 +18,11 @@ def test_a_row_has_the_runs_of_the_chosen_rate(tmp_path: Path) -> None:
     for optimizer, rates in RATES.items():
         for rule in searched():
             for rate in rates:
-                run = Run(rule, optimizer, rate, "S", 0)
+                run = RuleRun(rule, optimizer, rate, "S", 0)
                 done[run.key] = record(run, 0.5 if rate == rates[1] else 0.1, 0.0 if rate == rates[1] else 1.0)
     geometric = Rule("geometric", SHARES[0])
     assert chosen_rate(geometric, "adamw", done) == RATES["adamw"][1]
-    again = Run(geometric, "adamw", RATES["adamw"][1], "S", 1)
+    again = RuleRun(geometric, "adamw", RATES["adamw"][1], "S", 1)
     done[again.key] = record(again, 0.7, 2.0)
     table, figure = write_report(done, tmp_path)
     (row,) = (line for line in table.read_text().splitlines() if line.startswith("| geometric | 1 |"))
