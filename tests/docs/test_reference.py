@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
-PAGES = {"rst": "rst.md", "rst.sync": "sync.md", "rst.distributed": "distributed.md", "cmkd": "cmkd.md"}
+PAGES = {
+    "rst": "rst.md",
+    "rst.sync": "sync.md",
+    "rst.distributed": "distributed.md",
+    "rst.quantized": "quantized.md",
+    "cmkd": "cmkd.md",
+}
 
 
 def documented(page: str) -> list[str]:
