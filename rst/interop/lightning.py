@@ -84,11 +84,23 @@ class RSTCallback(Callback):
         self._record = checkpoint.get(RECORD_KEY)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep a support's weights out of DDP, which is about to wrap the model: their gradients go another way."""
-        if self._trainer is not None and self._trainer.config.select == "support":
-            kept = {id(weight) for weight in self._trainer.tracked.sparse.values()}
-            names = [name for name, weight in pl_module.named_parameters() if id(weight) in kept]
-            leave_out_of_ddp(pl_module, pl_module, names)
+        """Keep a support's weights out of DDP, which is about to wrap the model: their gradients go another way.
+
+        Raises:
+            ConfigError: nothing else trains, so that DDP would refuse the model.
+        """
+        if self._trainer is None or self._trainer.config.select != "support":
+            return
+        kept = {id(weight) for weight in self._trainer.tracked.sparse.values()}
+        names = [name for name, weight in pl_module.named_parameters() if id(weight) in kept]
+        others = [weight for weight in pl_module.parameters() if weight.requires_grad and id(weight) not in kept]
+        strategy = type(trainer.strategy).__name__
+        if "DDP" in strategy and not others:
+            raise ConfigError(
+                f"{strategy} refuses a model without a parameter of its own to train, and the support's {len(names)} "
+                "are none; name a small module in modules_to_save, a norm for one"
+            )
+        leave_out_of_ddp(pl_module, pl_module, names)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Track w0, or take it from the checkpoint, and follow the optimiser.

@@ -1,6 +1,7 @@
 """A support under Lightning's DDP, whose processes form their group after the trainer is made, against one process."""
 
 import os
+import re
 import socket
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rst import ResidualSparseTrainer, RSTConfig, SparseDelta, Support
+from rst import ConfigError, ResidualSparseTrainer, RSTConfig, SparseDelta, Support
+from tests.messages import names
 from tests.rst.distributed.process_group import run
 from tests.rst.training.test_support_processes import CONFIG, WithHead, squares
 
@@ -22,7 +24,7 @@ STEPS, ROWS = 4, 4
 
 
 class Inside(pl.LightningModule):  # type: ignore[misc, name-defined]
-    """Its names for the network's weights are not the network's; every weight but the support's may be frozen."""
+    """Its names for the network's weights are not the network's."""
 
     def __init__(self, config: RSTConfig) -> None:
         super().__init__()
@@ -79,13 +81,20 @@ def of_one_rank(port: int, config: RSTConfig) -> tuple[SparseDelta, dict[str, An
     return delta, {name: weight.detach().clone() for name, weight in module.network.named_parameters()}
 
 
-@pytest.mark.parametrize("config", [CONFIG, RSTConfig(select="support", exclude_modules=["head"])])
-def test_two_processes_train_as_one(config: RSTConfig) -> None:
+def test_a_support_and_nothing_else_is_told_what_ddp_wants() -> None:
+    module = Inside(RSTConfig(select="support", exclude_modules=["head"]))
+    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy="ddp", logger=False, enable_checkpointing=False)
+    with pytest.raises(ConfigError) as caught:
+        module.callback.setup(trainer, module, "fit")
+    assert re.search(names("DDPStrategy", "modules_to_save"), str(caught.value))
+
+
+def test_two_processes_train_as_one() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (first, weights), (second, others) = run(2, of_one_rank, port, config)
-    alone = Inside(config)
+    (first, weights), (second, others) = run(2, of_one_rank, port, CONFIG)
+    alone = Inside(CONFIG)
     wanted = fit(alone, 0, 1)
     assert first == second
     assert {name: change.indices.tolist() for name, change in first.items()} == {
