@@ -41,7 +41,7 @@ def test_float32_weights_tuned_from_a_bfloat16_base(rst, tmp_path):
     assert "--dtype bfloat16" in refused["message"]
     exported = rst(*words, "--dtype", "bfloat16")
     assert exported.code == 0
-    assert "1 tensors of tuned.safetensors cast to torch.bfloat16" in exported.err
+    assert "cast 1 tensors of tuned.safetensors to torch.bfloat16" in exported.err
     assert rst("merge", "half.safetensors", "d.safetensors", "-o", "m.safetensors").code == 0
     found = load_file(tmp_path / "m.safetensors")
     assert torch.equal(found["w"], TUNED["w"].bfloat16())
