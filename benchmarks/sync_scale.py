@@ -21,8 +21,10 @@ from benchmarks.cost_model import STEPS, Model, Rates
 from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from rst import SparseDelta
+from rst.files.atomic import sync_to_disk
 from rst.files.safetensors_writer import specs_of
 from rst.numerics.difference import count_changed
+from rst.numerics.exactness import as_bytes
 from rst.sync import Follower, Link, Publisher, read_pointer
 from rst.sync.anchor import write_anchor
 from rst.sync.chain import anchor_name, delta_name
@@ -62,6 +64,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         "the last place. Above 2 billion weights the publisher's copy is mapped from a file, read from the disk and "
         "written back at each step: at 1 % every page of it changes.",
         "Every state that the follower reached has the publisher's fingerprint.",
+        "Start: a new publisher, its copy and the first anchor. Write and read its bytes: as many as the anchor has, "
+        "to the same disk with fsync, and back from it. Join: a follower of other weights takes the anchor.",
     ]
     curves(
         [row for row in rows if "skipped" not in row.numbers],
@@ -89,6 +93,8 @@ def _row(size: float, found: dict[str, float], rates: Rates) -> Row:
             "model: follow s": round(model.follow_seconds(rates), 3),
             "start s": round(found["start"], 2),
             "model: start s": round(model.start_seconds(rates), 2),
+            "write and read its bytes, s": round(found["plain"], 2),
+            "join s": round(found["join"], 2),
         },
     )
 
@@ -160,13 +166,14 @@ def _publish(size: float, folder: Path) -> dict[str, float]:
     storage = "cpu" if size < _IN_MEMORY else "mmap"
     publisher = Publisher(weights, folder / "chain", anchor_every=1 << 30, base_storage=storage)
     started, seconds = time.perf_counter() - start, []
+    plain = _write_and_read(weights, folder / "plain")
     for step in range(_PUBLISHED):
         _train(weights, step)
         start = time.perf_counter()
         published = publisher.publish()
         seconds.append(time.perf_counter() - start)
     found = {"weights": published.weights, "changed": published.changed, "bytes": published.delta_bytes}
-    found |= {"publish": sorted(seconds)[_PUBLISHED // 2], "start": started}
+    found |= {"publish": sorted(seconds)[_PUBLISHED // 2], "start": started, "plain": plain}
     return found | (_parts(weights, folder) if size <= _CALIBRATED else {})
 
 
@@ -186,6 +193,18 @@ def _parts(weights: dict[str, Tensor], folder: Path) -> dict[str, float]:
     }
 
 
+def _write_and_read(weights: dict[str, Tensor], path: Path) -> float:
+    start = time.perf_counter()
+    with path.open("wb") as file:
+        for weight in weights.values():
+            file.write(as_bytes(weight).numpy().data)
+    sync_to_disk(path)
+    _read_from_disk(path)
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return seconds
+
+
 def _read_from_disk(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not from memory
@@ -199,7 +218,13 @@ def _follow(size: float, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     assert follower.update().step == _PUBLISHED
     seconds = (time.perf_counter() - start) / _PUBLISHED
-    return {"follow": seconds}
+    del follower
+    others = {name: torch.zeros_like(weight) for name, weight in _weights(size).items()}
+    start = time.perf_counter()
+    joining = Follower(others, folder / "chain")
+    joining.update()
+    joined = time.perf_counter() - start - seconds * _PUBLISHED
+    return {"follow": seconds, "join": joined}
 
 
 def _seconds(work: Callable[[], object]) -> float:

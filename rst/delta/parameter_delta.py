@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
-from rst.numerics.difference import changed_positions_of_each
+from rst.numerics.difference import changed_positions_of_each, may_hold_nan
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import (
     RESIDUAL_DTYPES,
@@ -404,7 +404,7 @@ def check_no_nan(name: str, tensor: Tensor) -> None:
 
 def count_nans(tensor: Tensor) -> int:
     """Number of NaN in a tensor of any dtype."""
-    if not tensor.is_floating_point() or not tensor.numel():
+    if not may_hold_nan(tensor):
         return 0
     comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
     # a maximum hands NaN on, at a tenth of the time that counting takes

@@ -12,6 +12,8 @@ from rst.sync.store import Store
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from rst.interop.accelerate_sharding import sharding_of
 except ImportError as error:
     raise ImportError(f"rst.interop.publish_callback needs transformers; {install_command('peft')}") from error
 
@@ -23,7 +25,8 @@ class PublishCallback(TrainerCallback):
     >>> Trainer(model, args, train_dataset=dataset, callbacks=[publish]).train()
 
     The chain begins, or goes on, when training does. With DDP the first process publishes; with FSDP2 all do, each its
-    own part. The first FSDP flattens parameters and DeepSpeed hides them: both are refused.
+    own part. The first FSDP flattens parameters and DeepSpeed hides them: both are refused, whether the `Trainer`'s
+    arguments name them or accelerate's own configuration.
     """
 
     def __init__(
@@ -65,8 +68,12 @@ class PublishCallback(TrainerCallback):
             ConfigError: DeepSpeed, or the first FSDP.
             ChainError: as `Publisher`.
         """
-        if args.deepspeed:
-            raise ConfigError("DeepSpeed hides the parameters, so PublishCallback cannot read them; use FSDP2")
+        if (sharding := sharding_of(args)) in ("DeepSpeed", "FSDP"):
+            does = "hides" if sharding == "DeepSpeed" else "flattens"
+            raise ConfigError(
+                f"{sharding} {does} the parameters, so PublishCallback cannot read them; use FSDP2: "
+                "fsdp_config={'version': 2}, or accelerate launch --use_fsdp --fsdp_version 2"
+            )
         model = kwargs["model"]
         if state.is_world_process_zero or any(is_sharded(weight) for weight in model.parameters()):
             self._publisher = Publisher(model, self._store, **self._settings)

@@ -25,6 +25,8 @@ from rst.training.trainer import ResidualSparseTrainer
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from rst.interop.accelerate_sharding import sharding_of
 except ImportError as error:
     raise ImportError(f"rst.interop.transformers needs transformers; {install_command('peft')}") from error
 
@@ -57,8 +59,9 @@ class RSTCallback(TrainerCallback):
     - At the end the adapter is written to `output_dir`; after `load_best_model_at_end` that of the best checkpoint.
       `save_pretrained` writes it anywhere. `Trainer.save_model` writes the whole model, selected already.
 
-    Gradient accumulation, bf16, fp16 and the processes of DDP need nothing more. FSDP and DeepSpeed cut parameters to
-    pieces and are refused, and so are checkpoints in a hyperparameter search, whose place a callback is not told.
+    Gradient accumulation, bf16, fp16 and the processes of DDP need nothing more. FSDP and DeepSpeed, whether the
+    `Trainer`'s arguments name them or accelerate's own configuration, cut parameters to pieces and are refused, and so
+    are checkpoints in a hyperparameter search, whose place a callback is not told.
     """
 
     def __init__(self, rst: RSTConfig | ResidualSparseTrainer) -> None:
@@ -87,7 +90,12 @@ class RSTCallback(TrainerCallback):
         write_adapter(save_directory, self.trainer.export(), encoding)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Track w0, before a checkpoint is loaded and before the optimiser collects what trains."""
+        """Track w0, before a checkpoint is loaded and before the optimiser collects what trains.
+
+        Raises:
+            ConfigError: FSDP or DeepSpeed.
+        """
+        _check_whole(args)
         self._track(kwargs["model"])
 
     def on_train_begin(
@@ -100,11 +108,7 @@ class RSTCallback(TrainerCallback):
                 would not clip.
             CheckpointError: the run is resumed and its record is not found.
         """
-        if args.fsdp or args.deepspeed:
-            raise ConfigError(
-                "FSDP and DeepSpeed shard the parameters, and RSTCallback cannot compare the shards "
-                "with w0; use FSDP2 in your own loop"
-            )
+        _check_whole(args)
         self._track(kwargs["model"])
         if self.trainer.config.select == "support" and args.max_grad_norm:
             raise ConfigError(
@@ -191,6 +195,14 @@ class RSTCallback(TrainerCallback):
         raise CheckpointError(
             f"resumed at step {step}, but {RECORD_FILE} with these weights is not in {', '.join(map(str, folders))}; "
             "set TrainingArguments(resume_from_checkpoint=...) to the folder that contains it"
+        )
+
+
+def _check_whole(args: TrainingArguments) -> None:
+    if sharding := sharding_of(args):
+        raise ConfigError(
+            f"{sharding} shards the parameters, and RSTCallback cannot compare the shards with w0; "
+            "docs/howto/distributed.md has FSDP2 in a loop of your own"
         )
 
 

@@ -104,6 +104,29 @@ def _count(batch: list[Pair]) -> list[int]:
     return [changed_positions(base.reshape(-1), tuned.reshape(-1))[0].numel() for base, tuned in batch]
 
 
+def may_hold_nan(tensor: Tensor) -> bool:
+    """False if a tensor of any non-complex dtype is sure to have no NaN; on a CPU one pass over its bits tells."""
+    infinity = _infinity(tensor.dtype)
+    if infinity is None or not tensor.numel():
+        return False
+    if tensor.device.type != "cpu" or tensor.element_size() == 1 or not tensor.is_contiguous():
+        return True
+    raw = bits(tensor.detach().reshape(-1)).numpy()
+    share = max(CHUNK, -(-raw.size // (2 * torch.get_num_threads())))
+    shares = [raw[start : start + share] for start in range(0, raw.size, share)]
+    return any(on_all_cores(lambda part: _exceeds(part, infinity), shares))
+
+
+def _exceeds(raw: Raw, infinity: int) -> bool:
+    """Whether a magnitude has larger bits than infinity has."""
+    buffer, largest = np.empty(min(CHUNK, raw.size), dtype=raw.dtype), np.iinfo(raw.dtype).max
+    for start in range(0, raw.size, CHUNK):
+        part = raw[start : start + CHUNK]
+        if np.bitwise_and(part, largest, out=buffer[: part.size]).max() > infinity:
+            return True
+    return False
+
+
 def _infinity(dtype: torch.dtype) -> int | None:
     """The bits of +infinity: a magnitude with larger bits is a NaN. None for dtypes without NaN."""
     if not dtype.is_floating_point:

@@ -1,0 +1,25 @@
+"""What cuts the parameters of a `Trainer`'s model to pieces: its arguments say so, or accelerate's own configuration.
+
+`accelerate launch --use_fsdp`, a configuration file and `ACCELERATE_USE_DEEPSPEED` leave no trace in the arguments.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+Sharding = Literal["FSDP", "FSDP2", "DeepSpeed"]
+
+
+def sharding_of(args: TrainingArguments) -> Sharding | None:
+    """Name it; "FSDP" is the first version. None where every process has whole parameters."""
+    from accelerate.state import AcceleratorState
+
+    state: Mapping[str, Any] = AcceleratorState._shared_state  # empty before there is an Accelerator; making one writes
+    if args.deepspeed or state.get("deepspeed_plugins") is not None:
+        return "DeepSpeed"
+    plugin = state.get("fsdp_plugin")
+    if plugin is None and not args.fsdp:
+        return None
+    version = getattr(plugin, "fsdp_version", None) or (args.fsdp_config or {}).get("version", 1)
+    return "FSDP2" if int(version) == 2 else "FSDP"
