@@ -185,7 +185,7 @@ def _parts(weights: dict[str, Tensor], folder: Path) -> dict[str, float]:
     link = Link(last.chain, last.step, last.step, last.state, last.state)
     specs = specs_of(weights)
     return {
-        "compare": _seconds(lambda: [count_changed(a, b) for a, b in zip(copies, weights.values(), strict=True)]),
+        "compare": _seconds(lambda: count_changed(zip(copies, weights.values(), strict=True))),
         "encode": _seconds(lambda: delta.save(folder / "again.safetensors", "packed")),
         "write": _seconds(lambda: write_anchor(store, link, specs, (weights[name] for name in specs))),
         "fetch": _seconds(lambda: _read_from_disk(folder / "parts" / anchor_name(last.step))),
