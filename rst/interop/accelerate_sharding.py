@@ -21,5 +21,6 @@ def sharding_of(args: TrainingArguments) -> Sharding | None:
     plugin = state.get("fsdp_plugin")
     if plugin is None and not args.fsdp:
         return None
-    version = getattr(plugin, "fsdp_version", None) or (args.fsdp_config or {}).get("version", 1)
+    config: Any = args.fsdp_config or {}
+    version = getattr(plugin, "fsdp_version", None) or config.get("version", 1)
     return "FSDP2" if int(version) == 2 else "FSDP"
