@@ -16,7 +16,8 @@ arguments = parser.parse_args()
 rules, supports = arguments.results / "rules.json", arguments.results / "supports.json"
 if arguments.what == "report":
     print(*rules_report.write_report(read(rules), arguments.results), sep="\n")
-    print(*supports_report.write_report(read(supports), read(rules), arguments.results), sep="\n")
+    if supports.is_file():
+        print(*supports_report.write_report(read(supports), read(rules), arguments.results), sep="\n")
 elif arguments.data is None:
     parser.error(f"{arguments.what} needs --data ROOT")
 elif arguments.what == "rules":
