@@ -40,8 +40,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     bars(rows, "peak, times the weights", title, folder / "training_memory.png")
     paper = [Row(name, numbers) for name, numbers in on_paper().items()]
     shape = "`N` weights in bfloat16, AdamW with states of the weights' dtype (float32 for LoRA's and the support's), "
-    shape += "no activations; per GPU where FSDP2 shares everything among 8, refused today for steps in backward and "
-    shape += "a support. LoRA r=4 trains 0.15 % of Llama 2 7 B and 0.07 % of 70 B, the support 0.2 %."
+    shape += "no activations; per GPU where FSDP2 shares everything among 8, which steps in backward "
+    shape += "refuse. LoRA r=4 trains 0.15 % of Llama 2 7 B and 0.07 % of 70 B, the support 0.2 %."
     write("training_memory", "Memory of training on paper, GB", paper, [shape], part="paper", folder=folder)
     return write("training_memory", title, rows, notes, folder=folder)
 
