@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
-from rst.numerics.difference import changed_positions_of_each, may_hold_nan
+from rst.numerics.difference import changed_positions, changed_positions_of_each, may_hold_nan
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import (
     RESIDUAL_DTYPES,
@@ -293,7 +293,9 @@ def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Ten
         ParameterMismatchError: shapes or dtypes differ.
         NonFiniteError: a NaN is among what changed.
     """
-    return next(changed_weights_of_each([(name, base, tuned)]))
+    check_like(name, tuned, base)
+    base, tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
+    return _weights_at(name, base, tuned, *changed_positions(base, tuned))
 
 
 def changed_weights_of_each(named: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -307,11 +309,16 @@ def changed_weights_of_each(named: Iterable[tuple[str, Tensor, Tensor]]) -> Iter
             yield waiting[-1][1:]
 
     for positions, may_have_nan in changed_positions_of_each(flat_pairs()):
-        name, base, tuned = waiting.popleft()
-        target = gather(tuned, positions)
-        if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
-            raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
-        yield positions, gather(base, positions), target
+        yield _weights_at(*waiting.popleft(), positions, may_have_nan)
+
+
+def _weights_at(
+    name: str, base: Tensor, tuned: Tensor, positions: Tensor, may_have_nan: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    target = gather(tuned, positions)
+    if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
+        raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
+    return positions, gather(base, positions), target
 
 
 def _kept(change: Tensor, threshold: float, ties: int | None) -> Tensor:
@@ -398,13 +405,13 @@ def check_real(name: str, tensor: Tensor) -> None:
 
 def check_no_nan(name: str, tensor: Tensor) -> None:
     """Raise `NonFiniteError` if a float tensor has a NaN."""
-    if nans := count_nans(tensor):
+    if may_hold_nan(tensor) and (nans := count_nans(tensor)):
         raise NonFiniteError(f"{nans} of {tensor.numel()} weights are NaN", parameter=name)
 
 
 def count_nans(tensor: Tensor) -> int:
     """Number of NaN in a tensor of any dtype."""
-    if not may_hold_nan(tensor):
+    if not tensor.is_floating_point() or not tensor.numel():
         return 0
     comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
     # a maximum hands NaN on, at a tenth of the time that counting takes

@@ -15,6 +15,12 @@ Pair = tuple[Tensor, Tensor]
 Raw = np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]
 
 _DEVICE_CHUNK = 1 << 24
+_INFINITIES = {
+    torch.float64: 0x7FF0_0000_0000_0000,
+    torch.float32: 0x7F80_0000,
+    torch.float16: 0x7C00,
+    torch.bfloat16: 0x7F80,
+}
 _HELD = 1 << 28  # bytes of w0, which may be on the device for the comparison alone
 
 
@@ -67,7 +73,15 @@ def count_changed(pairs: Iterable[Pair]) -> list[int]:
 
     Pairs are asked for one after another. Where kernels run, a launch looks at as many as may be held in memory.
     """
-    return [count for batch in _batches(pairs) for count in _count(batch)]
+    counts = []
+    for batch in _batches(pairs):
+        if kernels.run_on(batch[0][1].device):
+            from rst.numerics.difference_triton import count_changed_of_all
+
+            counts += count_changed_of_all(batch)
+        else:
+            counts += [changed_positions(base.reshape(-1), tuned.reshape(-1))[0].numel() for base, tuned in batch]
+    return counts
 
 
 def _have_nan(parts: list[Tensor]) -> bool:
@@ -96,14 +110,6 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
         yield batch
 
 
-def _count(batch: list[Pair]) -> list[int]:
-    if kernels.run_on(batch[0][1].device):
-        from rst.numerics.difference_triton import count_changed_of_all
-
-        return count_changed_of_all(batch)
-    return [changed_positions(base.reshape(-1), tuned.reshape(-1))[0].numel() for base, tuned in batch]
-
-
 def may_hold_nan(tensor: Tensor) -> bool:
     """False if a tensor of any non-complex dtype is sure to have no NaN; on a CPU one pass over its bits tells."""
     infinity = _infinity(tensor.dtype)
@@ -129,11 +135,8 @@ def _exceeds(raw: Raw, infinity: int) -> bool:
 
 def _infinity(dtype: torch.dtype) -> int | None:
     """The bits of +infinity: a magnitude with larger bits is a NaN. None for dtypes without NaN."""
-    if not dtype.is_floating_point:
-        return None
-    if dtype.itemsize == 1:
-        return 0  # float8's NaNs differ by format: say that there may be some
-    return int(bits(torch.tensor([float("inf")], dtype=dtype)))
+    # float8's NaNs differ by format: say that there may be some
+    return _INFINITIES.get(dtype, 0) if dtype.is_floating_point else None
 
 
 def _compare(base: Raw, tuned: Raw, share: slice, infinity: int | None) -> tuple[list[Raw], bool]:

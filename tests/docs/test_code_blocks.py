@@ -22,7 +22,8 @@ UsageError: Any = typer.BadParameter.__base__  # click's, or that of the copy of
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("README.md"))]
 SHELL = ("", "sh", "shell", "bash", "console")
-TARGETS = [line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = [line.partition(":")[0] for line in MAKEFILE.splitlines() if ":" in line]
 
 
 def name_of(page: Path) -> str:
@@ -70,7 +71,10 @@ def run_shell(block: Block, page: Path) -> None:
         module = shlex.split(line, comments=True)[2]
         assert find_spec(module), f"{name_of(page)}: {line}"
     for line in block.commands("make"):
-        assert {*shlex.split(line.replace("&&", ""), comments=True)} - {"make"} <= {*TARGETS}, line
+        words = {*shlex.split(line.replace("&&", ""), comments=True)} - {"make"}
+        settings = {word.partition("=")[0] for word in words if "=" in word}
+        assert {word for word in words if "=" not in word} <= {*TARGETS}, line
+        assert all(f"$({name})" in MAKEFILE for name in settings), line
 
 
 def check_options(words: list[str]) -> None:
