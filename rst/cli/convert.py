@@ -100,8 +100,8 @@ def convert(
     allow_class: AllowClass = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Convert SOURCE to another form. Converting between deltas is exact: merged, they give the same weights bit "
-    "for bit."""
+    """Convert SOURCE to another form. Converting between deltas is exact: merged, they give the same weights
+    bit for bit."""
     from rst.checkpoints.checkpoint import checkpoint_files
 
     _check_options(target, encoding, operation, partial)

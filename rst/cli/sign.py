@@ -27,8 +27,8 @@ def sign(
     force: Annotated[bool, typer.Option("--force", help="Replace a signature that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Sign all files of ADAPTER with OpenSSF's model-signing, whose own command can also write and verify "
-    "signatures."""
+    """Sign all files of ADAPTER with OpenSSF's model-signing, whose own command can also write and verify
+    signatures."""
     from rst.live.signature import sign as sign_adapter
     from rst.live.signature import signature_of
 

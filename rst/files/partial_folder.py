@@ -95,11 +95,11 @@ class PartialFolder:
 
     def publish(self) -> None:
         """Give the folder its final name, all files at once; there it must be missing or empty."""
-        self._journal.close()  # Windows removes no file that is open
-        (self.path / _JOURNAL).unlink()
+        self._journal.close()  # Windows renames no folder with an open file
         if self._output.is_dir():
             self._output.rmdir()
         self.path.rename(self._output)
+        (self._output / _JOURNAL).unlink()  # last: without it nothing could continue in the folder
         sync_to_disk(self._output.parent)
 
     def discard(self) -> None:

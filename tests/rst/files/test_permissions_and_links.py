@@ -155,6 +155,21 @@ def test_that_a_partial_folder_of_another_job_is_emptied_is_said(tmp_path: Path,
     assert torch.equal(load_file(tmp_path / "tuned" / "model.safetensors")["w"], torch.full((3,), 2.0))
 
 
+def test_a_merge_interrupted_as_the_folder_gets_its_name_goes_on(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            merge(base, delta(), tmp_path / "tuned")
+    with pytest.warns(RSTWarning, match=r"tuned\.partial .*2 of 2"):
+        merge(base, delta(), tmp_path / "tuned")
+    assert sorted(path.name for path in (tmp_path / "tuned").iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_an_unfinished_file_with_another_name_elsewhere_is_not_written_into(
     tmp_path: Path, base: Path, partial: Path
 ) -> None:
