@@ -96,10 +96,11 @@ class PartialFolder:
     def publish(self) -> None:
         """Give the folder its final name, all files at once; there it must be missing or empty."""
         self._journal.close()  # Windows renames no folder with an open file
+        (self.path / _JOURNAL).replace(self._journal_aside)  # not removed yet: the rename may be stopped
         if self._output.is_dir():
             self._output.rmdir()
         self.path.rename(self._output)
-        (self._output / _JOURNAL).unlink()  # last: without it nothing could continue in the folder
+        self._journal_aside.unlink()
         sync_to_disk(self._output.parent)
 
     def discard(self) -> None:
@@ -114,6 +115,7 @@ class PartialFolder:
     def _open(self, job: str, files: Collection[str]) -> None:
         self._check_links()
         self._check_owner()
+        self._take_journal_back()
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _JOURNAL).is_file():
             raise CheckpointError(f"contains files but no {_JOURNAL} to resume from; remove it", file=self.path)
         self.path.mkdir(exist_ok=True)
@@ -129,6 +131,19 @@ class PartialFolder:
         except BaseException:
             self._journal.close()
             raise
+
+    @property
+    def _journal_aside(self) -> Path:
+        """Where the journal is while the folder gets its name."""
+        return self.path.with_name(f".{self.path.name}.journal")
+
+    def _take_journal_back(self) -> None:
+        if self._journal_aside.is_symlink() or not self._journal_aside.is_file():
+            return
+        if self.path.is_dir() and not (self.path / _JOURNAL).exists():
+            self._journal_aside.replace(self.path / _JOURNAL)
+        else:  # of a folder that got its name
+            self._journal_aside.unlink()
 
     def _continue(self, job: str) -> dict[str, str]:
         """The digests of the finished files; none if the journal is of another job, whose files are removed."""

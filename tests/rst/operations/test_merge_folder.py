@@ -257,15 +257,9 @@ class TestMergeKilled:
     pytestmark = killing
 
     def continued(self, inputs: Path, wanted: dict[str, bytes], **settings: Any) -> None:
-        """Go on, or be told what to remove and start again; either way the same bytes."""
+        """Run the same command again: the same bytes."""
         if not (inputs / "out").exists():
-            try:
-                merge_here(inputs, **settings)
-            except CheckpointError as error:
-                assert "contains files but no rst-journal.jsonl" in str(error)
-                for path in (inputs / "out.partial").iterdir():
-                    path.unlink()
-                merge_here(inputs, **settings)
+            merge_here(inputs, **settings)
         assert contents(inputs / "out") == wanted
         assert [path.name for path in inputs.glob("out*")] == ["out"]
 
@@ -274,16 +268,12 @@ class TestMergeKilled:
         prepare(inputs)
         two = {"max_shard_size": 600}
         wanted = contents(merge_here(inputs, **two))
-        told = 0
         self.remove(inputs / "out")
         for _ in points_of(lambda point: killed_at_file(point, lambda: merge_here(inputs, **two))):
             if (inputs / "out").exists():
                 assert contents(inputs / "out") == wanted
-            half = inputs / "out.partial"
-            told += half.is_dir() and any(half.iterdir()) and not (half / "rst-journal.jsonl").exists()
             self.continued(inputs, wanted, **two)
             self.remove(inputs / "out")
-        assert told <= 1
 
     def test_between_tensors_keeps_the_finished_shards(self, inputs: Path) -> None:
         wanted = contents(merge_here(inputs))
