@@ -69,6 +69,16 @@ def _sync_scale(rows: Rows) -> str:
     )
 
 
+def _sync_real(rows: Rows) -> str:
+    size = "bytes a changed weight"
+    masters = {means: rows[f"{means}: fp32 masters, lr 1e-06"] for means in ("rst", "int32 + bf16", "XOR + zstd")}
+    return (
+        f"**Steps of SmolLM2-135M** with float32 masters at 1e-6: {masters['rst'][size]:.2f} bytes a changed weight; "
+        f"int32 positions and bfloat16 values take {masters['int32 + bf16'][size]:.2f}, XOR and zstd "
+        f"{masters['XOR + zstd'][size]:.2f}."
+    )
+
+
 def _training_step(rows: Rows) -> str:
     share = rows["rst: projection, w0 in device"]["share of a step"]
     return f"**Training**: the projection is {share} of a step of 32 images."
@@ -92,4 +102,5 @@ _CONCLUDE: dict[str, Callable[[Rows], str]] = {
     "storage": _storage,
     "checkpoints": _checkpoints,
     "sync_scale": _sync_scale,
+    "sync_real": _sync_real,
 }
