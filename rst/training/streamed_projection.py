@@ -20,9 +20,7 @@ _ALIGNMENT = 64
 class StreamedProjection:
     """Projects weights whose origins may be on the CPU, whatever projects them where both are on one device."""
 
-    def __init__(
-        self, project: Callable[[Iterable[Pair], float | Tensor], object], chunk_bytes: int = _CHUNK_BYTES
-    ) -> None:
+    def __init__(self, project: OnOneDevice, chunk_bytes: int = _CHUNK_BYTES) -> None:
         """Allocate nothing before the first call.
 
         Args:
