@@ -10,6 +10,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Speed is the business of benchmarks; a busy machine must not fail a test.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+# continuous integration: a failure is the change's, never the luck of a draw; other runs draw anew and search on
+settings.register_profile("ci", deadline=None, derandomize=True)
 # `make mutants`: the same examples for every mutant, and one that fails suffices
 settings.register_profile(
     "mutants", deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]

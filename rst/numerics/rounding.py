@@ -3,6 +3,9 @@
 from functools import lru_cache
 
 import torch
+from torch import Tensor
+
+from rst.numerics.exactness import bits
 
 
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -34,3 +37,10 @@ def at_most(threshold: float, dtype: torch.dtype) -> float:
     if float(rounded) > threshold:
         rounded = torch.nextafter(rounded, torch.tensor(0.0, dtype=dtype))
     return float(rounded)
+
+
+def tensor_at_most(threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `at_most`, of a number that stays on its device; both of shape ()."""
+    rounded = threshold.to(dtype)
+    one_lower = (bits(rounded) - 1).view(dtype)  # the bits of non-negative floats are ordered like the floats
+    return torch.where(rounded > threshold, one_lower, rounded)

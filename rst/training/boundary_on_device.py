@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rst.numerics import kernels
-from rst.numerics.rounding import wide_dtype
+from rst.numerics.rounding import tensor_at_most, wide_dtype
 from rst.training.projection import Project
 from rst.training.projection_eager import flat_views
 from rst.training.sampled_boundary import choose_sample
@@ -44,23 +44,27 @@ def keep_about_(
         return None
     in_launches = _in_launches(tuned, project)
     value, lucky = _estimate(tuned, base, ratio, step, in_launches=in_launches is not None)
-    half = [name for name, weight in tuned.items() if weight.dtype in _HALF]
-    for dtype in dict.fromkeys(weight.dtype for weight in tuned.values() if weight.dtype not in _HALF):
-        project(((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype), value)
-    limit = torch.where(value > 0, lucky * (1 << _HASH_BITS), 0)  # what did not change is not kept
-    flats = []
-    for name in half:
-        flat = flat_views(tuned[name], base[name])
-        if flat is None:
-            project([(tuned[name], base[name])], value)
-        elif in_launches:
-            flats.append(flat)
-        else:
-            _keep_lucky_(*flat, value, limit)
-    if in_launches and flats:
-        from rst.training.boundary_triton import keep_lucky
+    for dtype in dict.fromkeys(weight.dtype for weight in tuned.values()):
+        names = [name for name, weight in tuned.items() if weight.dtype == dtype]
+        bound = tensor_at_most(value, dtype)
+        if dtype not in _HALF:
+            project(((tuned[name], base[name]) for name in names), bound)
+            continue
+        # no change of this dtype equals a boundary that it cannot hold; and what did not change is not kept
+        limit = torch.where((value > 0) & (bound == value), lucky * (1 << _HASH_BITS), 0)
+        flats = []
+        for name in names:
+            flat = flat_views(tuned[name], base[name])
+            if flat is None:
+                project([(tuned[name], base[name])], bound)
+            elif in_launches:
+                flats.append(flat)
+            else:
+                _keep_lucky_(*flat, bound, limit)
+        if in_launches and flats:
+            from rst.training.boundary_triton import keep_lucky
 
-        keep_lucky(in_launches, flats, value, limit)
+            keep_lucky(in_launches, flats, bound, limit)
     return value
 
 

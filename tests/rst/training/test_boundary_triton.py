@@ -42,6 +42,26 @@ def test_the_bits_are_those_of_the_eager_selection(drawn: list[Pair], ratio: flo
     check(base, tuned, ratio, step)
 
 
+@pytest.mark.parametrize("narrow", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("between", [1.1, 1.9])
+def test_a_boundary_between_two_numbers_of_a_dtype_parts_them(narrow: torch.dtype, between: float) -> None:
+    lower, upper = (
+        torch.tensor([one, 0.0], dtype=narrow) for one in (2.0**-10, 2.0**-10 * (1 + torch.finfo(narrow).eps))
+    )
+    gap = float(upper[0] - lower[0])
+    boundary = float(lower[0]) + (between - 1) * gap
+    base = {
+        "wide": torch.zeros(4, dtype=torch.float64),
+        "lower": torch.zeros(2, dtype=narrow),
+        "upper": -torch.zeros(2, dtype=narrow),
+    }
+    tuned = {"wide": torch.tensor([boundary, 0.0, 0.0, 0.0], dtype=torch.float64), "lower": lower, "upper": upper}
+    check(base, tuned, 0.25, 0)  # the second largest of eight changes
+    assert not tuned["lower"].any()
+    assert tuned["upper"][0] > 0
+    assert tuned["upper"][1].signbit()  # what did not change goes back too, and its sign
+
+
 @given(st.data())
 @settings(max_examples=10)
 def test_nan_is_left_for_the_export_to_find(data: st.DataObject) -> None:
