@@ -1,4 +1,4 @@
-"""Cross-Modal Knowledge Distillation as a method of adaptation: source, target and strong views in one step (Eq. 1)."""
+"""Cross-Modal Knowledge Distillation as an objective: source, target and strong views in one step (Eq. 1)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,15 +14,15 @@ from cmkd.partial import PartialSet
 
 
 class CMKD(Objective):
-    """`L_cls(source) + L_cmkd(target)` (Eq. 1), with FixMatch (App. B) and partial sets (App. K) on request.
+    """`L_cls(source) + L_cmkd(target)` (Eq. 1), optionally with FixMatch (App. B) and partial-set adaptation (App. K).
 
         clip = load_open_clip("ViT-B-16", pretrained="openai", class_names=names)
         student = Student(clip.encoder, TaskHead(clip.feature_dim, len(names)))
         objective = CMKD(clip.teacher, CMKDLoss("corrected"), fixmatch=FixMatch())
 
-    The encoder sees the source's and the target's images in one batch, so its BatchNorm has to be frozen
-    (`freeze_batchnorm`); the head sees each domain by itself. The ramp has the length given to `CMKDLoss`, whatever
-    the run's.
+    The encoder processes source and target images in one batch, so freeze its BatchNorm layers first
+    (`freeze_batchnorm`); the head processes each domain separately. The length of the ramp is the one given to
+    `CMKDLoss`, not the length of the run.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class CMKD(Objective):
         partial_set: PartialSet | None = None,
         label_smoothing: float = 0.1,
     ) -> None:
-        """Put the method together.
+        """Create the objective.
 
         Args:
-            teacher: image features (B, D) to logits (B, C), frozen: a `TextTeacher` or a `PrototypeTeacher`.
-            loss: Eq. 12; `CMKDLoss()` if left out.
-            fixmatch: adds its loss on both views; the batches need strongly augmented images then.
-            partial_set: estimates the target's classes now and then, and gives the losses its weights.
-            label_smoothing: of the source's cross entropy (Sec. IV.A).
+            teacher: maps image features (B, D) to logits (B, C); frozen. A `TextTeacher` or a `PrototypeTeacher`.
+            loss: the loss of Eq. 12; `CMKDLoss()` by default.
+            fixmatch: if given, its loss is added on both views, and the batches must have strongly augmented images.
+            partial_set: if given, estimates which classes the target has and sets the weights of the losses.
+            label_smoothing: label smoothing of the source cross entropy (Sec. IV.A).
 
         Raises:
             ValueError: if the teacher has a trainable parameter.
@@ -59,7 +59,7 @@ class CMKD(Objective):
         self.needs_target_pass = partial_set is not None
 
     def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
-        """Every `PartialSet.refresh_every` iterations, or once an epoch of the target if that is None."""
+        """Return whether to refresh: every `PartialSet.refresh_every` iterations, or once per target epoch if None."""
         every = None if self.partial_set is None else self.partial_set.refresh_every
         return super().refresh_due(
             iteration, iterations_per_epoch=every or iterations_per_epoch, max_iterations=max_iterations
@@ -67,7 +67,7 @@ class CMKD(Objective):
 
     @torch.no_grad()
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Estimate which classes the target has, from the head's predictions; at the first call it has them all."""
+        """Estimate the target's classes from the head's predictions; the first call keeps all classes."""
         if self.partial_set is None:
             return
         if self.partial_set.never_updated:
@@ -78,9 +78,10 @@ class CMKD(Objective):
         self.partial_set.update(predictions)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield one phase. Raises `ValueError` if FixMatch takes part and the strong images are missing."""
+        """Yield one phase. Raises `ValueError` if FixMatch is used and the strongly augmented images are missing."""
         source, target, strong = self._features(student, batch)
-        # The head's BatchNorm sees the source first: its running statistics, used in tests, end on the target.
+        # Source first: the running statistics of the head's BatchNorm, used in eval mode, are updated with the target
+        # last.
         source_logits, target_logits, teacher_logits = student.head(source), student.head(target), self.teacher(target)
         classes = None if self.partial_set is None else self.partial_set.kept
 
@@ -109,7 +110,7 @@ class CMKD(Objective):
         yield Phase(self._total(classification, transfer), {name: term.detach() for name, term in terms.items()})
 
     def _features(self, student: Student, batch: DomainBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Source, target and strong features from one call of the encoder; the last is empty without FixMatch."""
+        """Return source, target and strong features from one encoder call; the last is empty without FixMatch."""
         images = [batch.source_images, batch.target_images]
         if self.fixmatch is not None:
             if batch.target_strong_images is None:

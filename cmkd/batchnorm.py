@@ -1,4 +1,4 @@
-"""Frozen BatchNorm in the image encoder (Sec. IV.A): small batches of two domains must not move its statistics."""
+"""Freezing BatchNorm in the image encoder (Sec. IV.A): small batches of two domains must not change its statistics."""
 
 from typing import Any
 
@@ -7,14 +7,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def freeze_batchnorm(encoder: nn.Module, *, affine: bool) -> None:
-    """Keep every BatchNorm of an encoder in eval mode, whatever `train()` is called on.
+    """Keep every BatchNorm layer of an encoder in eval mode, even after a call of `train()`.
 
-    The modes are set again before each forward pass of `encoder`, as in the released code, which freezes the
-    statistics only (`affine=False`); the paper freezes the layers. `Preset.batchnorm_affine_frozen` tells them apart.
+    The layers are put in eval mode again before each forward pass of `encoder`, as in the released code, which freezes
+    only the statistics (`affine=False`); the paper freezes the whole layers. `Preset.batchnorm_affine_frozen` holds the
+    choice.
 
     Args:
         encoder: changed in place; copies of it (`copy.deepcopy`) are frozen as well.
-        affine: also stop training their weights and biases. A later `encoder.requires_grad_()` undoes this.
+        affine: also stop training the layers' weights and biases. A later `encoder.requires_grad_()` undoes this.
     """
     for module in encoder.modules():
         if affine and isinstance(module, _BatchNorm):

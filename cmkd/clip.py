@@ -1,4 +1,4 @@
-"""Student and teacher from a pretrained CLIP: its image encoder, and its text tower boiled down to class embeddings."""
+"""Student and teacher from a pretrained CLIP: its image encoder, and its text tower reduced to class embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ PROMPTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class AdaptableCLIP:
-    """What adaptation takes from a CLIP; its text tower is gone.
+    """The parts of a CLIP model that adaptation uses; the text tower is not kept.
 
     Attributes:
-        encoder: f: images (B, 3, H, W) to features (B, D), before normalisation.
+        encoder: f, which maps images (B, 3, H, W) to features (B, D), before normalisation.
         feature_dim: D.
-        teacher: features (B, D) to the zero-shot logits (B, C), in the order of the class names.
-        mean: of the images' three channels in pretraining, for values from 0 to 1.
-        std: their standard deviations.
+        teacher: maps features (B, D) to the zero-shot logits (B, C), in the order of the class names.
+        mean: means of the three image channels in pretraining, for values from 0 to 1.
+        std: standard deviations of the same channels.
         image_size: (height, width) that the encoder was pretrained with.
     """
 
@@ -48,24 +48,25 @@ def load_open_clip(
     templates: str | Sequence[str] = PHOTO,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
 ) -> AdaptableCLIP:
-    """Load any of open_clip's models, SigLIP included; needs open_clip_torch.
+    """Load any open_clip model, SigLIP included; requires open_clip_torch.
 
         clip = load_open_clip("ViT-B-16", pretrained="openai", class_names=["Alarm_Clock", "Backpack"])
 
-    OpenAI's weights were trained with QuickGELU: a tag of theirs, or their own file (`RN50.pt`, a TorchScript archive),
-    gets the `-quickgelu` architecture whatever the name says. Other files do not tell: name "ViT-B-16-quickgelu" where
-    they hold OpenAI's weights.
+    OpenAI's weights were trained with QuickGELU. A tag of OpenAI's weights, or OpenAI's own file (`RN50.pt`, a
+    TorchScript archive), gets the `-quickgelu` architecture whatever the name says. Other files do not record this: use
+    the name "ViT-B-16-quickgelu" if they hold OpenAI's weights.
 
     Args:
         name: an architecture of `open_clip.list_models()`: "RN50", "RN101", "ViT-B-16", ...
-        pretrained: one of open_clip's tags for it, downloaded when needed; or a file; or None for random weights.
-        class_names: the C names of the task's classes, in the order of their labels.
-        templates: prompt template or ensemble, see `build_prompts`; an ensemble's embeddings are averaged at length 1.
-        tokenizer: N texts to tokens (N, length); open_clip's for `name` if left out.
+        pretrained: one of open_clip's tags for `name`, downloaded when needed; a file; or None for random weights.
+        class_names: the C class names of the task, in the order of the labels.
+        templates: prompt template or ensemble, see `build_prompts`; an ensemble's embeddings are normalised and
+            averaged.
+        tokenizer: maps N texts to tokens (N, length); open_clip's tokenizer for `name` by default.
 
     Raises:
-        ValueError: if `name` or `pretrained` is unknown, saying what there is, or for bad prompts.
-        FileNotFoundError: if weights or a tokenizer cannot be had, saying from where.
+        ValueError: if `name` or `pretrained` is unknown, saying what there is, or if the prompts are invalid.
+        FileNotFoundError: if the weights or the tokenizer cannot be loaded, saying what to pass instead.
     """
     prompts = build_prompts(class_names, templates)
     encode = open_clip_tokenizer(name) if tokenizer is None else tokenizer
@@ -83,20 +84,22 @@ def load_transformers_clip(
     templates: str | Sequence[str] = PHOTO,
     tokenizer: Callable[..., Any] | None = None,
 ) -> AdaptableCLIP:
-    """Load a `CLIPModel` or `SiglipModel`; needs transformers.
+    """Load a `CLIPModel` or `SiglipModel`; requires transformers.
 
         clip = load_transformers_clip("google/siglip-base-patch16-224", class_names=["Alarm_Clock", "Backpack"])
 
     Args:
-        model: a folder, a name on the Hugging Face hub, or a model in memory, which is left as it is; its image encoder
+        model: a folder, a name on the Hugging Face Hub, or a model in memory, which is not modified; its image encoder
             is then shared.
-        class_names: the C names of the task's classes, in the order of their labels.
-        templates: prompt template or ensemble, see `build_prompts`; an ensemble's embeddings are averaged at length 1.
-        tokenizer: a transformers tokenizer; the folder's or name's if left out.
+        class_names: the C class names of the task, in the order of the labels.
+        templates: prompt template or ensemble, see `build_prompts`; an ensemble's embeddings are normalised and
+            averaged.
+        tokenizer: a transformers tokenizer; by default the one of the folder or name.
 
     Raises:
-        ValueError: if the model is of another kind, or is in memory and there is no tokenizer; or for bad prompts.
-        FileNotFoundError: if weights or the tokenizer cannot be had, saying from where.
+        ValueError: if the model is of another kind, if it is in memory and no tokenizer is given, or if the prompts are
+            invalid.
+        FileNotFoundError: if the weights or the tokenizer cannot be loaded, saying what to pass instead.
     """
     try:
         from transformers import AutoModel, AutoTokenizer
@@ -120,7 +123,7 @@ def load_transformers_clip(
     def encode_texts(texts: list[str]) -> Tensor:
         tokens = encode(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         features = model.get_text_features(input_ids=tokens["input_ids"])
-        return features if isinstance(features, Tensor) else features.pooler_output  # a tensor before version 5
+        return features if isinstance(features, Tensor) else features.pooler_output  # a tensor before transformers 5
 
     with eval_mode(model), torch.no_grad():
         embeddings = _class_embeddings(encode_texts, prompts)
@@ -131,16 +134,16 @@ def load_transformers_clip(
 
 
 class TransformersImageEncoder(nn.Module):
-    """The image side of a transformers CLIP as a plain module: images to projected, pooled features."""
+    """The image tower of a transformers CLIP as a plain module: maps images to projected, pooled features."""
 
     def __init__(self, vision_model: nn.Module, projection: nn.Module) -> None:
-        """Join the vision tower and its projection; SigLIP has none."""
+        """Join the vision tower and its projection, which is the identity for SigLIP."""
         super().__init__()
         self.vision_model = vision_model
         self.projection = projection
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W)."""
+        """Return features (B, D) of images (B, 3, H, W)."""
         features: Tensor = self.projection(self.vision_model(pixel_values=images).pooler_output)
         return features
 
@@ -153,12 +156,12 @@ def _transformers_statistics(source: str | None, *, siglip: bool) -> Statistics:
             config, _ = ImageProcessingMixin.get_image_processor_dict(source)
             return tuple(config["image_mean"]), tuple(config["image_std"])
         except (OSError, KeyError):
-            pass  # no preprocessor_config.json beside the weights: its family's numbers
+            pass  # no preprocessor_config.json beside the weights: use the defaults of the model family
     return ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
 
 
 def _class_embeddings(encode: Callable[[list[str]], Tensor], prompts: list[list[str]]) -> Tensor:
-    """(C, D): each class's prompts embedded, set to length 1 and averaged."""
+    """Return class embeddings (C, D): the mean of each class's normalised prompt embeddings."""
     texts = [text for ensemble in prompts for text in ensemble]
     chunks = [texts[start : start + PROMPTS_AT_ONCE] for start in range(0, len(texts), PROMPTS_AT_ONCE)]
     directions = torch.cat([F.normalize(encode(chunk), dim=1) for chunk in chunks])
@@ -168,7 +171,7 @@ def _class_embeddings(encode: Callable[[list[str]], Tensor], prompts: list[list[
 def _adaptable(
     encoder: nn.Module, teacher: TextTeacher, statistics: Statistics, image_size: int | tuple[int, int]
 ) -> AdaptableCLIP:
-    """Check that the two sides fit each other, with one blank image."""
+    """Check with one blank image that the encoder fits the teacher."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     dim = teacher.class_embeddings.shape[1]
     with eval_mode(encoder), torch.no_grad():

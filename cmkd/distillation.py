@@ -1,16 +1,16 @@
-"""The classic distillation term `KL(sg(p_g) || p_h)` (Eq. 6, App. H), for comparison with the mixed view's."""
+"""The classic distillation term `KL(sg(p_g) || p_h)` (Eq. 6, App. H), for comparison with the mixed view."""
 
 import torch
 from torch import Tensor
 
 
 def kl_distillation(log_student: Tensor, log_teacher: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Pull the student's view to the teacher's, as in Hinton et al. 2015: `mean_b c_b KL(sg(p_g) || p_h)`.
+    """Compute the distillation loss of Hinton et al. 2015: `mean_b c_b KL(sg(p_g) || p_h)`.
 
     Args:
         log_student: (B, C), the student's log-probabilities.
         log_teacher: (B, C), the teacher's log-probabilities; detached here.
-        weights: (B,), the samples' weights `c_b`; all 1 if left out.
+        weights: (B,), the sample weights `c_b`; all 1 by default.
 
     Returns:
         A 0-d tensor of the student's dtype.

@@ -1,4 +1,4 @@
-"""Evaluation in the middle of training: every module's mode is put back as it was."""
+"""Evaluation in the middle of training, after which every module returns to its previous mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch a module to eval mode, and afterwards each of its modules back to its own mode.
+    """Switch a module to eval mode, and restore the mode of each of its submodules on exit.
 
-    `module.train()` would not do: it would wake the parts of an encoder that are frozen in eval mode.
+    Calling `module.train()` would not be enough: it would also unfreeze the parts of an encoder kept in eval mode.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -1,4 +1,4 @@
-"""FixMatch on both views (App. B): what a weakly augmented image is sure of, its strongly augmented copy learns."""
+"""FixMatch on both views (App. B): confident predictions on weakly augmented images label their strong copies."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class FixMatchTerms(NamedTuple):
-    """Both views' losses, each a 0-d tensor with lambda_fm in it: `total = student + teacher`."""
+    """The losses of both views as 0-d tensors, lambda_fm included: `total = student + teacher`."""
 
     total: Tensor
     student: Tensor
@@ -16,22 +16,22 @@ class FixMatchTerms(NamedTuple):
 
 
 class FixMatch(nn.Module):
-    """Train the strong view of the student and of the teacher on their own weak views' pseudo-labels (App. B).
+    """Train the strong view of student and teacher on the pseudo-labels of their own weak view (App. B).
 
         fixmatch = FixMatch(weight=0.5, threshold=0.95)  # VisDA-2017: 2.0, 0.80; DomainNet: 0.1, 0.95
         terms = fixmatch(
             student_weak=..., student_strong=..., teacher_weak=..., teacher_strong=...
         )  # logits (B, C) of the same B images
 
-    Source: Sohn et al., FixMatch, 2020; the use on both views is App. B's.
+    Source: Sohn et al., FixMatch, 2020; App. B applies it to both views.
     """
 
     def __init__(self, weight: float = 0.5, threshold: float = 0.95) -> None:
-        """Set lambda_fm and tau_fm; the defaults are App. B's for most benchmarks.
+        """Set lambda_fm and tau_fm; the defaults are those of App. B for most benchmarks.
 
         Args:
-            weight: lambda_fm, the factor of each view.
-            threshold: tau_fm, the probability from which a pseudo-label counts.
+            weight: lambda_fm, the factor of each view's loss.
+            threshold: tau_fm, the minimum probability of a pseudo-label.
 
         Raises:
             ValueError: if the threshold is outside [0, 1].
@@ -51,14 +51,14 @@ class FixMatch(nn.Module):
         teacher_strong: Tensor,
         classes: Tensor | None = None,
     ) -> FixMatchTerms:
-        """Compute both views' losses, in float32 or better, from logits (B, C).
+        """Compute the losses of both views, in float32 or better, from logits (B, C).
 
         Args:
-            student_weak: the task head on the weakly augmented images; detached here.
-            student_strong: the task head on the strongly augmented ones.
-            teacher_weak: the teacher on the weakly augmented images; detached here.
-            teacher_strong: the teacher on the strongly augmented ones.
-            classes: (C,), bool: the classes that may be pseudo-labels; all if left out. See `PartialSet`.
+            student_weak: logits of the task head on the weakly augmented images; detached here.
+            student_strong: logits of the task head on the strongly augmented images.
+            teacher_weak: logits of the teacher on the weakly augmented images; detached here.
+            teacher_strong: logits of the teacher on the strongly augmented images.
+            classes: (C,), bool: the classes allowed as pseudo-labels; all by default. See `PartialSet`.
 
         Raises:
             ValueError: if the shapes of a view's logits differ, or `classes` does not fit them.
@@ -69,16 +69,16 @@ class FixMatch(nn.Module):
 
 
 def pseudo_label_loss(weak: Tensor, strong: Tensor, threshold: float, classes: Tensor | None = None) -> Tensor:
-    """Cross entropy of the strong view with the weak view's confident labels, averaged over the whole batch.
+    """Compute the cross entropy of the strong view with the weak view's confident labels, averaged over the batch.
 
-    An image counts where `max p >= threshold`; the others add 0 to the mean. Classes left out by `classes` get
-    probability 0 before the label is taken, and nothing is renormalised (App. K and the released code).
+    Images with `max p < threshold` add 0 to the mean. Classes outside `classes` get probability 0 before the label is
+    taken, without renormalisation (App. K and the released code).
 
     Args:
         weak: (B, C) logits; detached here.
         strong: (B, C) logits of the same images.
-        threshold: the probability from which a label counts.
-        classes: (C,), bool; all if left out.
+        threshold: the minimum probability of a label.
+        classes: (C,), bool; all classes by default.
 
     Returns:
         A 0-d tensor, float32 or the logits' dtype if that is wider.

@@ -1,18 +1,18 @@
-"""Gini impurity `GI(p) = 1 - sum_i p_i^2`: the confidence objective of both target terms, at its two scales."""
+"""Gini impurity `GI(p) = 1 - sum_i p_i^2`: the confidence objective of both target terms, in its two scalings."""
 
 import torch
 from torch import Tensor
 
 MIN_CLASS_MASS = 1e-8
-"""Floor of a class's mass: a class that the whole batch rules out would otherwise give 0 / 0."""
+"""Lower bound of a class's mass: a class without mass in the batch would otherwise give 0 / 0."""
 
 
 def gini_mean(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted Gini impurity per sample, averaged over the batch (Eq. 4, 7): `mean_b c_b (1 - sum_i p_bi^2)`.
+    """Compute the weighted Gini impurity, averaged over the batch (Eq. 4, 7): `mean_b c_b (1 - sum_i p_bi^2)`.
 
     Args:
         probabilities: (B, C), floating point; each row sums to 1.
-        weights: (B,), the samples' weights `c_b`; all 1 if left out.
+        weights: (B,), the sample weights `c_b`; all 1 by default.
 
     Returns:
         A 0-d tensor of the probabilities' dtype.
@@ -26,15 +26,15 @@ def gini_mean(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def gini_balanced(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Gini impurity balanced by class mass, summed over the batch: the released code's scale.
+    """Compute the Gini impurity balanced by class mass and summed over the batch, as the released code does.
 
     `sum_b c_b (1 - sum_i p_bi^2 / m_i)` with the class mass `m_i = sum_b' p_b'i`, through which no gradient flows.
-    Frequent classes are pulled at less. Its gradient is about C times that of `gini_mean` when the masses are even,
+    Frequent classes get smaller gradients. The gradient is about C times that of `gini_mean` when the masses are even,
     and the published lambda1 and lambda3 are calibrated for it.
 
     Args:
         probabilities: (B, C), floating point; each row sums to 1.
-        weights: (B,), the samples' weights `c_b`; all 1 if left out.
+        weights: (B,), the sample weights `c_b`; all 1 by default.
 
     Returns:
         A 0-d tensor of the probabilities' dtype.

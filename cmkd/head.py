@@ -4,15 +4,16 @@ import torch
 from torch import Tensor, nn
 
 LINEAR_STD = 0.001
-"""Standard deviation of the linear layer's weights at the start (App. D)."""
+"""Standard deviation of the linear layer's initial weights (App. D)."""
 
 
 class TaskHead(nn.Module):
-    """Classifies image features: `Linear(LayerNorm(BatchNorm(x)))`, small at the start (App. D).
+    """Classifies image features with `Linear(LayerNorm(BatchNorm(x)))`, initialised with small weights (App. D).
 
-    The linear weights start from N(0, 0.001^2), so the student's view is uniform at first; the BatchNorm's bias is 0
-    and stays so. The released code's head is `TaskHead(dim, classes, linear_bias=False, layer_norm_eps=1e-6)`; a
-    `Preset` holds both numbers as `head_linear_bias` and `head_layer_norm_eps`.
+    The linear weights start from N(0, 0.001^2), so the student's view is nearly uniform at first; the BatchNorm's bias
+    is 0 and is not trained. The released code's head is
+    `TaskHead(dim, classes, linear_bias=False, layer_norm_eps=1e-6)`; the fields `head_linear_bias` and
+    `head_layer_norm_eps` of a `Preset` hold both values.
     """
 
     def __init__(
@@ -24,14 +25,14 @@ class TaskHead(nn.Module):
         layer_norm_eps: float = 1e-5,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Make a head for features of `dim` numbers.
+        """Create a head for features of width `dim`.
 
         Args:
             dim: width of the features.
             classes: number of logits.
             linear_bias: whether the linear layer has a bias; it starts at 0.
-            layer_norm_eps: the epsilon of the LayerNorm.
-            generator: draws the linear weights; torch's global one if left out.
+            layer_norm_eps: epsilon of the LayerNorm.
+            generator: draws the linear weights; torch's global generator by default.
 
         Raises:
             ValueError: if `dim` or `classes` is not positive.
@@ -48,6 +49,6 @@ class TaskHead(nn.Module):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, classes) of features (B, dim)."""
+        """Return logits (B, classes) of features (B, dim)."""
         logits: Tensor = self.linear(self.layer_norm(self.batch_norm(features)))
         return logits

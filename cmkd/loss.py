@@ -1,4 +1,4 @@
-"""CMKD's loss on a target batch (Eq. 12): self-training on the student's view, bent by the teacher's."""
+"""CMKD's loss on a target batch (Eq. 12): self-training on the student's view, guided by the teacher's."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -16,19 +16,19 @@ from cmkd.ramp import sigmoid_ramp
 from cmkd.regularization import teacher_regularization
 
 TERMS = ("task", "distill", "regularization")
-"""The terms of Eq. 12, which Table IX switches off by turns."""
+"""The terms of Eq. 12, which Table IX ablates."""
 
 
 class CMKDTerms(NamedTuple):
-    """The terms of Eq. 12, each a 0-d tensor: `total = lambda1 * ramp * (task + distill) + regularization`.
+    """The terms of Eq. 12 as 0-d tensors: `total = lambda1 * ramp * (task + distill) + regularization`.
 
     Attributes:
-        total: what to call `backward` on, beside the source domain's cross entropy.
+        total: what to call `backward` on, together with the source cross entropy.
         task: Gini impurity of the student's view, weighted by alpha (Eq. 4).
         distill: Gini impurity of the mixed view, weighted by 1 - alpha (Eq. 7), or the classic term (App. Table V).
-        regularization: keeps the teacher's view in place (Eq. 13), lambda2 and lambda3 included.
+        regularization: keeps the teacher's view from drifting (Eq. 13), lambda2 and lambda3 included.
 
-    A term that the loss was told to leave out is 0.
+    A term that `CMKDLoss(terms=...)` leaves out is 0.
     """
 
     total: Tensor
@@ -40,8 +40,9 @@ class CMKDTerms(NamedTuple):
 class CMKDLoss(nn.Module):
     """Cross-Modal Knowledge Distillation on a batch of the unlabelled target domain (Sec. III.B, Eq. 12).
 
-    The student's view is the task head's logits `h(f(x))`; the teacher's is CLIP's own, `s * cos(f(x), g(prompts))`
-    (features of length 1 below), from the same images. The source's cross entropy (Eq. 1) is the caller's to add:
+    The student's view is the logits of the task head, `h(f(x))`; the teacher's is CLIP's own,
+    `s * cos(f(x), g(prompts))`, of the same images (the features below have length 1). Add the source cross entropy
+    (Eq. 1) yourself:
 
         loss = CMKDLoss(preset="official", max_iterations=10_000)
         terms = loss(
@@ -64,19 +65,18 @@ class CMKDLoss(nn.Module):
         lambda3: float = 0.025,
         terms: Collection[str] = TERMS,
     ) -> None:
-        """Choose the reading of the loss and its weights; the defaults are the paper's (Sec. IV.A).
+        """Choose the preset and the weights of the terms; the default weights are the paper's (Sec. IV.A).
 
         Args:
             preset: "paper", "official" or "corrected", or a `Preset` of your own.
             max_iterations: length of the ramp of lambda1 and lambda3.
-            lambda1: weight of the task and distillation terms, reached through the ramp.
-            lambda2: weight of the teacher's cross entropy on the source domain; constant.
-            lambda3: weight of the teacher's Gini impurity on the target domain, reached through the ramp.
-            terms: which of `TERMS` take part (Table IX). Alpha weighs those that do, whether or not the others are
-                there.
+            lambda1: weight of the task and distillation terms, multiplied by the ramp.
+            lambda2: weight of the teacher's cross entropy on the source domain, which is constant.
+            lambda3: weight of the teacher's Gini impurity on the target domain, multiplied by the ramp.
+            terms: which of `TERMS` to use (Table IX). Alpha weights each term whether or not the others are used.
 
         Raises:
-            ValueError: if the preset's or a term's name is unknown or `max_iterations` is not positive.
+            ValueError: if the name of the preset or of a term is unknown, or if `max_iterations` is not positive.
         """
         super().__init__()
         if isinstance(preset, str) and preset not in PRESETS:
@@ -102,19 +102,18 @@ class CMKDLoss(nn.Module):
         source_labels: Tensor | None = None,
         classes: Tensor | None = None,
     ) -> CMKDTerms:
-        """Compute Eq. 12 and its terms, in float32 or better whatever the logits' dtype.
+        """Compute Eq. 12 and its terms, in float32 or better whatever the dtype of the logits.
 
         Args:
-            student_logits: (B, C), the task head on the target batch.
+            student_logits: (B, C), from the task head on the target batch.
             teacher_logits: (B, C), CLIP's scaled similarities on the target batch. Only the regulariser sends a
                 gradient through them.
-            iteration: iterations done so far, from 0.
-            source_teacher_logits: (S, C), the same on the source batch. It and the labels may be left out where the
-                regulariser takes no part.
-            source_labels: (S,), int64 class numbers of the source batch.
-            classes: (C,), bool: the classes that the target has, all if left out; the others' columns are taken out of
-                the views, which are not renormalised (App. Eq. 9). Alpha and the source's part see every class, as in
-                the released code.
+            iteration: number of completed iterations.
+            source_teacher_logits: (S, C), the same on the source batch. Only the regulariser needs it and the labels.
+            source_labels: (S,), int64 class indices of the source batch.
+            classes: (C,), bool: the classes of the target; all by default. The columns of the other classes are removed
+                from the views, which are not renormalised (App. Eq. 9). Alpha and the source term use every class, as
+                in the released code.
 
         Raises:
             ValueError: if an argument's shape or dtype is not the one given above, naming the argument.

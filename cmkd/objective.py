@@ -1,4 +1,4 @@
-"""What every method of adaptation has in common: a student, a batch of both domains, and losses phase by phase."""
+"""The interface of every adaptation method: a student, a batch of both domains, and losses phase by phase."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 PARTS = ("encoder", "head", "objective")
-"""Whose weights a phase may train: the student's image encoder, its task head, the objective's own modules."""
+"""The parts whose weights a phase may train: the image encoder, the task head, and the objective's own modules."""
 
 
 class Student(nn.Module):
-    """The image encoder f and the task head h: what is trained, scored and shipped (Sec. III.A)."""
+    """The image encoder f and the task head h: the model that is trained, evaluated and deployed (Sec. III.A)."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         """Join an encoder, images (B, 3, H, W) to features (B, D), and a head, features to logits (B, C)."""
@@ -20,21 +20,21 @@ class Student(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits (B, C) of images (B, 3, H, W)."""
+        """Return class logits (B, C) of images (B, 3, H, W)."""
         logits: Tensor = self.head(self.encoder(images))
         return logits
 
 
 @dataclass(frozen=True)
 class DomainBatch:
-    """What one iteration sees of the two domains.
+    """The data of both domains for one iteration.
 
     Attributes:
         source_images: (S, 3, H, W), floating point.
         source_labels: (S,), int64.
         target_images: (T, 3, H, W), weakly augmented.
-        target_positions: (T,), int64: each image's place in the target's training set.
-        target_strong_images: (T, 3, H, W), the same images strongly augmented, where the objective asks for them.
+        target_positions: (T,), int64: the position of each image in the target training set.
+        target_strong_images: (T, 3, H, W), the same images strongly augmented, if the objective needs them.
     """
 
     source_images: Tensor
@@ -45,7 +45,7 @@ class DomainBatch:
 
 
 class TargetBatch(NamedTuple):
-    """A batch of a pass over the whole target training set: images (T, 3, H, W), positions (T,) int64."""
+    """A batch of a pass over the whole target training set: images (T, 3, H, W) and positions (T,), int64."""
 
     images: Tensor
     positions: Tensor
@@ -53,12 +53,12 @@ class TargetBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimiser step: what to minimise, and whose weights may move.
+    """One optimiser step: the loss to minimise, and the parts to update.
 
     Attributes:
-        total: 0-d, what to call `backward` on.
-        terms: its parts by name, 0-d, for the log.
-        trains: which of `PARTS` the step updates; the gradients of the others are dropped.
+        total: 0-d, the loss to call `backward` on.
+        terms: the terms of the loss by name, 0-d, for logging.
+        trains: the parts among `PARTS` that the step updates; the gradients of the others are discarded.
     """
 
     total: Tensor
@@ -67,37 +67,37 @@ class Phase:
 
 
 class Objective(nn.Module):
-    """A method of adaptation: everything of it that is not the training loop.
+    """A method of adaptation: everything except the training loop.
 
-    Each iteration the loop draws a `DomainBatch` and takes one optimiser step for every phase:
+    In each iteration, the loop draws a `DomainBatch` and takes one optimiser step per phase:
 
         for phase in objective.phases(student, batch, iteration=t, max_iterations=n):
             optimizer.zero_grad()
             phase.total.backward()
-            ...                      # drop the gradients of the parts that phase.trains leaves out
+            ...                      # drop the gradients of the parts that are not in phase.trains
             optimizer.step()
 
-    A phase is computed when the loop asks for it, so a later one sees the weights that an earlier one left.
-    Modules of an objective (domain discriminators, second heads) are its own parameters: give them to the optimiser.
+    A phase is computed when the loop requests it, so it uses the weights that the earlier phases have updated. The
+    modules of an objective (domain discriminators, second heads) hold its own parameters: pass them to the optimiser.
     """
 
     needs_strong_images: bool = False
-    """Whether `DomainBatch.target_strong_images` must be there."""
+    """Whether `DomainBatch.target_strong_images` is required."""
 
     needs_target_pass: bool = False
-    """Whether the loop calls `refresh`, by default before the first iteration and once an epoch of the target."""
+    """Whether the loop calls `refresh`, by default before the first iteration and once per target epoch."""
 
     def task_head(self, feature_dim: int, classes: int) -> nn.Module | None:
-        """A head of the method's own, features (B, feature_dim) to logits (B, classes); None if any will do."""
+        """Return the method's own head, features (B, feature_dim) to logits (B, classes), or None if any will do."""
         return None
 
     def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
-        """Whether the loop calls `refresh` before this iteration; an epoch is one pass over the target."""
+        """Return whether the loop calls `refresh` before this iteration; an epoch is one pass over the target."""
         return self.needs_target_pass and iteration % iterations_per_epoch == 0
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Look at the whole target training set: pseudo-labels, class estimates. Called without gradients."""
+        """Compute pseudo-labels or class estimates from the whole target training set. Called without gradients."""
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the phases of this iteration, which counts from 0."""
+        """Yield the phases of this iteration; iterations are counted from 0."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""open_clip's models with their weights, and with the activation that the weights were trained with."""
+"""open_clip's models with their weights, and with the activation function that the weights were trained with."""
 
 import warnings
 import zipfile
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of the images' channels in pretraining."""
+"""Mean and standard deviation of the image channels in pretraining."""
 
 
 def open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Statistics]:
-    """Build a model; `pretrained` and the errors are those of `load_open_clip`. Also its images' mean and std."""
+    """Build a model, and return it with its `Statistics`. `pretrained` and the errors are those of `load_open_clip`."""
     from open_clip.pretrained import get_pretrained_cfg  # type: ignore[import-untyped]
 
     open_clip = _library_with(name)
@@ -41,13 +41,13 @@ def open_clip_model(name: str, pretrained: str | Path | None) -> tuple[Any, Stat
         model = open_clip.create_model(name, pretrained=str(pretrained))
 
     statistics = {_statistics(get_pretrained_cfg(name, tag)) for tag in tags}
-    if len(statistics) == 1:  # a file does not say; open_clip would take CLIP's for SigLIP's
+    if len(statistics) == 1:  # a file does not record them; open_clip would use CLIP's for SigLIP
         return model, statistics.pop()
     return model, (tuple(model.visual.image_mean), tuple(model.visual.image_std))
 
 
 def open_clip_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
-    """Return the model's own tokenizer, N texts to tokens (N, length). Raises as `load_open_clip` does."""
+    """Return the model's own tokenizer, which maps N texts to tokens (N, length). Raises as `load_open_clip` does."""
     open_clip = _library_with(name)
     tokenizer: Callable[[list[str]], Tensor] = fetched(
         f"the tokenizer of {name}", "pass tokenizer=", lambda: open_clip.get_tokenizer(name)
@@ -87,7 +87,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _openai_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of OpenAI's own TorchScript archives, which are in half precision and carry three numbers beside them."""
+    """Load the weights of an OpenAI TorchScript archive, which holds them in half precision beside three numbers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, but it is their format
         weights = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ def _openai_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fetched(what: str, instead: str, fetch: Callable[[], Any]) -> Any:
-    """Call what may download, and say in one sentence what is missing when it fails."""
+    """Call `fetch`, which may download, and raise an error that says what is missing if it fails."""
     try:
         return fetch()
     except (OSError, RuntimeError) as error:

@@ -1,18 +1,18 @@
-"""Partial-set adaptation (App. K): which of the source's classes does the target have at all?"""
+"""Partial-set adaptation (App. K): estimates which of the source classes the target has."""
 
 import torch
 from torch import Tensor, nn
 
 
 def estimate_classes(predictions: Tensor, classes: int, *, min_count: int = 14) -> Tensor:
-    """Keep the classes that are predicted for `min_count` target images or more (App. Eq. 8, after SHOT).
+    """Keep the classes that are predicted for at least `min_count` target images (App. Eq. 8, after SHOT).
 
-    All of them if none is predicted that often, of which the paper says nothing: the target is then too small, or what
-    is predicted too scattered, to rule a class out.
+    If no class is predicted that often, all are kept: the target is then too small, or the predictions too scattered,
+    to rule a class out. The paper does not discuss this case.
 
     Args:
-        predictions: (N,), int64: the arg-max class of every image of the target training set.
-        classes: number of classes C of the source.
+        predictions: (N,), int64: the argmax class of every image of the target training set.
+        classes: number of source classes C.
         min_count: T_pda; the paper's 14 suits Office-Home.
 
     Returns:
@@ -33,14 +33,14 @@ def estimate_classes(predictions: Tensor, classes: int, *, min_count: int = 14) 
 
 
 class PartialSet(nn.Module):
-    """The running estimate of the target's classes, and the weights that App. K gives the losses.
+    """The running estimate of the target's classes, and the loss weights of App. K.
 
-    Both tensors are buffers, so that a resumed run goes on with them.
+    Both tensors are buffers, so that a resumed run continues with them.
 
     Attributes:
-        kept: (C,), bool: the classes to adapt to; all of them before the first estimate.
-        updates: 0-d, int64: how often `update` was called.
-        refresh_every: iterations between two estimates, or None: one pass over the target.
+        kept: (C,), bool: the classes to adapt to; all classes before the first estimate.
+        updates: 0-d, int64: the number of calls of `update`.
+        refresh_every: iterations between two estimates, or None for one pass over the target.
     """
 
     kept: Tensor
@@ -55,16 +55,16 @@ class PartialSet(nn.Module):
         transfer_weight: float = 0.1,
         refresh_every: int | None = 500,
     ) -> None:
-        """Start from all classes.
+        """Start with all classes.
 
         Args:
-            classes: number of classes of the source.
-            min_count: T_pda: classes predicted for fewer target images are dropped.
-            classification_weight: factor of the source's cross entropy.
-            transfer_weight: factor of everything on the target, the regulariser included.
-            refresh_every: iterations between two estimates: an epoch of the paper and of the released code, 20 of which
-                are 10,000 iterations. None is one pass over the target, which can be as short as 35 iterations: the
-                head knows nothing then.
+            classes: number of source classes.
+            min_count: T_pda; classes predicted for fewer target images are dropped.
+            classification_weight: factor of the source cross entropy.
+            transfer_weight: factor of all other terms, the regulariser included.
+            refresh_every: iterations between two estimates. The default is the paper's and the released code's epoch,
+                20 of which are 10,000 iterations. None is one pass over the target, which can be as short as 35
+                iterations: too few to train a head.
 
         Raises:
             ValueError: if `classes` or `refresh_every` is not positive.
@@ -83,11 +83,11 @@ class PartialSet(nn.Module):
 
     @property
     def never_updated(self) -> bool:
-        """Whether training has yet to begin: an untrained head's predictions say nothing."""
+        """Whether training has yet to begin, so that the head is untrained and its predictions mean nothing."""
         return int(self.updates) == 0
 
     def update(self, predictions: Tensor | None) -> None:
-        """Estimate from the predictions for the target training set, (N,) int64; None the first time: all classes."""
+        """Estimate the classes from the target's predictions (N,), int64; None, for the first call, changes nothing."""
         if predictions is not None:
             self.kept.copy_(estimate_classes(predictions, len(self.kept), min_count=self.min_count))
         self.updates += 1

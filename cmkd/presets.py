@@ -1,4 +1,4 @@
-"""Where the paper's text and the authors' released code differ: a named field for each difference."""
+"""The differences between the paper's text and the authors' released code, each with a named field."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -6,14 +6,14 @@ from typing import Final, Literal
 from cmkd.prompts import DIGIT, DIGIT_QUOTED, IMAGE, PHOTO
 
 CO_TUNING_FACTOR = 0.8840456604003906
-"""By which Co-Tuning's released code multiplies the logits of its pretrained ResNet-50."""
+"""Factor by which Co-Tuning's released code multiplies the logits of its pretrained ResNet-50."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One reading of CMKD. Vary one with `dataclasses.replace(PRESETS["paper"], alpha="entropy")`.
+    """One variant of CMKD. Derive others with `dataclasses.replace(PRESETS["paper"], alpha="entropy")`.
 
-    `CMKDLoss` reads the first five fields; the others are for whoever builds the model and the training run.
+    `CMKDLoss` reads the first five fields; the others configure the model and the training run.
 
     Attributes:
         gini: "mean" is `GI(p)` per sample, averaged (Eq. 4, 7); "balanced" divides by class mass and sums over the
@@ -21,31 +21,31 @@ class Preset:
         alpha: "kl_student_teacher" is `exp(-KL(p_h || p_g))` (Eq. 11), "kl_teacher_student" is `exp(-KL(p_g || p_h))`;
             "entropy" and "constant" are the other rows of Table X.
         entropy_epsilon: added to `p` inside the logarithm when alpha is "entropy".
-        ramp_clip: whether the ramp stays level after `max_iterations` or keeps rising.
+        ramp_clip: whether the ramp stays constant after `max_iterations` or keeps rising.
         distill: "mixed" is the Gini impurity of the mixed view (Eq. 7), "kl" the classic `KL(sg(p_g) || p_h)` of App.
-            Table V, averaged over the batch; every preset has "mixed".
+            Table V, averaged over the batch. All presets use "mixed".
         head_linear_bias: whether `TaskHead`'s linear layer has a bias.
-        head_layer_norm_eps: the epsilon of `TaskHead`'s LayerNorm.
-        batchnorm_affine_frozen: `freeze_batchnorm`'s `affine`: whether the encoder's BatchNorm weights stand still too.
-        prompt: template of the class
-        prompt_office_home: the same on Office-Home.
-        prompt_digits: the same on the digits.
-        domainnet_class_order: "folder" gives each of DomainNet's labels its own prompt; "lowercase" repeats a slip of
-            the released code, see `prompt_order`.
-        nesterov: whether SGD's momentum is Nesterov's.
-        lr_decay: whether learning rates fall by `(1 + 0.0003 * iteration) ** -0.75`; the paper names no schedule.
-        strong_resize: side to which FixMatch's strong augmentation resizes before its crop of 224; 224 on VisDA-2017
-            in any case.
-        view_geometry: how VisDA-2017's views and FixMatch's strong view of any benchmark are resized before their
-            centre crop: "crop" scales the shorter side and keeps the proportions, "squash" takes both sides.
-        strong_fill: what RandAugment fills in where an image was moved away: "grey", timm's default, or "mean", the
-            colour of the encoder's normalisation.
-        imagenet_normalisation: of images for ImageNet's weights: "imagenet" is App. E's 0.485, 0.456, 0.406 for all,
-            "weights" what each checkpoint was trained with, which is 0.5 for the ViTs.
-        prototype_logit_factor: what a pretrained classifier's logits are multiplied by before App. E's prototypes are
-            learned from their softmax. Co-Tuning's released code calibrates ResNet-50 so.
-        partial_refresh_every: `PartialSet.refresh_every`: iterations between two estimates of the target's classes,
-            or None for one pass over the target.
+        head_layer_norm_eps: epsilon of `TaskHead`'s LayerNorm.
+        batchnorm_affine_frozen: `affine` of `freeze_batchnorm`: whether the encoder's BatchNorm weights are frozen too.
+        prompt: prompt template, except on Office-Home and the digits.
+        prompt_office_home: prompt template on Office-Home.
+        prompt_digits: prompt template on the digits.
+        domainnet_class_order: "folder" gives each of DomainNet's labels its own prompt; "lowercase" reproduces a
+            mistake of the released code, see `prompt_order`.
+        nesterov: whether SGD uses Nesterov momentum.
+        lr_decay: whether the learning rates decay by `(1 + 0.0003 * iteration) ** -0.75`; the paper names no schedule.
+        strong_resize: side length to which FixMatch's strong augmentation resizes before its crop of 224; always 224 on
+            VisDA-2017.
+        view_geometry: how VisDA-2017's views, and FixMatch's strong view on any benchmark, are resized before their
+            centre crop: "crop" scales the shorter side and keeps the aspect ratio, "squash" scales both sides.
+        strong_fill: the colour with which RandAugment fills empty areas: "grey", timm's default, or "mean", the mean of
+            the encoder's normalisation.
+        imagenet_normalisation: normalisation of images for ImageNet weights: "imagenet" is App. E's 0.485, 0.456, 0.406
+            for all, "weights" is what each checkpoint was trained with, which is 0.5 for the ViTs.
+        prototype_logit_factor: factor of a pretrained classifier's logits before App. E's prototypes are learned from
+            their softmax. Co-Tuning's released code calibrates ResNet-50 this way.
+        partial_refresh_every: `PartialSet.refresh_every`: iterations between two estimates of the target's classes, or
+            None for one pass over the target.
     """
 
     gini: Literal["mean", "balanced"]
@@ -71,7 +71,7 @@ class Preset:
 
 
 PRESETS: Final[dict[str, Preset]] = {
-    # The text, word for word; torch's defaults where it says nothing.
+    # The paper's text taken literally, with torch's defaults where it says nothing.
     "paper": Preset(
         gini="mean",
         alpha="kl_student_teacher",
@@ -88,7 +88,7 @@ PRESETS: Final[dict[str, Preset]] = {
         view_geometry="crop",
         strong_fill="grey",
     ),
-    # The released code, which gave the published numbers.
+    # The released code, which produced the published numbers.
     "official": Preset(
         gini="balanced",
         alpha="kl_teacher_student",
@@ -97,11 +97,11 @@ PRESETS: Final[dict[str, Preset]] = {
         domainnet_class_order="lowercase",
         prototype_logit_factor=CO_TUNING_FACTOR,
     ),
-    # What to run. The code's scale, because the published lambdas were chosen with it; Eq. 11's direction, because
-    # the code's is a swap of kl_div's arguments; no epsilon, because log-probabilities need none; a level ramp,
-    # because lambdas should not depend on how long training goes on; every label its own prompt; every checkpoint its
-    # own normalisation. The rest as in the code: its learning rates, thresholds and DSP (d x C weights for a head)
-    # belong to it.
+    # The recommended preset. It keeps the code's scale, because the published lambdas were chosen with it. It uses Eq.
+    # 11's direction, because the code swaps kl_div's arguments; no epsilon, because log-probabilities need none; a ramp
+    # that stays constant at its end, because lambdas should not depend on the length of training; each label's own
+    # prompt; and each checkpoint's own normalisation. The rest is as in the code: its learning rates, thresholds and
+    # DSP (d x C weights for a head) belong to it.
     "corrected": Preset(
         gini="balanced",
         alpha="kl_student_teacher",

@@ -1,18 +1,18 @@
-"""Prompts: the sentences from which a text encoder makes the class embeddings (Sec. III.A, IV.A)."""
+"""Prompts: the sentences from which a text encoder computes the class embeddings (Sec. III.A, IV.A)."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
 
 PHOTO: Final = "a photo of a {}"
-"""Sec. III.A and Fig. 3; the released code's, except on Office-Home and digits."""
+"""Sec. III.A and Fig. 3; the released code uses it except on Office-Home and the digits."""
 PHOTO_WITHOUT_ARTICLE: Final = "a photo of {}"
 """Sec. IV.A."""
 IMAGE: Final = "an image of a {}"
-"""The released code's on Office-Home."""
+"""The released code's template on Office-Home."""
 DIGIT: Final = "a photo of the number: {}"
 """Sec. IV.A, digits."""
 DIGIT_QUOTED: Final = 'a photo of the number: "{}"'
-"""The released code's on digits."""
+"""The released code's template on the digits."""
 
 ENSEMBLE: Final = (
     "itap of a {}.",
@@ -23,15 +23,15 @@ ENSEMBLE: Final = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven templates that CLIP's authors picked out of their eighty for ImageNet; not used by the paper."""
+"""The seven templates that CLIP's authors selected from their eighty for ImageNet; the paper does not use them."""
 
 
 def build_prompts(class_names: Sequence[str], templates: str | Sequence[str] = PHOTO) -> list[list[str]]:
-    """Fill each class's name into each template: `[["a photo of a alarm clock"], ...]`.
+    """Fill each class name into each template: `[["a photo of a alarm clock"], ...]`.
 
     Args:
-        class_names: C names in the order of the labels. Underscores become spaces; case is left to the tokenizer.
-        templates: one template or an ensemble of T; each has one `{}` where the name goes.
+        class_names: C names in the order of the labels. Underscores become spaces; the tokenizer handles case.
+        templates: one template or an ensemble of T; each has one `{}` for the name.
 
     Returns:
         C lists of T prompts.
@@ -52,13 +52,13 @@ def build_prompts(class_names: Sequence[str], templates: str | Sequence[str] = P
 
 
 def prompt_order(class_names: Sequence[str], class_order: Literal["folder", "lowercase"]) -> list[str]:
-    """Put class names in the order in which their prompts stand beside the labels.
+    """Return the class names in the order in which their prompts are matched with the labels.
 
-    The released code wrote DomainNet's prompts in the order of the lower-case names, while labels count the folders,
-    where the three names with a capital T come first: 33 of the 345 prompts then stand at their own label.
+    The released code wrote DomainNet's prompts in the order of the lower-case names, but the labels follow the order of
+    the folders, where the three names with a capital T come first. Only 33 of the 345 prompts then match their label.
 
     Args:
         class_names: names in the order of the labels.
-        class_order: "folder" leaves them so, "lowercase" repeats the released code's slip.
+        class_order: "folder" keeps this order, "lowercase" reproduces the released code's mistake.
     """
     return sorted(class_names, key=str.lower) if class_order == "lowercase" else list(class_names)

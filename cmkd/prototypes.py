@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 PENALTIES = tuple(10.0**k for k in range(0, -9, -1))
-"""Weight decays of the logistic regression to choose from, strongest first: each fit starts from the last."""
+"""Candidate weight decays of the logistic regression, strongest first: each fit starts from the previous one."""
 
 
 def average_prototypes(probabilities: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Average the pretrained classifier's outputs over each class's images: Co-Tuning's direct approach.
+    """Average the pretrained classifier's outputs over the images of each class: Co-Tuning's direct approach.
 
-    `M_i = p(pretrained class | y = i)` without any fit, from all images at hand.
+    `M_i = p(pretrained class | y = i)`, without a fit, from all available images.
 
     Args:
-        probabilities: (N, C_pre), the classifier's probabilities of the source's images.
-        labels: (N,), int64, the source's classes.
-        classes: their number C.
+        probabilities: (N, C_pre), the classifier's probabilities of the source images.
+        labels: (N,), int64, the source classes.
+        classes: number of classes C.
 
     Returns:
         (C, C_pre); each row sums to 1. float32, or the probabilities' dtype if that is wider.
@@ -39,27 +39,27 @@ def relationship_prototypes(
     validation_labels: Tensor,
     classes: int,
 ) -> Tensor:
-    """Learn the relationship of categories: Co-Tuning's reverse approach, which App. E's split of the source implies.
+    """Learn the category relationship: Co-Tuning's reverse approach, which App. E's split of the source implies.
 
-    1. A logistic regression without bias predicts the label from the classifier's probabilities; trained on one half,
-       its weight decay is chosen by accuracy on the other, and its scale is calibrated there.
-    2. Its answer to a one-hot input is `p(y | pretrained class)`.
-    3. Bayes' rule with the mean of all probabilities as `p(pretrained class)` turns it into `M_i`. In logarithms, so
-       that a class to which the regression gives no pretrained class at all still has a prototype: the pretrained
-       classes that it loses by the least, where the quotient would be 0 / 0.
+    1. A logistic regression without bias predicts the label from the classifier's probabilities. It is trained on one
+       half; its weight decay is chosen by accuracy on the other half, and its scale is calibrated there.
+    2. Its output for a one-hot input is `p(y | pretrained class)`.
+    3. Bayes' rule, with the mean of all probabilities as `p(pretrained class)`, turns it into `M_i`. It is computed in
+       logarithms: a class whose probability underflows for every pretrained class, so that the quotient would be 0 / 0,
+       still has a prototype, with its mass where its log-probability is largest.
 
-    Where it beats `average_prototypes`: an image's secondary guesses do not leak into the class's prototype.
+    Unlike in `average_prototypes`, an image's secondary guesses do not leak into the prototype of its class.
     Source: You et al., Co-Tuning for Transfer Learning, 2020, Sec. 4.1 and Algorithm 1.
 
     Args:
-        train_probabilities: (N, C_pre), the classifier's probabilities of half of the source's images.
+        train_probabilities: (N, C_pre), the classifier's probabilities of half of the source images.
         train_labels: (N,), int64.
         validation_probabilities: (V, C_pre), those of the other half (App. E: 1:1).
         validation_labels: (V,), int64.
         classes: number of classes C.
 
     Returns:
-        (C, C_pre), of the training probabilities' dtype or float32 if that is wider; each row sums to 1.
+        (C, C_pre); each row sums to 1. float32, or the training probabilities' dtype if that is wider.
 
     Raises:
         ValueError: if a shape or dtype is not the one given above, or a class has no image in a half.
@@ -77,7 +77,7 @@ def relationship_prototypes(
     for penalty in PENALTIES:
         weight = _logistic_regression(train, train_labels, weight, penalty)
         accuracy = float(((validation @ weight.T).argmax(dim=1) == validation_labels).double().mean())
-        if accuracy >= best_accuracy:  # of equals the least shrunk
+        if accuracy >= best_accuracy:  # ties go to the weaker decay
             best_accuracy, best = accuracy, weight
     scale = _calibrated_scale(validation @ best.T, validation_labels)
 
@@ -89,20 +89,20 @@ def relationship_prototypes(
 
 
 class PrototypeTeacher(nn.Module):
-    """The teacher's view of an ImageNet backbone: `p_g(i) ~ exp(-KL(M_i || l(f(x))))` (App. Eq. 7).
+    """The teacher's view with an ImageNet backbone: `p_g(i) ~ exp(-KL(M_i || l(f(x))))` (App. Eq. 7).
 
-    A frozen copy of the pretrained classifier `l` reads the student's features; the gradient passes through it.
+    A frozen copy of the pretrained classifier `l` reads the student's features; gradients pass through it.
     """
 
     prototypes: Tensor
     negative_entropies: Tensor
 
     def __init__(self, classifier: nn.Module, prototypes: Tensor) -> None:
-        """Copy and freeze the classifier, keep the prototypes.
+        """Copy and freeze the classifier, and store the prototypes.
 
         Args:
-            classifier: features (B, D) to logits (B, C_pre); copied.
-            prototypes: (C, C_pre), probabilities: each row sums to 1. Detached.
+            classifier: maps features (B, D) to logits (B, C_pre); copied.
+            prototypes: (C, C_pre), probabilities: each row sums to 1; detached.
 
         Raises:
             ValueError: if the prototypes are not rows of probabilities.
@@ -126,11 +126,11 @@ class PrototypeTeacher(nn.Module):
         self.register_buffer("negative_entropies", torch.special.xlogy(prototypes, prototypes).sum(dim=1))
 
     def train(self, mode: bool = True) -> "PrototypeTeacher":
-        """Stay in eval mode: a classifier's dropout would make the teacher's view random."""
+        """Stay in eval mode: dropout in the classifier would make the teacher's view random."""
         return super().train(False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, C), `-KL(M_i || softmax(classifier(features)))`, of features (B, D); float32 or better."""
+        """Return logits (B, C), `-KL(M_i || softmax(classifier(features)))`, of features (B, D); float32 or better."""
         logits: Tensor = self.classifier(features)
         with torch.autocast(features.device.type, enabled=False):
             log_p = logits.log_softmax(dim=1, dtype=torch.promote_types(logits.dtype, self.prototypes.dtype))

@@ -4,15 +4,15 @@ import math
 
 
 def sigmoid_ramp(iteration: int, max_iterations: int, *, clip: bool = True) -> float:
-    """Share of its lambda that a term has at an iteration: `2 / (1 + exp(-p)) - 1`, `p = iteration / max_iterations`.
+    """Return the factor of a lambda at an iteration: `2 / (1 + exp(-p)) - 1` with `p = iteration / max_iterations`.
 
-    It is DSAN's curve with gamma = 1: 0 at the start and 0.4621 at `max_iterations`. (The formula printed in
-    Sec. IV.A, `2a / exp(-p) - 1`, is negative at the start.)
+    This is DSAN's curve with gamma = 1: 0 at the start and 0.4621 at `max_iterations`. (The formula printed in Sec.
+    IV.A, `2a / exp(-p) - 1`, is negative at the start.)
 
     Args:
-        iteration: iterations done so far, from 0.
-        max_iterations: where `p` reaches 1. The paper and the released code have 10,000 whatever the run's length.
-        clip: hold `p` at 1 afterwards, as the released code does; the paper says nothing of it.
+        iteration: number of completed iterations.
+        max_iterations: where `p` reaches 1. The paper and the released code use 10,000 whatever the length of the run.
+        clip: hold `p` at 1 afterwards, as the released code does; the paper does not mention it.
 
     Raises:
         ValueError: if `iteration` is negative or `max_iterations` is not positive.

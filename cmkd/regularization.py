@@ -1,4 +1,4 @@
-"""The regulariser (Eq. 13): keeps the teacher's view in place while the image encoder under it moves."""
+"""The regulariser (Eq. 13): keeps the teacher's view in place while the image encoder below it changes."""
 
 from collections.abc import Callable
 
@@ -15,18 +15,18 @@ def teacher_regularization(
     lambda2: float,
     lambda3: float,
 ) -> Tensor:
-    """Hold the teacher to the source's labels, and keep it decided on the target (Eq. 13).
+    """Keep the teacher correct on the source and confident on the target (Eq. 13).
 
-    `lambda2 * KL(y || p_g(source)) + lambda3 * GI(p_g(target))`; the gradient reaches the image encoder. The KL is the
-    cross entropy, as a label has no entropy of its own.
+    `lambda2 * KL(y || p_g(source)) + lambda3 * GI(p_g(target))`; the gradient reaches the image encoder. The KL
+    divergence equals the cross entropy, because a label has zero entropy.
 
     Args:
         log_source_teacher: (S, C), the teacher's log-probabilities on the source batch.
         source_labels: (S,), int64.
         teacher: (B, C), the teacher's probabilities on the target batch.
         gini: `gini_mean` or `gini_balanced`.
-        lambda2: weight of the source's part.
-        lambda3: weight of the target's part, the ramp included.
+        lambda2: weight of the source term.
+        lambda3: weight of the target term, the ramp included.
 
     Returns:
         A 0-d tensor.

@@ -1,4 +1,4 @@
-"""CMKD for semantic segmentation (App. L): pseudo-labels of an EMA teacher, bent by the head as it was pretrained."""
+"""CMKD for semantic segmentation (App. L): pseudo-labels of an EMA teacher, corrected by the pretrained head."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,32 +12,32 @@ from cmkd.objective import Student
 from cmkd.ramp import sigmoid_ramp
 
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
-"""Labels (B, H, W) int64 and weights (B, H, W) to a 0-d loss of the student's output, whichever loss that is."""
+"""Maps labels (B, H, W), int64, and weights (B, H, W) to a 0-d loss of the student's output."""
 
 
 class DenseStudent(Student):
-    """A student whose head says something of every pixel: what it says, and its network's own loss.
+    """A student whose head predicts every pixel. Subclasses define how to read its output, and the network's own loss.
 
-    `encoder` takes images (B, 3, H, W) to features, and `head` features to the network's own output; both may be
-    anything that the two agree on.
+    `encoder` maps images (B, 3, H, W) to features, and `head` maps features to the network's own output; both may be of
+    any type that the two agree on.
     """
 
     def log_view(self, output: Any, size: tuple[int, int]) -> Tensor:
-        """Log-probabilities (B, C, *size), float32 or better, of what `head` returned."""
+        """Return log-probabilities (B, C, *size), in float32 or better, of an output of `head`."""
         raise NotImplementedError
 
     def loss(self, output: Any, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The network's own loss of what `head` returned, 0-d.
+        """Return the network's own loss of an output of `head`, 0-d.
 
         Args:
-            output: what `head` returned.
-            labels: (B, H, W), int64; 255 is no label.
-            weights: (B, H, W), each pixel's weight in the loss; all 1 if left out. The loss is linear in them.
+            output: the output of `head`.
+            labels: (B, H, W), int64; 255 marks a pixel without a label.
+            weights: (B, H, W), the weight of each pixel; all 1 by default. The loss is linear in them.
         """
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities (B, C, H, W) of images (B, 3, H, W)."""
+        """Return log-probabilities (B, C, H, W) of images (B, 3, H, W)."""
         height, width = images.shape[-2:]
         return self.log_view(self.head(self.encoder(images)), (height, width))
 
@@ -45,7 +45,7 @@ class DenseStudent(Student):
 class EMATeacher(nn.Module):
     """The exponential moving average of a student's weights (Eq. 12 of App. L; mean teacher, Tarvainen 2017).
 
-    Always in eval mode and without gradients. Its state, the number of updates included, is part of `state_dict`.
+    It is always in eval mode and has no gradients. Its state, including the number of updates, is part of `state_dict`.
     """
 
     updates: Tensor
@@ -54,10 +54,10 @@ class EMATeacher(nn.Module):
         """Start as a copy of the student.
 
         Args:
-            student: copied; of any kind.
+            student: the module to copy, of any kind.
             momentum: m of `teacher = m * teacher + (1 - m) * student`.
-            warm_up: use `min(m, 1 - 1 / (t + 1))` at update t, from 0, so that a fresh head's first values are
-                forgotten at once (mean teacher, DAFormer). App. L starts from trained weights and has none.
+            warm_up: use `min(m, 1 - 1 / (t + 1))` at update t, counted from 0, so that the initial values of a new head
+                are forgotten at once (mean teacher, DAFormer). App. L starts from trained weights and does not use it.
 
         Raises:
             ValueError: if `momentum` is outside [0, 1].
@@ -72,15 +72,15 @@ class EMATeacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "EMATeacher":
-        """Stay in eval mode, whatever `mode` says."""
+        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move towards the student, after its optimiser's step. Buffers are copied.
+        """Move towards the student, after its optimiser step. Buffers are copied.
 
         Raises:
-            ValueError: if a parameter of the student has another name or shape than at the start, naming it.
+            ValueError: if a parameter of the student has another name or shape than at the start; the message names it.
         """
         momentum = self.momentum
         if self.warm_up:
@@ -97,12 +97,12 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
-        """What the averaged student says of the images."""
+        """Return the averaged student's output for the images."""
         return self.model(images)
 
 
 class PixelViews(NamedTuple):
-    """What the teacher makes of a target batch: `task` and `distill` labels, int64, and alpha, each (B, H, W)."""
+    """Pseudo-labels of a target batch: `task` and `distill` labels, int64, and alpha, each (B, H, W)."""
 
     task: Tensor
     distill: Tensor
@@ -110,7 +110,7 @@ class PixelViews(NamedTuple):
 
 
 class DenseCMKDTerms(NamedTuple):
-    """The terms of App. L's Eq. 15, 0-d: `total = weight * ramp * (task + distill)`, alpha inside the two."""
+    """The terms of App. L's Eq. 15, 0-d: `total = weight * ramp * (task + distill)`; both terms include alpha."""
 
     total: Tensor
     task: Tensor
@@ -119,14 +119,14 @@ class DenseCMKDTerms(NamedTuple):
 
 @torch.no_grad()
 def pixel_views(log_teacher: Tensor, log_pretrained: Tensor) -> PixelViews:
-    """Pseudo-labels and the trade-off of every pixel (App. L, Eq. 11, 14, 16).
+    """Compute the pseudo-labels and alpha of every pixel (App. L, Eq. 11, 14, 16).
 
     Args:
         log_teacher: (B, C, H, W), log-probabilities of the EMA teacher.
         log_pretrained: (B, C, H, W), those of the pretrained head on the teacher's features.
 
     Returns:
-        `task`, the teacher's classes; `distill`, the classes of the two probabilities' mean; and
+        `task`, the teacher's classes; `distill`, the classes of the mean of the two probabilities; and
         `alpha = exp(-KL(teacher || pretrained))`.
 
     Raises:
@@ -144,10 +144,10 @@ def pixel_views(log_teacher: Tensor, log_pretrained: Tensor) -> PixelViews:
 class DenseCMKD(nn.Module):
     """Cross-Modal Knowledge Distillation without a text encoder, for dense prediction (App. L).
 
-    The part of the text view is taken by the head as it was pretrained, which reads the EMA teacher's features. The
-    loss is the network's own (`DenseStudent.loss`), and the source's part is the caller's to add:
+    The pretrained head replaces the text view; it reads the EMA teacher's features. The loss is the network's own
+    (`DenseStudent.loss`). Add the source loss yourself:
 
-        cmkd = DenseCMKD(student)  # before training: the head is copied now
+        cmkd = DenseCMKD(student)  # before training: it copies the head
         for ...:
             views = cmkd.views(target_images)
             output = student.head(student.encoder(augmented_images))
@@ -160,13 +160,13 @@ class DenseCMKD(nn.Module):
     def __init__(
         self, student: DenseStudent, *, momentum: float = 0.99, weight: float = 0.25, max_iterations: int = 10_000
     ) -> None:
-        """Copy the student as it is: the start of the EMA teacher, and the frozen pretrained head.
+        """Copy the student: it initialises the EMA teacher, and its head becomes the frozen pretrained head.
 
         Args:
-            student: with its pretrained weights.
+            student: the student with its pretrained weights.
             momentum: m of the EMA teacher (App. L: 0.99).
-            weight: lambda_cmkd at the ramp's full height (App. L: beta = 0.25).
-            max_iterations: length of the ramp (Sec. IV.A: 10,000 whatever the run's).
+            weight: lambda_cmkd, which the ramp multiplies (App. L: beta = 0.25).
+            max_iterations: length of the ramp (Sec. IV.A: 10,000 whatever the length of the run).
 
         Raises:
             ValueError: if `max_iterations` is not positive or `momentum` is outside [0, 1].
@@ -181,12 +181,12 @@ class DenseCMKD(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "DenseCMKD":
-        """Stay in eval mode, whatever `mode` says: nothing in here is trained."""
+        """Stay in eval mode, whatever `mode` is: nothing in this module is trained."""
         return super().train(False)
 
     @torch.no_grad()
     def views(self, images: Tensor) -> PixelViews:
-        """Label target images (B, 3, H, W), not augmented, by the teacher and by the mean of both heads."""
+        """Label unaugmented target images (B, 3, H, W) with the teacher and with the mean of both heads."""
         averaged = self.teacher.model
         assert isinstance(averaged, DenseStudent)
         height, width = images.shape[-2:]
@@ -196,12 +196,12 @@ class DenseCMKD(nn.Module):
         return pixel_views(log_teacher, log_pretrained)
 
     def forward(self, loss: PixelLoss, views: PixelViews, *, iteration: int) -> DenseCMKDTerms:
-        """Compute Eq. 15 of App. L, weighted and ramped (Eq. 17).
+        """Compute Eq. 15 of App. L, with its weight and ramp (Eq. 17).
 
         Args:
-            loss: of the student's output on the target batch, given labels and weights; called twice.
-            views: of the same pixels, where they were moved or mixed after `views`.
-            iteration: iterations done so far, from 0.
+            loss: the loss of the student's output on the target batch, given labels and weights; called twice.
+            views: the views of the same pixels, moved or mixed like the images.
+            iteration: number of completed iterations.
         """
         task = loss(views.task, views.alpha)
         distill = loss(views.distill, 1 - views.alpha)
@@ -209,5 +209,5 @@ class DenseCMKD(nn.Module):
         return DenseCMKDTerms(ramped * (task + distill), task, distill)
 
     def update(self, student: DenseStudent) -> None:
-        """Move the teacher towards the student, after its optimiser's step (Eq. 12 of App. L)."""
+        """Move the teacher towards the student, after its optimiser step (Eq. 12 of App. L)."""
         self.teacher.update(student)

@@ -1,4 +1,4 @@
-"""CMKD without source images: a model that was trained elsewhere adapts by the target's terms alone."""
+"""CMKD without source images: a model trained on the source adapts with the target terms alone."""
 
 from collections.abc import Iterator
 
@@ -9,24 +9,25 @@ from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 
 class SourceFreeCMKD(Objective):
-    """The task and distillation terms of Eq. 12 on the target; nothing of the source is looked at.
+    """The task and distillation terms of Eq. 12 on the target; no source data is used.
 
         student = Student(encoder, head)  # as trained on the source
         objective = SourceFreeCMKD(copy.deepcopy(head).requires_grad_(False))
 
-    Without a text encoder the head as it was trained takes the teacher's part, on the features of the moment, as the
-    pretrained head does in App. L. The paper has no source-free setting; this is its loss without the source's terms.
+    Without a text encoder, the head as trained on the source acts as the teacher and reads the current features, as the
+    pretrained head does in App. L. The paper has no source-free setting; this is its loss without the source terms.
     """
 
     def __init__(self, teacher: nn.Module, loss: CMKDLoss | None = None) -> None:
-        """Put the method together.
+        """Create the objective.
 
         Args:
-            teacher: features (B, D) to logits (B, C), frozen: the pretrained head, or a `TextTeacher`.
-            loss: of the terms "task" and "distill"; `CMKDLoss(terms=("task", "distill"))` if left out.
+            teacher: maps features (B, D) to logits (B, C); frozen. The pretrained head, or a `TextTeacher`.
+            loss: a loss with the terms "task" and "distill"; `CMKDLoss(terms=("task", "distill"))` by default.
 
         Raises:
-            ValueError: if the teacher has a trainable parameter, or the loss has the regulariser, which needs a source.
+            ValueError: if the teacher has a trainable parameter, or if the loss has the regulariser, which needs a
+                source.
         """
         super().__init__()
         for name, parameter in teacher.named_parameters():
@@ -38,7 +39,7 @@ class SourceFreeCMKD(Objective):
             raise ValueError("loss.terms has the regularization, whose first half needs source images; leave it out")
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield one phase, which trains encoder and head."""
+        """Yield one phase, which trains the encoder and the head."""
         features = student.encoder(batch.target_images)
         terms = self.loss(
             student_logits=student.head(features), teacher_logits=self.teacher(features), iteration=iteration

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 
 class TextTeacher(nn.Module):
-    """All that adaptation needs of a text encoder: an embedding a class, and the temperature.
+    """What adaptation needs of a text encoder: one embedding per class, and the temperature.
 
-    `logits = scale * cos(features, class_embeddings) + bias`. Everything is a buffer: nothing is trained, `.to(device)`
-    moves it. The gradient passes through the cosine to the features, hence to the image encoder.
+    `logits = scale * cos(features, class_embeddings) + bias`. All three are buffers: they are not trained, and
+    `.to(device)` moves them. Gradients pass through the cosine to the features, and so to the image encoder.
     """
 
     class_embeddings: Tensor
@@ -17,12 +17,12 @@ class TextTeacher(nn.Module):
     bias: Tensor
 
     def __init__(self, class_embeddings: Tensor, scale: float | Tensor, bias: float | Tensor | None = None) -> None:
-        """Normalise and keep the class embeddings.
+        """Normalise and store the class embeddings.
 
         Args:
-            class_embeddings: (C, D), floating point, of any length; detached and kept at length 1.
-            scale: CLIP's `exp(logit_scale)`, one number.
-            bias: SigLIP's `logit_bias`, one number. A softmax does not see it.
+            class_embeddings: (C, D), floating point, of any length; detached and stored at length 1.
+            scale: CLIP's `exp(logit_scale)`, a scalar.
+            bias: SigLIP's `logit_bias`, a scalar. It does not change the softmax.
 
         Raises:
             ValueError: if the embeddings are not (C, D), or one of them is zero or not finite.
@@ -45,7 +45,7 @@ class TextTeacher(nn.Module):
         self.register_buffer("bias", torch.as_tensor(offset, dtype=embeddings.dtype).detach().reshape(()).clone())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, C) of image features (B, D) of any length; in float32 or better, under autocast too."""
+        """Return logits (B, C) of image features (B, D) of any length; in float32 or better, also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             dtype = torch.promote_types(features.dtype, self.class_embeddings.dtype)
             directions = F.normalize(features.to(dtype), dim=1)

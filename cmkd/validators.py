@@ -1,4 +1,4 @@
-"""Model selection without target labels: scores of a model from its logits on the target domain, higher is better."""
+"""Model selection without target labels: scores computed from the logits on the target domain; higher is better."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,27 +10,27 @@ from cmkd.log_view import log_view
 
 SND_TEMPERATURE = 0.05
 SND_ROWS = 1024
-"""Images whose similarities to all others are held in memory at a time."""
+"""Number of images whose similarities to all others are held in memory at a time."""
 
 
 def negative_entropy(logits: Tensor) -> float:
-    """How certain the predictions are: `-mean_b H(p_b)`, at most 0 (Morerio et al. 2018, as a score).
+    """Score how certain the predictions are: `-mean_b H(p_b)`, at most 0 (Morerio et al. 2018, as a score).
 
     Args:
-        logits: (N, C), floating point, of the target's images.
+        logits: (N, C), floating point, of the target images.
 
     Raises:
-        ValueError: if the logits are not (N, C), or not finite.
+        ValueError: if the logits are not (N, C) or not finite.
     """
     log_p = _log_probabilities(logits)
     return float(-_entropy(log_p).mean())
 
 
 def information_maximization(logits: Tensor) -> float:
-    """How certain and how diverse the predictions are: `H(mean_b p_b) - mean_b H(p_b)`, the mutual information.
+    """Score how certain and how diverse the predictions are by the mutual information `H(mean_b p_b) - mean_b H(p_b)`.
 
-    From 0 to log C. A model that gives every image the same class scores 0. Source: Krause et al. 2010; SHOT, Liang et
-    al. 2020. Arguments and errors as in `negative_entropy`.
+    The score lies between 0 and log C; a model with the same prediction for every image scores 0. Source: Krause et al.
+    2010; SHOT, Liang et al. 2020. Arguments and errors as in `negative_entropy`.
     """
     log_p = _log_probabilities(logits)
     mean = log_p.exp().mean(dim=0)
@@ -38,11 +38,11 @@ def information_maximization(logits: Tensor) -> float:
 
 
 def soft_neighborhood_density(logits: Tensor) -> float:
-    """How densely the predictions cluster: the mean entropy of each image's similarities to the others.
+    """Score how densely the predictions cluster: the mean entropy of each image's similarities to the others.
 
-    The softmax outputs are set to length 1, their cosines divided by 0.05, and each row's softmax taken without the
-    image itself. From 0 to log(N - 1). Source: Saito et al., Tune it the Right Way, 2021. Arguments and errors as in
-    `negative_entropy`; N must be 2 or more.
+    The softmax outputs are normalised to length 1, and their cosines are divided by 0.05; each row's softmax excludes
+    the image itself. The score lies between 0 and log(N - 1). Source: Saito et al., Tune it the Right Way, 2021.
+    Arguments and errors as in `negative_entropy`; N must be 2 or more.
     """
     p = torch.nn.functional.normalize(_log_probabilities(logits).exp(), dim=1)
     if len(p) < 2:
@@ -59,7 +59,7 @@ def soft_neighborhood_density(logits: Tensor) -> float:
 
 
 def batch_nuclear_norm(logits: Tensor) -> float:
-    """How certain and how diverse the predictions are: `||P||_* / sqrt(N min(N, C))`, at most 1.
+    """Score how certain and how diverse the predictions are: `||P||_* / sqrt(N min(N, C))`, at most 1.
 
     `P` is the (N, C) matrix of probabilities. Source: Cui et al., BNM, 2020. Arguments and errors as in
     `negative_entropy`.
@@ -74,7 +74,7 @@ VALIDATORS: Final[dict[str, Callable[[Tensor], float]]] = {
     "snd": soft_neighborhood_density,
     "bnm": batch_nuclear_norm,
 }
-"""Each takes the logits (N, C) of all target images and returns a score; the model with the highest is chosen."""
+"""Each function takes the logits (N, C) of all target images and returns a score; choose the model with the highest."""
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

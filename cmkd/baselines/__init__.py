@@ -1,6 +1,6 @@
 """The methods of unsupervised domain adaptation that the paper compares with or combines with RST.
 
-`BASELINES` builds any of them by name from the student's sizes and the method's own settings:
+`BASELINES` builds each of them by name, from the sizes of the student and the settings of the method:
 
     objective = BASELINES["dsan"](feature_dim=512, classes=65, weight=0.5)
 """
@@ -52,7 +52,7 @@ BASELINES: dict[str, Callable[..., Objective]] = {
     "ssrt": _with_feature_dim(SSRT),
     "pmtrans": _without_sizes(PMTrans),
 }
-"""Builders by name: `BASELINES[name](feature_dim=..., classes=..., **settings)`, published settings left out."""
+"""Builders by name: `BASELINES[name](feature_dim=..., classes=..., **settings)`; omitted settings have defaults."""
 
 __all__ = [
     "BASELINES",

@@ -21,30 +21,30 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
-    """Return x; its gradient is multiplied by `-strength` on the way back (DANN)."""
+    """Return x unchanged, and multiply its gradient by `-strength` in the backward pass (DANN)."""
     reversed_x: Tensor = _Reversal.apply(x, strength)
     return reversed_x
 
 
 def steep_ramp(iteration: int, max_iterations: int) -> float:
-    """Schedule `2 / (1 + exp(-10 p)) - 1` of DANN, Sec. 5.2.2, with `p` = iteration / max_iterations, at most 1."""
+    """Return DANN's schedule `2 / (1 + exp(-10 p)) - 1` (Sec. 5.2.2), `p = iteration / max_iterations`, at most 1."""
     return sigmoid_ramp(10 * min(iteration, max_iterations), max_iterations, clip=False)
 
 
 def at_unit_scale(features: Tensor) -> Tensor:
-    """Features (B, D) with mean 0 and variance 1 in each row, in float32 or better: what a discriminator reads.
+    """Normalise each row of features (B, D) to mean 0 and variance 1, in float32 or better, for a discriminator.
 
-    The published methods give it the features as they are. Here the task head starts with a BatchNorm (App. D), which
-    takes their scale out, so that the source's cross entropy does not hold it; and since a domain loss is not bounded,
-    the encoder then raises it by longer and longer features until they overflow.
+    The published methods pass the features unchanged. Here the task head starts with a BatchNorm (App. D), which
+    removes their scale, so the source cross entropy does not constrain it. As a domain loss is not bounded, the encoder
+    would raise it with longer and longer features until they overflow.
     """
     return F.layer_norm(_full_precision(features), features.shape[1:])
 
 
 def domain_discriminator(inputs: int, hidden: int = 1024) -> nn.Sequential:
-    """Three linear layers from (B, inputs) to a logit (B, 1), positive for the source; dropout 0.5 between them.
+    """Build three linear layers from (B, inputs) to a logit (B, 1), positive for the source, with dropout 0.5 between.
 
-    It is the discriminator of CDAN's released code, which starts from Xavier's normal distribution.
+    This is the discriminator of CDAN's released code, which uses Xavier's normal initialisation.
     """
     layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
     for layer in layers:
@@ -60,12 +60,12 @@ def domain_loss(
     source_weights: Tensor | None = None,
     target_weights: Tensor | None = None,
 ) -> Tensor:
-    """Binary cross entropy of a discriminator's logits: the mean of the two domains' weighted means.
+    """Compute the binary cross entropy of a discriminator's logits: the mean of the two domains' weighted means.
 
     Args:
         source_logits: (S, 1), should be positive.
         target_logits: (T, 1), should be negative.
-        source_weights: (S,), the samples' weights, scaled to sum to 1; equal if left out.
+        source_weights: (S,), sample weights, scaled to sum to 1; equal by default.
         target_weights: (T,), the same for the target.
 
     Returns:

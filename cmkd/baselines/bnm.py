@@ -1,4 +1,4 @@
-"""Batch nuclear-norm maximisation: predictions on the target that are certain and diverse."""
+"""Batch nuclear-norm maximisation: makes the predictions on the target certain and diverse."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from cmkd.log_view import log_view
 
 
 def nuclear_norm_loss(logits: Tensor) -> Tensor:
-    """Negative mean singular value of the batch's prediction matrix, as in the released code.
+    """Compute the negative mean singular value of the batch's prediction matrix, as in the released code.
 
-    That is the nuclear norm divided by min(B, C). The paper divides by B, which is the same up to B = C; beyond, with
-    12 classes and 36 images say, its loss is B / C times smaller.
+    This is the nuclear norm divided by min(B, C). The paper divides by B, which is the same up to B = C; for larger
+    batches, 36 images of 12 classes for example, its loss is B / C times smaller.
 
     Args:
         logits: (B, C), floating point.
@@ -24,10 +24,10 @@ def nuclear_norm_loss(logits: Tensor) -> Tensor:
 
 
 def fast_nuclear_norm_loss(logits: Tensor) -> Tensor:
-    """Fast BNM: the min(B, C) largest column lengths of the prediction matrix in place of its singular values.
+    """Compute Fast BNM, which replaces the singular values by the min(B, C) largest column norms of the predictions.
 
-    Cui et al., "Fast Batch Nuclear-norm Maximization and Minimization for Robust Domain Adaptation", 2021. Equal to
-    `nuclear_norm_loss` where the columns are orthogonal, as those of one-hot predictions are, and no SVD.
+    Cui et al., "Fast Batch Nuclear-norm Maximization and Minimization for Robust Domain Adaptation", 2021. It equals
+    `nuclear_norm_loss` if the columns are orthogonal, as those of one-hot predictions are, and it needs no SVD.
 
     Args:
         logits: (B, C), floating point.
@@ -50,10 +50,10 @@ class BNM(TargetLoss):
     term = "nuclear_norm"
 
     def __init__(self, *, weight: float = 1.0, fast: bool = False, label_smoothing: float = 0.1) -> None:
-        """Choose lambda, whether Fast BNM takes its place, and the label smoothing of the source's cross entropy."""
+        """Set lambda, whether to use Fast BNM, and the label smoothing of the source cross entropy."""
         super().__init__(weight=weight, label_smoothing=label_smoothing)
         self.fast = fast
 
     def target_loss(self, logits: Tensor) -> Tensor:
-        """The predictions' negative nuclear norm, or Fast BNM's estimate of it."""
+        """Return the negative nuclear norm of the predictions, or Fast BNM's estimate of it."""
         return fast_nuclear_norm_loss(logits) if self.fast else nuclear_norm_loss(logits)

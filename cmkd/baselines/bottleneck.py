@@ -1,4 +1,4 @@
-"""A head with a bottleneck between the encoder's features and the classifier, as SHOT and DSAN were published with."""
+"""A head with a bottleneck between the encoder's features and the classifier, as published with SHOT and DSAN."""
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -7,17 +7,18 @@ from cmkd.objective import Student
 
 
 class BottleneckHead(nn.Module):
-    """Classifies features through fewer of them: `classifier(bottleneck(x))`."""
+    """Classifies features through a bottleneck: `classifier(bottleneck(x))`."""
 
     def __init__(self, dim: int, classes: int, width: int = 256, *, normed: bool = False) -> None:
-        """Make a head for features of `dim` numbers.
+        """Create a head for features of width `dim`.
 
         Args:
             dim: width of the features.
             classes: number of logits.
-            width: of the bottleneck; both originals have 256.
-            normed: SHOT's: BatchNorm after the bottleneck's linear layer, a classifier with weight normalisation, both
-                from Xavier's normal distribution. Else DSAN's: two linear layers and nothing between.
+            width: width of the bottleneck; both originals use 256.
+            normed: use SHOT's head: BatchNorm after the bottleneck's linear layer and a classifier with weight
+                normalisation, both initialised from Xavier's normal distribution. Otherwise use DSAN's: two linear
+                layers with nothing in between.
 
         Raises:
             ValueError: if a size is not positive.
@@ -36,13 +37,13 @@ class BottleneckHead(nn.Module):
             weight_norm(classifier)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, classes) of features (B, dim)."""
+        """Return logits (B, classes) of features (B, dim)."""
         logits: Tensor = self.classifier(self.bottleneck(features))
         return logits
 
 
 def bottleneck_head(student: Student) -> BottleneckHead:
-    """The student's head. Raises `ValueError` if it is of another kind than the method's `task_head` makes."""
+    """Return the student's head. Raises `ValueError` if it is not of the kind that the method's `task_head` returns."""
     if not isinstance(student.head, BottleneckHead):
         raise ValueError(f"the method has a bottleneck: its head is task_head's, got {type(student.head).__name__}")
     return student.head

@@ -1,4 +1,4 @@
-"""CDAN+E: a domain discriminator that sees features and predictions together, and certain samples more."""
+"""CDAN+E: a domain discriminator that reads features and predictions together and weights certain samples more."""
 
 import math
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from cmkd.log_view import log_view
 from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 LARGEST_MAP = 4096
-"""Up to this many features times classes the multilinear map is exact, above it randomised (CDAN)."""
+"""The multilinear map is exact up to this many features times classes, and randomised above (CDAN)."""
 
 
 class MultilinearMap(nn.Module):
-    """Outer product of features and predictions, or random products of them that estimate it (CDAN)."""
+    """Outer product of features and predictions, or a randomised estimate of it (CDAN)."""
 
     feature_matrix: Tensor
     prediction_matrix: Tensor
 
     def __init__(self, feature_dim: int, classes: int, randomised_dim: int = 1024) -> None:
-        """Draw the fixed random matrices if `feature_dim * classes` is over 4,096; they are saved with the module."""
+        """Draw fixed random matrices if `feature_dim * classes` is over 4,096; they are saved with the module."""
         super().__init__()
         self.randomised = feature_dim * classes > LARGEST_MAP
         self.output_dim = randomised_dim if self.randomised else feature_dim * classes
@@ -40,20 +40,23 @@ class MultilinearMap(nn.Module):
 
 
 def certainty_weights(logits: Tensor) -> Tensor:
-    """Weigh samples by `1 + exp(-H)` of their predictions (CDAN): 2 if certain. (B,), detached."""
+    """Return sample weights (B,), `1 + exp(-H)` of the predictions (CDAN), detached: 2 for a certain prediction."""
     return 1 + (-sample_entropy(logits.detach())).exp()
 
 
 class CDAN(Objective):
     """Source cross entropy plus a conditional domain discriminator with entropy conditioning (CDAN+E).
 
-    Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018; lambda is 1, the reversal's strength
-    DANN's schedule. The predictions are constants in the map, as in both common implementations, and in the weights,
-    so the adversary moves the encoder through the features alone; each domain's weights are scaled to the same sum.
-    The two differ on the weights. The authors' code scales each domain's as here, but sends their gradient, reversed,
-    back through the predictions. The Transfer-Learning-Library takes them as constants, as here, but scales both
-    domains' to one common sum.
-    Unlike the paper's, the features come into the map at a fixed scale: see `at_unit_scale`.
+    Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018; lambda is 1, and the strength of the
+    reversal follows DANN's schedule. The predictions are constants in the map, as in both common implementations, and
+    in the weights, so the adversary trains the encoder through the features alone. The weights of both domains are
+    scaled to the same sum.
+
+    The two implementations differ in the weights. The authors' code scales each domain's as here, but sends their
+    reversed gradient back through the predictions. The Transfer-Learning-Library treats them as constants, as here, but
+    scales both domains' to one common sum.
+
+    Unlike in the paper, the features enter the map at a fixed scale: see `at_unit_scale`.
     """
 
     def __init__(
@@ -71,10 +74,10 @@ class CDAN(Objective):
         Args:
             feature_dim: D of the encoder's features (B, D).
             classes: C of the head's logits (B, C).
-            weight: lambda of the domain loss.
+            weight: lambda, the weight of the domain loss.
             hidden: width of the discriminator.
             randomised_dim: width of the randomised map, used where D * C is over 4,096.
-            label_smoothing: of the source's cross entropy.
+            label_smoothing: label smoothing of the source cross entropy.
         """
         super().__init__()
         self.weight = weight
@@ -83,7 +86,7 @@ class CDAN(Objective):
         self.discriminator = domain_discriminator(self.map.output_dim, hidden)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything, the discriminator with its own sign."""
+        """Yield a single phase, which trains every part; the encoder receives the reversed domain gradient."""
         views = view_both_domains(student, batch)
         classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
         strength = steep_ramp(iteration, max_iterations)

@@ -1,4 +1,4 @@
-"""CDTrans: pairs of source and target images whose cross-attention in the ViT teaches the target's own branch."""
+"""CDTrans: cross-attention between paired source and target images in the ViT teaches the target branch."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from cmkd.objective import DomainBatch, Phase, Student
 
 
 class Pairs(NamedTuple):
-    """Which source image goes with which target image of a batch: two index tensors (P,), int64."""
+    """Indices of the paired source and target images of a batch: two tensors (P,), int64."""
 
     source: Tensor
     target: Tensor
@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
 def two_way_pairs(
     source_features: Tensor, target_features: Tensor, source_labels: Tensor, target_labels: Tensor
 ) -> Pairs:
-    """Pair every source image with its nearest target image, and the reverse; keep pairs of one class (CDTrans).
+    """Pair each source image with its nearest target image and vice versa; keep pairs of one class (CDTrans).
 
     Args:
         source_features: (S, D), compared by cosine.
@@ -32,7 +32,7 @@ def two_way_pairs(
         target_labels: (T,), int64 pseudo-labels.
 
     Returns:
-        Up to S + T different pairs; none if no nearest neighbours agree on the class.
+        Up to S + T distinct pairs; none if no nearest neighbours agree on the class.
     """
     similarity = F.normalize(source_features.detach()) @ F.normalize(target_features.detach()).T
     source_size, target_size = similarity.shape
@@ -45,9 +45,9 @@ def two_way_pairs(
 
 
 def distillation_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Mean cross entropy `-sum_k q_k log p_k` of the student's p under the teacher's q; logits (B, C), 0-d result.
+    """Compute the mean cross entropy `-sum_k q_k log p_k` of the student's p under the teacher's q, from logits (B, C).
 
-    As in the released code the gradient flows into both. It is 0 for an empty batch.
+    As in the released code, the gradient flows into both. The result is 0-d, and 0 for an empty batch.
     """
     return _mean_or_zero(-(log_view(teacher_logits).exp() * log_view(student_logits)).sum(dim=1))
 
@@ -59,18 +59,18 @@ def _mean_or_zero(losses: Tensor) -> Tensor:
 class CDTrans(SourceFirst):
     """Three branches with shared weights: source, target, and source-to-target cross-attention on the pairs.
 
-    Xu et al., "CDTrans: Cross-domain Transformer for Unsupervised Domain Adaptation", ICLR 2022. The loss is the
-    source's cross entropy, the cross entropy of the paired target images with their centre-aware pseudo-labels (from
-    centroids, in `refresh`), and the distillation from the cross branch to the target's. In each block the cross
-    branch attends from the source's tokens to the target's; it starts as the target's tokens, as in the released code.
+    Xu et al., "CDTrans: Cross-domain Transformer for Unsupervised Domain Adaptation", ICLR 2022. The loss is the sum of
+    the source cross entropy, the cross entropy of the paired target images with their centre-aware pseudo-labels (from
+    centroids, in `refresh`), and the distillation from the cross branch to the target branch. In each block, the cross
+    branch attends from the source tokens to the target tokens; it starts as the target tokens, as in the released code.
 
-    Differences: pairs are found in each batch, by its features of the moment, where the paper searches both data sets
-    (an objective sees no pass over the source); the paper starts from a model that was trained on the source, here the
-    first `source_fraction` of the iterations are that.
+    Differences: pairs are found in each batch with its current features, whereas the paper searches both data sets (an
+    objective sees no pass over the source). The paper starts from a model trained on the source; here the first
+    `source_fraction` of the iterations does that training.
     """
 
     def __init__(self, *, source_fraction: float = 0.2, label_smoothing: float = 0.1) -> None:
-        """Choose the share of iterations on the source alone, and the label smoothing of the source's cross entropy.
+        """Set the share of iterations on the source alone, and the label smoothing of the source cross entropy.
 
         Raises:
             ValueError: if `source_fraction` is not between 0 and 1.
@@ -78,24 +78,24 @@ class CDTrans(SourceFirst):
         super().__init__(source_fraction=source_fraction, label_smoothing=label_smoothing)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains encoder and head.
+        """Yield a single phase, which trains the encoder and the head.
 
         Raises:
             ValueError: if the encoder is not a ViT.
-            RuntimeError: after the source's share, if `refresh` was not called or did not see an image of the batch.
+            RuntimeError: after the source iterations, if `refresh` was not called or did not see an image of the batch.
         """
-        vit_tokens(student.encoder)  # now rather than after the source's share of the run
+        vit_tokens(student.encoder)  # fail now rather than after the source iterations
         yield from super().phases(student, batch, iteration=iteration, max_iterations=max_iterations)
 
     def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
-        """The three branches, which train encoder and head."""
+        """Return the loss of the three branches, which trains the encoder and the head."""
         tokens = vit_tokens(student.encoder)
         labels = self.pseudo_labels.at(batch.target_positions)
         source_size = len(batch.source_images)
         inputs, features = self._own_branches(tokens, batch)
         pairs = two_way_pairs(features[:source_size], features[source_size:], batch.source_labels, labels)
         mixed_features = self._cross_branch(tokens, inputs, pairs, source_size)
-        # One call of the head: its batch statistics would not be defined for a single pair.
+        # One call of the head: its batch statistics would be undefined for a single pair.
         own_logits, mixed_logits = student.head(torch.cat([features, mixed_features])).split_with_sizes(
             [len(features), len(mixed_features)]
         )
@@ -109,7 +109,7 @@ class CDTrans(SourceFirst):
         return Phase(classification + pseudo + distillation, terms, trains=("encoder", "head"))
 
     def _own_branches(self, tokens: ViTTokens, batch: DomainBatch) -> tuple[list[Tensor], Tensor]:
-        """Tokens of both domains that entered each block, and the features (S + T, D) in the end."""
+        """Return the tokens of both domains at the input of each block, and the final features (S + T, D)."""
         stream = tokens.embed(torch.cat([batch.source_images, batch.target_images]))
         inputs = []
         for index in range(tokens.depth):
@@ -118,7 +118,7 @@ class CDTrans(SourceFirst):
         return inputs, tokens.finish(stream)
 
     def _cross_branch(self, tokens: ViTTokens, inputs: list[Tensor], pairs: Pairs, source_size: int) -> Tensor:
-        """Features (P, D) of the pairs' cross-attention."""
+        """Return features (P, D) from the pairs' cross-attention."""
         target = pairs.target + source_size
         stream = inputs[0][target]
         for index, both in enumerate(inputs):

@@ -16,14 +16,14 @@ from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
 
 
 def classifier_discrepancy(first_logits: Tensor, second_logits: Tensor) -> Tensor:
-    """Mean absolute difference of two classifiers' probabilities; logits (B, C), 0-d result (MCD and CGDM)."""
+    """Compute the mean absolute difference of two classifiers' probabilities; logits (B, C), 0-d result (MCD, CGDM)."""
     return (log_view(first_logits).exp() - log_view(second_logits).exp()).abs().mean()
 
 
 def entropy_weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy with pseudo-labels, weighted by `1 + exp(-H)` of the predictions; the weights sum to 1.
+    """Compute the cross entropy with pseudo-labels, weighted by `1 + exp(-H)` of the predictions; the weights sum to 1.
 
-    The released code divides by the batch size once more; CGDM's weighted loss is this weighted mean.
+    The released code divides this weighted mean, which is CGDM's weighted loss, by the batch size once more.
 
     Args:
         logits: (B, C), floating point.
@@ -35,21 +35,21 @@ def entropy_weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def gradient_discrepancy(source_loss: Tensor, target_loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Mean over parameters of 1 minus the cosine between the gradients of two losses (CGDM's L_gd).
+    """Compute the mean over parameters of 1 minus the cosine between the gradients of two losses (CGDM's L_gd).
 
-    As in the released code the cosine is taken row by row for matrices and averaged; vectors are one row. It can be
-    differentiated again: this is how it reaches the features.
+    As in the released code, the cosine is taken row by row for matrices and averaged; a vector is one row. The result
+    is differentiable, which is how it reaches the features.
 
     Args:
         source_loss: 0-d, a function of `parameters`.
-        target_loss: 0-d, the same of the other domain.
-        parameters: of a classifier; those that need no gradient are left out.
+        target_loss: 0-d, the same for the other domain.
+        parameters: of a classifier; parameters that require no gradient are skipped.
 
     Returns:
         A 0-d tensor from 0 (parallel) to 2 (opposite).
 
     Raises:
-        ValueError: if no parameter needs a gradient.
+        ValueError: if no parameter requires a gradient.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
@@ -72,17 +72,17 @@ class CGDM(Objective):
     Du et al., "Cross-Domain Gradient Discrepancy Minimization for Unsupervised Domain Adaptation", CVPR 2021. Every
     iteration yields, as the released code does,
 
-    - A, everything: cross entropy of both classifiers on the source, entropy term and weighted pseudo-label cross
-      entropy on the target;
-    - B, both classifiers: the same cross entropy and entropy term, minus their discrepancy on the target;
-    - C, `encoder_steps` times, the encoder: their discrepancy, entropy term and the gradient discrepancy.
+    - A, which trains everything: cross entropy of both classifiers on the source, entropy term and weighted
+      pseudo-label cross entropy on the target;
+    - B, which trains both classifiers: the same cross entropy and entropy term, minus their discrepancy on the target;
+    - C, `encoder_steps` times, which trains the encoder: their discrepancy, entropy term and the gradient discrepancy.
 
-    The entropy term is each classifier's mean entropy minus the entropy of its mean prediction: the released code has
-    this second half, the paper's text does not, and it is what tells even predictions from collapsed ones.
-    Pseudo-labels come from centroids under both classifiers' mean view. They count from the second `refresh` on: the
-    first meets an untrained head (the released code has none in its first epoch). Differences: the weighted cross
-    entropy is a weighted mean, B times the released one; the second classifier is a `TaskHead`; the student that is
-    shipped has the first classifier only, where CGDM predicts by the sum of both.
+    The entropy term is each classifier's mean entropy minus the entropy of its mean prediction. The released code has
+    this second half, the paper's text does not; it distinguishes even predictions from collapsed ones. Pseudo-labels
+    come from centroids under the summed logits of both classifiers. They are used from the second `refresh` on, because
+    the first sees an untrained head (the released code uses none in its first epoch). Differences: the weighted cross
+    entropy is a weighted mean, B times the released one; the second classifier is a `TaskHead`; the student keeps only
+    the first classifier, whereas CGDM predicts with the sum of both.
     """
 
     needs_target_pass = True
@@ -104,11 +104,11 @@ class CGDM(Objective):
         Args:
             feature_dim: D of the encoder's features (B, D).
             classes: C of the head's logits (B, C).
-            entropy_weight: of the target's entropy term in all steps.
-            pseudo_weight: of the weighted pseudo-label cross entropy in step A.
-            gradient_weight: of the gradient discrepancy in steps C.
-            encoder_steps: how many steps C an iteration has.
-            label_smoothing: of the source's cross entropy.
+            entropy_weight: weight of the target's entropy term in all steps.
+            pseudo_weight: weight of the pseudo-label cross entropy in step A.
+            gradient_weight: weight of the gradient discrepancy in steps C.
+            encoder_steps: number of steps C per iteration.
+            label_smoothing: label smoothing of the source cross entropy.
         """
         super().__init__()
         self.entropy_weight = entropy_weight
@@ -121,7 +121,7 @@ class CGDM(Objective):
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Take pseudo-labels from class centroids over the whole target training set."""
+        """Compute pseudo-labels from class centroids over the whole target training set."""
         views = view_target(student, target)
         with torch.no_grad(), eval_mode(self):
             probabilities = (views.logits + self.second_head(views.features)).softmax(dim=1)
@@ -175,7 +175,7 @@ class CGDM(Objective):
         return Phase(total, terms, trains=("encoder",))
 
     def _views(self, student: Student, batch: DomainBatch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Both classifiers' logits on the source, and on the target."""
+        """Return the logits of both classifiers on the source and on the target."""
         features = student.encoder(torch.cat([batch.source_images, batch.target_images]))
         first, second = student.head(features), self.second_head(features)
         size = len(batch.source_images)

@@ -13,9 +13,9 @@ from cmkd.objective import DomainBatch, Objective, Phase, Student
 class DANN(Objective):
     """Source cross entropy plus a domain discriminator behind a gradient reversal on the features.
 
-    Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016. The reversal's strength follows
-    `2 / (1 + exp(-10 p)) - 1` (Sec. 5.2.2). The discriminator learns at the loop's rate for the objective's modules,
-    and reads the features at a fixed scale, unlike the paper's: see `at_unit_scale`.
+    Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016. The strength of the reversal follows
+    `2 / (1 + exp(-10 p)) - 1` (Sec. 5.2.2). The discriminator is trained at the loop's rate for the objective's modules
+    and, unlike in the paper, reads the features at a fixed scale: see `at_unit_scale`.
     """
 
     def __init__(
@@ -25,9 +25,9 @@ class DANN(Objective):
 
         Args:
             feature_dim: D of the encoder's features (B, D).
-            weight: of the domain loss.
+            weight: weight of the domain loss.
             hidden: width of the discriminator.
-            label_smoothing: of the source's cross entropy.
+            label_smoothing: label smoothing of the source cross entropy.
         """
         super().__init__()
         self.weight = weight
@@ -35,7 +35,7 @@ class DANN(Objective):
         self.discriminator = domain_discriminator(feature_dim, hidden)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything, the discriminator with its own sign."""
+        """Yield a single phase, which trains every part; the encoder receives the reversed domain gradient."""
         views = view_both_domains(student, batch)
         classification = F.cross_entropy(views.source_logits, batch.source_labels, label_smoothing=self.label_smoothing)
         strength = steep_ramp(iteration, max_iterations)

@@ -1,4 +1,4 @@
-"""DSAN: every class's features alike in both domains, by local maximum mean discrepancy."""
+"""DSAN: aligns the features of each class across the domains by local maximum mean discrepancy."""
 
 from collections.abc import Iterator
 
@@ -14,19 +14,19 @@ from cmkd.objective import DomainBatch, Objective, Phase, Student
 
 
 def gaussian_kernels(x: Tensor, multiple: float = 2.0, kernels: int = 5) -> Tensor:
-    """Sum of Gaussian kernels between all rows: `sum_k exp(-|x_i - x_j|^2 / (b * multiple^(k - kernels // 2)))`.
+    """Sum Gaussian kernels of all pairs of rows: `sum_k exp(-|x_i - x_j|^2 / (b * multiple^(k - kernels // 2)))`.
 
     Args:
         x: (N, D), floating point.
         multiple: ratio of neighbouring bandwidths.
-        kernels: how many bandwidths; the middle one is b, the mean squared distance between different rows. The
-            gradient flows through it, so that scaling all rows changes nothing.
+        kernels: number of bandwidths; the middle one is b, the mean squared distance between different rows. The
+            gradient flows through b, so scaling all rows changes nothing.
 
     Returns:
         (N, N), float32 or better.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    # Differences rather than a matrix product: exact on the diagonal, and autocast leaves them alone.
+    # Differences instead of a matrix product: they are exact on the diagonal, and autocast does not affect them.
     squared = (x[:, None] - x[None]).square().sum(dim=2)
     pairs = max(len(x) * (len(x) - 1), 1)
     middle = (squared.sum() / pairs).clamp(min=torch.finfo(squared.dtype).tiny)
@@ -43,18 +43,18 @@ def lmmd_loss(
     kernel_multiple: float = 2.0,
     kernels: int = 5,
 ) -> Tensor:
-    """Local maximum mean discrepancy between the domains (DSAN).
+    """Compute the local maximum mean discrepancy between the domains (DSAN).
 
-    For each class c the squared distance between the weighted means of both domains in the kernel's space, averaged
-    over classes. A sample's weight is its share of the class's mass in its domain: one-hot labels on the
-    source, probabilities on the target. As in the released code only classes count that have a source label and a
-    target arg-max in the batch; the formula divides 0 by 0 for others.
+    For each class, this is the squared distance between the weighted means of both domains in the kernel's space,
+    averaged over classes. A sample's weight is its share of the class's mass in its domain: one-hot labels on the
+    source, probabilities on the target. As in the released code, only classes with a source label and a target argmax
+    in the batch count; for the others, the formula divides 0 by 0.
 
     Args:
         source_features: (S, D).
         target_features: (T, D).
         source_labels: (S,), int64.
-        target_probabilities: (T, C), each row sums to 1; taken as constants.
+        target_probabilities: (T, C), each row sums to 1; treated as constants.
         kernel_multiple: ratio of neighbouring bandwidths.
         kernels: number of bandwidths.
 
@@ -79,13 +79,14 @@ def lmmd_loss(
 class DSAN(Objective):
     """Source cross entropy plus the local maximum mean discrepancy of the encoder's features.
 
-    Zhu et al., "Deep Subdomain Adaptation Network for Image Classification", TNNLS 2021. The weight is the
-    released code's 0.5 times the ramp `2 / (1 + exp(-10 p)) - 1`. The paper puts the discrepancy on a 256-wide
-    bottleneck before the classifier: `bottleneck=256`, with the head that `task_head` makes. Without it, it lies on the
-    encoder's features. The released code takes
-    the kernels' bandwidth as a constant. Every step then shrinks the features, for which the next bandwidth makes up; a
-    linear classifier holds against that, a head that starts with a BatchNorm (App. D) does not, and the features end in
-    one point. Here the bandwidth is part of the loss.
+    Zhu et al., "Deep Subdomain Adaptation Network for Image Classification", TNNLS 2021. The weight is the released
+    code's 0.5 times the ramp `2 / (1 + exp(-10 p)) - 1`. The paper computes the discrepancy on a 256-wide bottleneck
+    before the classifier: set `bottleneck=256` and use the head that `task_head` returns. Otherwise it is computed on
+    the encoder's features.
+
+    The released code treats the kernels' bandwidth as a constant. Every step then shrinks the features, and the next
+    bandwidth compensates. A linear classifier counteracts this; a head that starts with a BatchNorm (App. D) does not,
+    and the features collapse to one point. Here the gradient flows through the bandwidth.
     """
 
     def __init__(
@@ -97,14 +98,14 @@ class DSAN(Objective):
         bottleneck: int | None = None,
         label_smoothing: float = 0.1,
     ) -> None:
-        """Choose how the method runs.
+        """Set the weight and kernels of the discrepancy, and the kind of head.
 
         Args:
-            weight: of the discrepancy.
+            weight: weight of the discrepancy.
             kernel_multiple: ratio of neighbouring bandwidths.
             kernels: number of bandwidths.
-            bottleneck: width of the published head's bottleneck, 256; None for a head of another kind.
-            label_smoothing: of the source's cross entropy.
+            bottleneck: width of the published head's bottleneck, 256; None for another kind of head.
+            label_smoothing: label smoothing of the source cross entropy.
         """
         super().__init__()
         self.bottleneck = bottleneck
@@ -114,14 +115,14 @@ class DSAN(Objective):
         self.label_smoothing = label_smoothing
 
     def task_head(self, feature_dim: int, classes: int) -> BottleneckHead | None:
-        """The published head, if there is to be one."""
+        """Return the published head if `bottleneck` is set."""
         return None if self.bottleneck is None else BottleneckHead(feature_dim, classes, self.bottleneck)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything.
+        """Yield a single phase, which trains every part.
 
         Raises:
-            ValueError: if there is to be a bottleneck and the head has none.
+            ValueError: if `bottleneck` is set and the head has none.
         """
         if self.bottleneck is not None:
             head = bottleneck_head(student)

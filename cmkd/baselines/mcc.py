@@ -1,4 +1,4 @@
-"""Minimum class confusion: target predictions that mix up few pairs of classes."""
+"""Minimum class confusion: target predictions that confuse few pairs of classes."""
 
 from torch import Tensor
 
@@ -9,16 +9,16 @@ from cmkd.log_view import log_view
 
 
 def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
-    """Mean off-diagonal of the normalised class correlation.
+    """Compute the mean off-diagonal of the normalised class correlation.
 
-    With `Y = softmax(logits / temperature)` and samples' weights `W_b = 1 + exp(-H(Y_b))` that pass no gradient, the
-    correlation of two classes is `C_ij = sum_b W_b Y_bi Y_bj`. Each row of it is made to sum to 1, for which the
-    weights' scale, B on the whole in the paper, is of no matter. The loss is what lies off the diagonal, divided by
-    the number of classes.
+    With `Y = softmax(logits / temperature)` and sample weights `W_b = 1 + exp(-H(Y_b))` that pass no gradient, the
+    correlation of two classes is `C_ij = sum_b W_b Y_bi Y_bj`. Each row is normalised to sum to 1, so the scale of the
+    weights, which sum to B in the paper, does not matter. The loss is the off-diagonal sum divided by the number of
+    classes.
 
     Args:
         logits: (B, C), floating point.
-        temperature: what the logits are divided by.
+        temperature: divisor of the logits.
 
     Returns:
         A 0-d tensor in [0, 1), float32 or better.
@@ -26,7 +26,7 @@ def class_confusion_loss(logits: Tensor, temperature: float = 2.5) -> Tensor:
     softened = logits / temperature
     p = log_view(softened).exp()
     weights = 1 + (-sample_entropy(softened).detach()).exp()
-    # A sum of products instead of a matrix product: autocast would run that in half precision.
+    # A sum of products instead of a matrix product, which autocast would run in half precision.
     correlation = ((weights[:, None] * p)[:, :, None] * p[:, None, :]).sum(dim=0)
     normalised = correlation / correlation.sum(dim=1, keepdim=True).clamp(min=MIN_CLASS_MASS)
     return (normalised.sum() - normalised.trace()) / logits.shape[1]
@@ -42,7 +42,7 @@ class MCC(TargetLoss):
     term = "confusion"
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.5, label_smoothing: float = 0.1) -> None:
-        """Choose mu, the temperature and the label smoothing of the source's cross entropy.
+        """Set mu, the temperature and the label smoothing of the source cross entropy.
 
         Raises:
             ValueError: if `temperature` is not positive.
@@ -53,5 +53,5 @@ class MCC(TargetLoss):
         self.temperature = temperature
 
     def target_loss(self, logits: Tensor) -> Tensor:
-        """The predictions' class confusion."""
+        """Return the class confusion of the predictions."""
         return class_confusion_loss(logits, self.temperature)

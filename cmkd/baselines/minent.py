@@ -1,4 +1,4 @@
-"""Entropy minimisation: certain predictions on the target."""
+"""Entropy minimisation: makes the predictions on the target certain."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from cmkd.baselines.views import sample_entropy
 
 
 def entropy_loss(logits: Tensor) -> Tensor:
-    """Mean Shannon entropy of the predictions, in nats.
+    """Compute the mean Shannon entropy of the predictions, in nats.
 
     Args:
         logits: (B, C), floating point.
@@ -28,9 +28,9 @@ class MinEnt(TargetLoss):
     term = "entropy"
 
     def __init__(self, *, weight: float = 0.1, label_smoothing: float = 0.1) -> None:
-        """Choose the weight of the entropy and the label smoothing of the source's cross entropy."""
+        """Set the weight of the entropy and the label smoothing of the source cross entropy."""
         super().__init__(weight=weight, label_smoothing=label_smoothing)
 
     def target_loss(self, logits: Tensor) -> Tensor:
-        """The predictions' entropy."""
+        """Return the mean entropy of the predictions."""
         return entropy_loss(logits)

@@ -1,4 +1,4 @@
-"""PatchMix: images between the domains, patch by patch, and how much of each domain's label they carry."""
+"""PatchMix: mixes images of both domains patch by patch, and computes each domain's share in their labels."""
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from cmkd.baselines.adversary import reverse_gradient
 
 
 class PatchShares(nn.Module):
-    """Share of the source in every patch, drawn from a Beta distribution that learns to maximise what others minimise.
+    """Draws the share of the source in every patch from a Beta distribution that learns to maximise the loss.
 
-    Its parameters are the softplus of learnable numbers that start at 1. The gradient is reversed on its way to them:
-    this is the third player of PMTrans' game. (The released code lets them minimise with the rest.)
+    The parameters of the distribution are the softplus of learnable numbers that start at 1. Their gradient is
+    reversed, which makes them the third player of PMTrans' game. (In the released code they minimise like the rest.)
     """
 
     def __init__(self) -> None:
-        """Start from Beta(1.31, 1.31)."""
+        """Start with Beta(1.31, 1.31)."""
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(()))
         self.beta = nn.Parameter(torch.ones(()))
@@ -28,9 +28,9 @@ class PatchShares(nn.Module):
 
 
 def mix_patches(source_images: Tensor, target_images: Tensor, shares: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Mix images (B, 3, H, W) of two domains with a share (B, N) of the source in each patch, row by row.
+    """Mix images (B, 3, H, W) of two domains with a share (B, N) of the source for each patch, row by row.
 
-    A ViT's patch embedding is linear, so this is the same as to mix the embedded patches.
+    A ViT's patch embedding is linear, so this equals mixing the embedded patches.
     """
     grid = (source_images.shape[2] // patch_size[0], source_images.shape[3] // patch_size[1])
     weights = F.interpolate(shares.reshape(-1, 1, *grid), size=source_images.shape[2:], mode="nearest")
@@ -39,12 +39,12 @@ def mix_patches(source_images: Tensor, target_images: Tensor, shares: Tensor, pa
 
 
 def label_shares(shares: Tensor, source_attention: Tensor, target_attention: Tensor) -> Tensor:
-    """Share of the source in the mixed image's label: its patches count by their attention (PMTrans).
+    """Compute the share of the source in the mixed image's label, with its patches weighted by attention (PMTrans).
 
     Args:
-        shares: (B, N), of the source in every patch.
-        source_attention: (B, N), of the source image's patches, rows sum to 1.
-        target_attention: (B, N), of the target image's patches, rows sum to 1.
+        shares: (B, N), share of the source in each patch.
+        source_attention: (B, N), attention to the source image's patches; each row sums to 1.
+        target_attention: (B, N), attention to the target image's patches; each row sums to 1.
 
     Returns:
         (B,), in [0, 1].
@@ -57,24 +57,24 @@ def label_shares(shares: Tensor, source_attention: Tensor, target_attention: Ten
 def feature_mixup_loss(
     mixed: Tensor, source: Tensor, target: Tensor, source_labels: Tensor, source_share: Tensor
 ) -> Tensor:
-    """Mixed features ought to lie by source features of their class and by their own target image (PMTrans).
+    """Pull mixed features towards the source features of their class and towards their target image (PMTrans).
 
-    Cosine similarities to the source's features, softmax over the batch, are held against who has the same label; those
-    to the target's features against the identity, as the target has no labels. Each image's two losses are weighted by
-    its shares and averaged over the batch.
+    The cosine similarities to the source features, with a softmax over the batch, are compared with the pairs of equal
+    labels; those to the target features are compared with the identity, as the target has no labels. The two losses of
+    each image are weighted by its shares and averaged over the batch.
 
     Args:
         mixed: (B, D).
-        source: (B, D), row i went into the i-th mixed image.
-        target: (B, D), the same.
+        source: (B, D); row i is part of the i-th mixed image.
+        target: (B, D), likewise.
         source_labels: (B,), int64.
-        source_share: (B,), of the source in the mixed images' labels.
+        source_share: (B,), share of the source in the mixed images' labels.
 
     Returns:
         A 0-d tensor.
     """
     mixed = F.normalize(mixed.float())
-    # Products rather than a matrix product, which autocast would run in half precision.
+    # Products instead of a matrix product, which autocast would run in half precision.
     to_source = (mixed[:, None] * F.normalize(source.float())[None]).sum(dim=2).log_softmax(dim=1)
     to_target = (mixed[:, None] * F.normalize(target.float())[None]).sum(dim=2).log_softmax(dim=1)
     same_label = (source_labels[:, None] == source_labels[None]).to(to_source.dtype)
@@ -90,16 +90,16 @@ def label_mixup_loss(
     source_share: Tensor,
     target_confidence: Tensor,
 ) -> Tensor:
-    """Cross entropy of the mixed images with both labels, weighted by their shares (PMTrans).
+    """Compute the cross entropy of the mixed images with both labels, weighted by their shares (PMTrans).
 
-    The target's pseudo-labels count by their confidence; scaled so that equal confidences change nothing.
+    The target's pseudo-labels are weighted by their confidence, scaled so that equal confidences change nothing.
 
     Args:
         mixed_logits: (B, C).
         source_labels: (B,), int64.
         target_labels: (B,), int64 pseudo-labels.
-        source_share: (B,), of the source in the mixed images' labels.
-        target_confidence: (B,), not negative.
+        source_share: (B,), share of the source in the mixed images' labels.
+        target_confidence: (B,), non-negative.
 
     Returns:
         A 0-d tensor.

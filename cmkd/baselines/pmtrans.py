@@ -1,4 +1,4 @@
-"""PMTrans: a ViT trained on patch mixtures of both domains, which a third player makes hard."""
+"""PMTrans: a ViT trained on patch mixtures of both domains, which a third player makes difficult."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,21 +12,21 @@ from cmkd.baselines.vision_transformer import ViTTokens, vit_tokens
 from cmkd.objective import DomainBatch, Objective, Phase, Student, TargetBatch
 
 ROWS_AT_ONCE = 1024
-"""Similarities are taken in slices of the target, as all of them at once may not fit (VisDA: 55,388 squared)."""
+"""Number of rows per slice of the similarity matrix, which may not fit in memory (VisDA: 55,388 squared)."""
 
 
 def neighbour_labels(features: Tensor, probabilities: Tensor, neighbours: int = 5) -> tuple[Tensor, Tensor]:
-    """Label every sample with the mean sharpened prediction of its nearest neighbours, itself left out.
+    """Label each sample with the mean sharpened prediction of its nearest neighbours, excluding itself.
 
     Predictions are sharpened and balanced as in the released code: `p_i^2 / sum_n p_ni^2`.
 
     Args:
-        features: (N, D), compared by cosine.
+        features: (N, D), compared by cosine similarity.
         probabilities: (N, C), each row sums to 1.
-        neighbours: how many; at most N - 1 are taken.
+        neighbours: number of neighbours; at most N - 1 are used.
 
     Returns:
-        Labels (N,) int64 and their confidences (N,), the largest mean.
+        Labels (N,), int64, and their confidences (N,), the largest mean of each sample.
 
     Raises:
         ValueError: if there are fewer than two samples.
@@ -51,12 +51,13 @@ class PMTrans(Objective):
     """Source cross entropy plus mixup losses of patch-mixed images in feature and label space.
 
     Zhu, Bai and Wang, "Patch-Mix Transformer for Unsupervised Domain Adaptation: A Game Perspective", CVPR 2023.
-    Source image i is mixed with target image i (as many as the smaller domain of the batch has). The labels' shares
-    follow the class token's attention, mean of all blocks and heads.
+    Source image i is mixed with target image i, as many pairs as the smaller domain of the batch has images. The label
+    shares follow the attention of the class token, averaged over all blocks and heads.
 
-    Differences: both losses keep the released code's first weight, softplus(-2), which there goes on learning;
-    attention is a constant, and renormalised over the patches (the released code takes a second softmax, and equal
-    attention for the target); pseudo-labels are those of the last `refresh`, not of a memory renewed every iteration.
+    Differences: both losses keep the initial weight of the released code, softplus(-2), which is trained there;
+    attention is a constant, renormalised over the patches (the released code applies a second softmax, and equal
+    attention for the target); the pseudo-labels are those of the last `refresh`, not of a memory updated every
+    iteration.
     """
 
     needs_target_pass = True
@@ -69,13 +70,13 @@ class PMTrans(Objective):
         neighbours: int = 5,
         label_smoothing: float = 0.1,
     ) -> None:
-        """Start the distribution of the shares.
+        """Set the weights of the losses, and initialise the distribution of the shares.
 
         Args:
-            feature_weight: of the mixup loss in feature space.
-            label_weight: of the mixup loss in label space.
-            neighbours: how many vote for a target image's pseudo-label.
-            label_smoothing: of the source's cross entropy.
+            feature_weight: weight of the mixup loss in feature space.
+            label_weight: weight of the mixup loss in label space.
+            neighbours: number of neighbours that vote for a target image's pseudo-label.
+            label_smoothing: label smoothing of the source cross entropy.
         """
         super().__init__()
         self.feature_weight = feature_weight
@@ -87,14 +88,14 @@ class PMTrans(Objective):
         self.confidences = TargetMemory()
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Take pseudo-labels and confidences from nearest neighbours in the whole target training set."""
+        """Compute pseudo-labels and confidences from nearest neighbours in the whole target training set."""
         views = view_target(student, target)
         labels, confidences = neighbour_labels(views.features, views.logits.softmax(dim=1), self.neighbours)
         self.pseudo_labels.store(views.positions, labels)
         self.confidences.store(views.positions, confidences)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything, the shares' distribution with its own sign.
+        """Yield a single phase, which trains every part; the gradient of the shares' distribution is reversed.
 
         Raises:
             ValueError: if the encoder is not a ViT with a class token.
@@ -128,7 +129,7 @@ class PMTrans(Objective):
 
 
 def _features_and_attention(tokens: ViTTokens, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (B, D), and the class token's attention to the patches (B, N), mean of all blocks, without gradient."""
+    """Return features (B, D) and the class token's attention to the patches (B, N), averaged over blocks, detached."""
     stream = tokens.embed(images)
     attention = []
     for index in range(tokens.depth):

@@ -1,4 +1,4 @@
-"""SSRT's safe training: self-training grows slowly, and is undone where predictions lose their diversity."""
+"""SSRT's safe training: self-training grows slowly, and is rolled back when predictions lose their diversity."""
 
 import math
 from itertools import pairwise
@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 
 class SafeTraining:
-    """Strength of self-training over the iterations, with snapshots to go back to (SSRT, Sec. 3.4).
+    """Strength of self-training over the iterations, with snapshots for a roll-back (SSRT, Sec. 3.4).
 
-    Every `interval` iterations the diversities of the interval (number of classes predicted in a batch) are looked at
-    on `scales + 1` scales: cut in 1, 2, 4 ... parts, has the mean of a part, after that of the part before it, fallen
-    by more than 1? The last part of the interval before takes part. If so, the models go back to the snapshot of the
-    interval's start and the strength starts again from 0; a second time within one growth period doubles the period.
-    The released code keeps references to the weights for a snapshot, so that it restores nothing; here they are
-    copies, as the paper means. The optimiser's state is not restored, as in the released code's default.
+    Every `interval` iterations, the diversities of the interval (number of classes predicted in each batch) are checked
+    on `scales + 1` scales: the interval is cut into 1, 2, 4 ... parts, and the check fails if the mean of a part is
+    more than 1 below that of the part before it, the last part of the previous interval included. If it fails, the
+    models return to the snapshot from the start of the interval and the strength starts again from 0; a second failure
+    within one growth period doubles the period. The released code stores references to the weights as its snapshot, so
+    it restores nothing; here the snapshot is a copy, as the paper intends. The optimiser's state is not restored, as in
+    the released code's default.
     """
 
     def __init__(self, interval: int = 1000, scales: int = 4) -> None:
-        """Choose the interval between snapshots and the number of scales beside the whole interval.
+        """Set the interval between snapshots and the number of scales besides the whole interval.
 
         Raises:
             ValueError: if `interval` is not positive.
@@ -37,7 +38,7 @@ class SafeTraining:
         self._snapshot: list[dict[str, Tensor]] = []
 
     def begin(self, iteration: int, *models: nn.Module) -> float:
-        """Restore the models if they have to be, take a snapshot if it is time; return the strength in [0, 1]."""
+        """Restore the models if necessary, take a snapshot if one is due, and return the strength in [0, 1]."""
         if self._must_restore:
             for model, state in zip(models, self._snapshot, strict=True):
                 model.load_state_dict(state)
@@ -49,7 +50,7 @@ class SafeTraining:
         return self._strength(iteration)
 
     def record(self, iteration: int, diversity: int) -> None:
-        """Note the number of classes that the iteration's target batch was given; check at an interval's end."""
+        """Record the number of classes predicted for the iteration's target batch; check at the end of an interval."""
         self._diversities.append(diversity)
         if (iteration + 1) % self.interval:
             return
@@ -62,12 +63,12 @@ class SafeTraining:
             self._previous = self._diversities
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, the snapshot included."""
+        """Return everything that a resumed run needs, the snapshot included."""
         state = {name: value for name, value in vars(self).items() if name not in ("interval", "scales")}
         return {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -1,4 +1,4 @@
-"""SHOT: a classifier learnt on the source, then frozen, to which the target's features are fitted."""
+"""SHOT: trains a classifier on the source, freezes it, and fits the target's features to it."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from cmkd.objective import DomainBatch, Phase, Student, TargetBatch
 
 
 def information_maximisation_loss(logits: Tensor) -> Tensor:
-    """Mean entropy of the predictions minus the entropy of their mean (SHOT, Sec. 3.2).
+    """Compute the mean entropy of the predictions minus the entropy of their mean (SHOT, Sec. 3.2).
 
     Args:
         logits: (B, C), floating point.
@@ -22,22 +22,23 @@ def information_maximisation_loss(logits: Tensor) -> Tensor:
     Returns:
         A 0-d tensor, float32 or better, from -log C (certain and evenly spread) to 0.
     """
-    # In logarithms: p log p has no finite gradient at 0, where a class lies that the whole batch rules out.
+    # In logarithms: p log p has no finite gradient at 0, the mean of a class that the whole batch rules out.
     log_mean = log_view(logits).logsumexp(dim=0) - math.log(len(logits))
     return entropy_loss(logits) + (log_mean.exp() * log_mean).sum()
 
 
 class SHOT(SourceFirst):
-    """Cross entropy on the source first; then, without source and with the head frozen, self-training on the target.
+    """Cross entropy on the source first, then self-training on the target without the source and with the head frozen.
 
     Liang et al., "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
-    Adaptation", ICML 2020. The target's loss is information maximisation plus beta (0.3) times the cross entropy with
-    centroid pseudo-labels, taken when the target phase starts and renewed once an epoch. Differences: both phases share
-    one run, split at `source_fraction` of its iterations (the paper trains two models one after the other; at 0 there
-    is no source at all). With any head but SHOT's own the whole of it is frozen (batch statistics of a head in train
-    mode still follow the target). With `bottleneck=256`, and the head that `task_head` makes, all is as published:
-    centroids of the bottleneck's features, which goes on training, and a classifier with weight normalisation that
-    does not.
+    Adaptation", ICML 2020. The target loss is information maximisation plus beta (0.3) times the cross entropy with
+    centroid pseudo-labels, which are computed when the target phase starts and renewed once per epoch.
+
+    Differences: both phases share one run, split at `source_fraction` of its iterations (the paper trains two models
+    one after the other; at 0, no source is used). Any head other than SHOT's own is frozen entirely (batch statistics
+    of a head in train mode still follow the target). With `bottleneck=256` and the head that `task_head` returns, all
+    is as published: the centroids are of the bottleneck's features, the bottleneck is trained on the target, and the
+    classifier, with weight normalisation, is not.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class SHOT(SourceFirst):
         bottleneck: int | None = None,
         label_smoothing: float = 0.1,
     ) -> None:
-        """Choose how the method runs.
+        """Set the length of the source phase, the weight of the pseudo-labels, and the kind of head.
 
         Args:
             source_fraction: share of the iterations on the source.
             beta: weight of the pseudo-labels.
-            bottleneck: width of the published head's bottleneck, 256; None for a head of another kind.
-            label_smoothing: of the source's cross entropy.
+            bottleneck: width of the published head's bottleneck, 256; None for another kind of head.
+            label_smoothing: label smoothing of the source cross entropy.
 
         Raises:
             ValueError: if `source_fraction` is not between 0 and 1.
@@ -64,21 +65,21 @@ class SHOT(SourceFirst):
         self.bottleneck = bottleneck
 
     def task_head(self, feature_dim: int, classes: int) -> BottleneckHead | None:
-        """The published head, if there is to be one."""
+        """Return the published head if `bottleneck` is set."""
         return None if self.bottleneck is None else BottleneckHead(feature_dim, classes, self.bottleneck, normed=True)
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Take pseudo-labels from class centroids, of the bottleneck's features if there is one."""
+        """Compute pseudo-labels from class centroids, of the bottleneck's features if there is one."""
         if self.bottleneck is not None:
             head = bottleneck_head(student)
             student = Student(nn.Sequential(student.encoder, head.bottleneck), head.classifier)
         super().refresh(student, target)
 
     def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
-        """Information maximisation and pseudo-labels, which train the encoder, and the bottleneck if there is one.
+        """Return information maximisation plus pseudo-labels, for the encoder and the bottleneck if there is one.
 
         Raises:
-            ValueError: if there is to be a bottleneck and the head has none.
+            ValueError: if `bottleneck` is set and the head has none.
         """
         labels = self.pseudo_labels.at(batch.target_positions)
         trains: tuple[str, ...] = ("encoder",)

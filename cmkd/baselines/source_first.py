@@ -1,4 +1,4 @@
-"""What SHOT and CDTrans have in common: the source alone for a share of the run, then centroid pseudo-labels."""
+"""What SHOT and CDTrans have in common: training on the source alone first, then centroid pseudo-labels."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ class SourceFirst(Objective):
     needs_target_pass = True
 
     def __init__(self, *, source_fraction: float, label_smoothing: float = 0.1) -> None:
-        """Choose the share of iterations on the source alone, and the label smoothing of the source's cross entropy.
+        """Set the share of iterations on the source alone, and the label smoothing of the source cross entropy.
 
         Raises:
             ValueError: if `source_fraction` is not between 0 and 1.
@@ -28,23 +28,23 @@ class SourceFirst(Objective):
         self.pseudo_labels = TargetMemory()
 
     def refresh_due(self, iteration: int, *, iterations_per_epoch: int, max_iterations: int) -> bool:
-        """When the source's share ends, and once an epoch after that.
+        """Return whether to refresh: when the source iterations end, and once per epoch after that.
 
-        An earlier pass would label the target by a head that has learnt nothing, and in a run that is shorter than two
-        of the target's epochs those labels would stay.
+        An earlier pass would label the target with an untrained head, and in a run shorter than two epochs of the
+        target these labels would remain.
         """
         on_target = iteration - math.ceil(self.source_fraction * max_iterations)
         return on_target >= 0 and on_target % iterations_per_epoch == 0
 
     def refresh(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Take pseudo-labels from class centroids over the whole target training set."""
+        """Compute pseudo-labels from class centroids over the whole target training set."""
         self.pseudo_labels.store_centroid_labels(student, target)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase of this iteration.
+        """Yield the single phase of this iteration.
 
         Raises:
-            RuntimeError: after the source's share, if `refresh` was not called or did not see an image of the batch.
+            RuntimeError: after the source iterations, if `refresh` was not called or did not see an image of the batch.
         """
         if iteration < self.source_fraction * max_iterations:
             yield self._source_phase(student, batch)
@@ -52,7 +52,7 @@ class SourceFirst(Objective):
             yield self.target_phase(student, batch)
 
     def target_phase(self, student: Student, batch: DomainBatch) -> Phase:
-        """What the method does once there are pseudo-labels."""
+        """Return the method's phase for the iterations after the source phase."""
         raise NotImplementedError
 
     def _source_phase(self, student: Student, batch: DomainBatch) -> Phase:

@@ -1,4 +1,4 @@
-"""SSRT: a ViT whose predictions are to survive an offset taken from another target image, trained safely."""
+"""SSRT: makes a ViT's predictions robust to an offset taken from another target image, with safe training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,18 +16,18 @@ from cmkd.objective import DomainBatch, Objective, Phase, Student
 from cmkd.ramp import sigmoid_ramp
 
 REVERSAL_ITERATIONS = 1000
-"""Length of the ramp of the gradient reversal in the released code, whatever the run's."""
+"""Length of the gradient reversal's ramp in the released code, whatever the length of the run."""
 
 
 def perturb(tokens: Tensor, strength: float) -> Tensor:
-    """Add to each target image's tokens (T, N, D) the offset to the next one's, scaled; the offset is a constant."""
+    """Add to each image's tokens (T, N, D) the scaled offset to the previous image's in the batch, as a constant."""
     return tokens + strength * (tokens.roll(1, dims=0) - tokens).detach()
 
 
 def self_refinement_loss(teacher_logits: Tensor, student_logits: Tensor, confidence: float = 0.4) -> Tensor:
-    """Mean `KL(teacher || student)` over the samples whose teacher is more certain than `confidence` (SSRT).
+    """Compute the mean `KL(teacher || student)` of the samples with a teacher more certain than `confidence` (SSRT).
 
-    As in the released code the gradient flows into both views.
+    As in the released code, the gradient flows into both views.
 
     Args:
         teacher_logits: (B, C).
@@ -46,12 +46,13 @@ def self_refinement_loss(teacher_logits: Tensor, student_logits: Tensor, confide
 class SSRT(Objective):
     """Source cross entropy, a domain discriminator, and self-refinement between plain and perturbed target views.
 
-    Sun et al., "Safe Self-Refinement for Transformer-based Domain Adaptation", CVPR 2022. One of `layers` is drawn
-    each iteration, where the target's tokens are perturbed by another target image's. Either view teaches the other,
-    by chance. Perturbation and weight of the loss are scaled by the strength of `SafeTraining`, which takes snapshots
-    of student and discriminator and may put them back at the start of an iteration. The domain loss is the released
-    code's: DANN's with its reversal growing from 0 to 0.046 in 1,000 iterations and to 0.1 in the end, counted twice.
-    (Its discriminator has two layers; here it is the three of DANN and CDAN.)
+    Sun et al., "Safe Self-Refinement for Transformer-based Domain Adaptation", CVPR 2022. In each iteration, one of
+    `layers` is drawn, at which the target's tokens are perturbed by another target image's. Which of the plain and
+    perturbed views teaches the other is random. The strength of `SafeTraining` scales the perturbation and the weight
+    of the loss; safe training takes snapshots of student and discriminator and may restore them at the start of an
+    iteration. The domain loss is the released code's: DANN's, counted twice, with a reversal that grows from 0 to 0.046
+    in 1,000 iterations and to 0.1 in the end. (Its discriminator has two layers; here it has the three of DANN and
+    CDAN.)
     """
 
     def __init__(
@@ -75,15 +76,15 @@ class SSRT(Objective):
             feature_dim: D of the encoder's features (B, D).
             weight: beta of the self-refinement loss.
             perturbation: alpha, the share of the offset that is added.
-            layers: blocks before which tokens may be perturbed; thirds of the depth if left out, which is the
+            layers: blocks before which tokens may be perturbed; by default the thirds of the depth, which are the
                 published (0, 4, 8) for twelve blocks.
             confidence: threshold on the teacher's largest probability.
-            plain_teacher_chance: how often the plain view is the teacher.
-            domain_weight: of the domain loss.
+            plain_teacher_chance: probability that the plain view is the teacher.
+            domain_weight: weight of the domain loss.
             hidden: width of the discriminator.
             interval: iterations between snapshots and checks of diversity.
-            scales: number of scales of the check beside the whole interval.
-            label_smoothing: of the source's cross entropy.
+            scales: number of scales of the check besides the whole interval.
+            label_smoothing: label smoothing of the source cross entropy.
 
         Raises:
             ValueError: if `interval` is not positive.
@@ -100,10 +101,10 @@ class SSRT(Objective):
         self.safety = SafeTraining(interval, scales)
 
     def phases(self, student: Student, batch: DomainBatch, *, iteration: int, max_iterations: int) -> Iterator[Phase]:
-        """Yield the one phase, which trains everything, the discriminator with its own sign.
+        """Yield a single phase, which trains every part; the encoder receives the reversed domain gradient.
 
         Raises:
-            ValueError: if the encoder is not a ViT, or has no block that `layers` names.
+            ValueError: if the encoder is not a ViT, or lacks a block that `layers` names.
         """
         tokens = vit_tokens(student.encoder)
         layer = self._draw_layer(tokens.depth)
@@ -131,11 +132,11 @@ class SSRT(Objective):
         yield Phase(total, {"classification": classification, "domain": domain, "refinement": refinement})
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Safe training's bookkeeping and snapshot, for `state_dict`."""
+        """Return the state of safe training, snapshot included, for `state_dict`."""
         return self.safety.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up safe training where `state_dict` left it."""
+        """Restore the state of safe training."""
         self.safety.load_state_dict(state)
 
     def _draw_layer(self, depth: int) -> int:
@@ -145,7 +146,7 @@ class SSRT(Objective):
         return layers[int(torch.randint(len(layers), ()))]
 
     def _features(self, tokens: ViTTokens, batch: DomainBatch, layer: int, strength: float) -> Tensor:
-        """Features of the source, the target, and the target perturbed before block `layer`."""
+        """Return features of the source, the target, and the target perturbed before block `layer`."""
         plain = tokens.run(tokens.embed(torch.cat([batch.source_images, batch.target_images])), last=layer)
         perturbed = perturb(plain[len(batch.source_images) :], strength)
         return tokens.finish(tokens.run(torch.cat([plain, perturbed]), first=layer))

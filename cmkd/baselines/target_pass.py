@@ -1,4 +1,4 @@
-"""A pass over the whole target training set: its features and predictions, and pseudo-labels by class centroids."""
+"""A pass over the whole target training set: features, predictions, and pseudo-labels from class centroids."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from cmkd.objective import Student, TargetBatch
 
 
 class TargetViews(NamedTuple):
-    """Features (N, D), logits (N, C), both float32 or better, and positions (N,) of the images of one pass."""
+    """Features (N, D) and logits (N, C), both float32 or better, and positions (N,) of the images of one pass."""
 
     features: Tensor
     logits: Tensor
@@ -20,7 +20,7 @@ class TargetViews(NamedTuple):
 
 
 def view_target(student: Student, target: Iterable[TargetBatch]) -> TargetViews:
-    """Run the student over the target in eval mode; every module gets its own mode back afterwards.
+    """Run the student over the target in eval mode; every module returns to its own mode afterwards.
 
     Raises:
         ValueError: if the target has no batches.
@@ -38,12 +38,12 @@ def view_target(student: Student, target: Iterable[TargetBatch]) -> TargetViews:
 
 
 def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
-    """Label every sample with its nearest class centroid in cosine distance (SHOT, Sec. 3.3).
+    """Label each sample with its nearest class centroid by cosine distance (SHOT, Sec. 3.3).
 
-    Centroids are first the means of the features weighted by the classes' probabilities, then, once, the means under
-    the labels that the first ones gave. As in the released code a constant 1 is appended to the features before they
-    are scaled to length 1; classes that are no sample's arg-max get no centroid, nor does a class that the first round
-    left without samples get one in the second.
+    The centroids are first the means of the features weighted by the class probabilities, then, once, the means under
+    the labels of the first round. As in the released code, a constant 1 is appended to the features before they are
+    normalised to length 1. A class that is no sample's argmax gets no centroid, nor does a class without samples after
+    the first round get one in the second.
 
     Args:
         features: (N, D), floating point.
@@ -70,14 +70,14 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def _nearest(points: Tensor, class_sums: Tensor, classes: Tensor) -> Tensor:
-    """Most similar class by cosine, for which a centroid's scale and with it the class's mass is of no matter."""
+    """Return the most similar class by cosine; a centroid's scale, and with it the class's mass, does not matter."""
     return classes[(points @ F.normalize(class_sums[classes]).T).argmax(dim=1)]
 
 
 class TargetMemory(nn.Module):
-    """A pseudo-label, or another number from 0 up, for each image of the target training set, by its position.
+    """Holds a pseudo-label, or another non-negative number, for each image of the target training set, by its position.
 
-    The numbers are a buffer: saved with the objective that owns the memory, and loaded whatever their count.
+    The numbers are a buffer: they are saved with the objective that owns the memory, and loaded whatever their count.
     """
 
     values: Tensor
@@ -88,17 +88,17 @@ class TargetMemory(nn.Module):
         self.register_buffer("values", torch.empty(0, dtype=torch.int64))
 
     def store(self, positions: Tensor, values: Tensor) -> None:
-        """Replace everything by the values (N,) of the images at these positions (N,) int64."""
+        """Replace all values by those (N,) of the images at these positions (N,), int64."""
         self.values = torch.full((int(positions.max()) + 1,), -1, dtype=values.dtype, device=values.device)
         self.values[positions] = values
 
     def store_centroid_labels(self, student: Student, target: Iterable[TargetBatch]) -> None:
-        """Replace everything by the labels that `centroid_labels` gives the whole target training set."""
+        """Replace all values by the labels that `centroid_labels` gives the whole target training set."""
         views = view_target(student, target)
         self.store(views.positions, centroid_labels(views.features, views.logits.softmax(dim=1)))
 
     def at(self, positions: Tensor) -> Tensor:
-        """Values (B,) of the images at these positions (B,) int64.
+        """Return the values (B,) of the images at these positions (B,), int64.
 
         Raises:
             RuntimeError: if nothing is stored yet, or an image was not in the last pass.

@@ -1,4 +1,4 @@
-"""A ViT encoder taken apart: images to tokens, tokens through the blocks, tokens to features."""
+"""A ViT encoder split into its parts: images to tokens, tokens through the blocks, tokens to features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class ViTTokens(ABC):
-    """The pieces of a ViT, none of them copied: `finish` of all `block`s of `embed` is what the encoder returns.
+    """The parts of a ViT, not copied: `embed`, then each `block`, then `finish` compute what the encoder returns.
 
     Tokens are (B, prefix + N, width): `prefix` tokens such as the class token, then the patches row by row.
 
@@ -26,7 +26,7 @@ class ViTTokens(ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """Turn images (B, 3, H, W) into the first block's tokens."""
+        """Turn images (B, 3, H, W) into the tokens of the first block."""
 
     @abstractmethod
     def block(self, index: int, tokens: Tensor) -> Tensor:
@@ -34,14 +34,15 @@ class ViTTokens(ABC):
 
     @abstractmethod
     def cross_block(self, index: int, stream: Tensor, query: Tensor, context: Tensor) -> Tensor:
-        """Run one block on `stream` with attention from `query` to `context`, instead of to itself.
+        """Run one block on `stream` with attention from `query` to `context` instead of self-attention.
 
-        All three are tokens of one shape, as they enter this block; `cross_block(i, x, x, x)` is `block(i, x)`.
+        All three are tokens of the same shape at the input of this block; `cross_block(i, x, x, x)` equals
+        `block(i, x)`.
         """
 
     @abstractmethod
     def class_attention(self, index: int, tokens: Tensor) -> Tensor:
-        """Attention (B, N) from the class token to the patches in one block: mean of the heads, sums to 1.
+        """Return one block's attention (B, N) from the class token to the patches, averaged over heads; rows sum to 1.
 
         Raises:
             ValueError: if the encoder has no class token.
@@ -52,7 +53,7 @@ class ViTTokens(ABC):
         """Turn the last block's tokens into the encoder's features (B, D)."""
 
     def run(self, tokens: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Run tokens through the blocks from `first` up to, not including, `last`; to the end if left out."""
+        """Run tokens through the blocks from `first` up to but not including `last`, or to the end if it is None."""
         for index in range(first, self.depth if last is None else last):
             tokens = self.block(index, tokens)
         return tokens
@@ -63,10 +64,10 @@ class ViTTokens(ABC):
 
 
 def vit_tokens(encoder: nn.Module) -> ViTTokens:
-    """Take apart an open_clip `VisionTransformer` (a CLIP's `visual`) or a timm one.
+    """Split an open_clip `VisionTransformer` (a CLIP's `visual`) or a timm one into its parts.
 
     Raises:
-        ValueError: if the encoder is of another class, a ResNet say, or has parts that are not supported.
+        ValueError: if the encoder is of another class, such as a ResNet, or has unsupported parts.
     """
     kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
     if kind == "open_clip.transformer.VisionTransformer":
@@ -176,7 +177,7 @@ class _TimmTokens(ViTTokens):
 
     @staticmethod
     def _query_key_value(attn: Any, query: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads first, (B, heads, tokens, width of a head), by the thirds of the block's one joint projection."""
+        """Project with the thirds of the block's joint projection; each result is (B, heads, tokens, head width)."""
 
         def heads(x: Tensor, third: int) -> Tensor:
             size = attn.num_heads * attn.head_dim
