@@ -21,13 +21,13 @@ BaseStorage = CopyStorage | Literal["sparse"]
 Patterns = str | Sequence[str] | None
 
 DEFAULT_RATIO = 0.002
-"""Share of the weights that is kept unless the configuration says otherwise: the paper's r = 0.2 % (App. M)."""
+"""Share of the weights to keep by default: the paper's r = 0.2 % (App. M)."""
 
 FALLS_UNTIL = 0.5
 """Progress at which the share has fallen from 1 to a `ratio` that is a number."""
 
 ASSUMED_STEPS = 200
-"""Length of a run whose `total_steps` is not known; a share falls over the first half of it."""
+"""Assumed length of a run whose `total_steps` is not known; a share falls over the first half of it."""
 
 _SCHEDULED = ("threshold", "ratio")
 
@@ -76,7 +76,7 @@ class RSTConfig:
     base_storage: BaseStorage | None = None
 
     def __post_init__(self) -> None:
-        """Choose the selection if it is not named, and refuse settings that cannot mean anything.
+        """Choose the selection if none is named, and reject invalid settings.
 
         Raises:
             ConfigError: names the setting.
@@ -119,13 +119,13 @@ class RSTConfig:
             raise ConfigError('select="threshold" needs threshold, the tau of Eq. 17')
 
     def progress(self, steps: int) -> float:
-        """Progress of a run after `steps` optimiser steps, in [0, 1]; 1 where nothing depends on it."""
+        """Return the progress of a run after `steps` optimiser steps, in [0, 1]; 1 if nothing depends on it."""
         if self.total_steps is not None:
             return min(steps / self.total_steps, 1.0)
         return min(steps / ASSUMED_STEPS, 1.0) if self.ratio is not None else 1.0
 
     def threshold_at(self, progress: float) -> float:
-        """Tau at `progress` in [0, 1]. Raises `ConfigError` if it is negative or not finite, or there is none."""
+        """Return tau at `progress` in [0, 1]. Raises `ConfigError` if it is negative, not finite or not set."""
         if self.threshold is None:
             raise ConfigError(f'select="{self.select}" takes no threshold')
         tau = as_schedule(self.threshold)(progress)
@@ -134,7 +134,7 @@ class RSTConfig:
         return tau
 
     def ratio_at(self, progress: float) -> float:
-        """Kept share at `progress` in [0, 1]. Raises `ConfigError` outside (0, 1], or if there is none."""
+        """Return the kept share at `progress` in [0, 1]. Raises `ConfigError` outside (0, 1], or if there is none."""
         if self.ratio is None:
             raise ConfigError(f'select="{self.select}" takes no ratio')
         share = self.ratio(progress) if callable(self.ratio) else self.ratio
@@ -143,11 +143,11 @@ class RSTConfig:
         return share if callable(self.ratio) else Geometric(1.0, share, by=FALLS_UNTIL)(progress)
 
     def exported_ratio(self, progress: float) -> float:
-        """The share that an export at `progress` keeps: the target, however early it comes, or the schedule's."""
+        """Return the share that an export at `progress` keeps: the final one, however early, or the schedule's."""
         return self.ratio_at(progress if callable(self.ratio) else 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings in JSON types, without those left at None."""
+        """Return the settings in JSON types, without those that are None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in _SCHEDULED:
             if values[name] is not None:
@@ -173,7 +173,7 @@ class RSTConfig:
                 raise ConfigError(f"{name}={str(values[name])[:99]!r}: not a valid value for this setting")
             if fits is _is_patterns and isinstance(values.get(name), str):
                 check_quick(name, values[name])
-        if values.get("select") in ("top", "bias"):  # before 0.2 the unused default was written beside them
+        if values.get("select") in ("top", "bias"):  # versions before 0.2 also wrote the unused default
             values = {name: value for name, value in values.items() if name != "threshold"}
         scheduled: dict[str, Any] = {name: schedule_from_json(values[name]) for name in _SCHEDULED if name in values}
         return cls(**{**values, **scheduled})
@@ -213,7 +213,7 @@ class RSTConfig:
         return cls.from_dict(settings)
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
 

@@ -22,21 +22,21 @@ class RSTError(Exception):
     def __init__(
         self, reason: str, *, file: "str | os.PathLike[str] | None" = None, parameter: str | None = None
     ) -> None:
-        """Keep what the error is about."""
+        """Store the reason and what the error is about."""
         super().__init__(reason)
         self.reason = reason
         self.file = None if file is None else str(file)
         self.parameter = parameter
 
     def __str__(self) -> str:
-        """Compose the sentence."""
+        """Return the message as one printable line."""
         about = [shortened(printable(part)) for part in (self.file, self.parameter) if part is not None]
         return ": ".join([*about, in_one_line(self.reason)])
 
 
 @contextmanager
 def naming_file(file: "str | os.PathLike[str] | None") -> Iterator[None]:
-    """Have errors from within say which file they are about, unless they say so themselves."""
+    """Make errors raised within name this file, unless they name one themselves."""
     try:
         yield
     except RSTError as error:
@@ -51,7 +51,7 @@ class RSTWarning(UserWarning):
     """
 
     def __str__(self) -> str:
-        """Compose the sentence."""
+        """Return the message as one printable line."""
         return in_one_line(super().__str__())
 
 

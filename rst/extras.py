@@ -4,7 +4,7 @@ DISTRIBUTION = "residual-sparse-training"
 
 
 def install_command(extra: str) -> str:
-    """What to type.
+    """Return the command that installs an extra.
 
     >>> install_command("peft")
     'pip install "residual-sparse-training[peft]"'

@@ -1,8 +1,8 @@
-"""Regular expressions from files of strangers: only those that Python's backtracking engine is quick with.
+"""Regular expressions from untrusted files: only those that Python's backtracking engine matches quickly.
 
-Its time is the number of ways in which a pattern could match a name. That is counted on the parsed pattern: branches
-add up, what follows one another multiplies, and a repetition of what matches in one way has one way for each length.
-Patterns that people type themselves are not looked at here.
+The time of a match is bounded by the number of ways in which a pattern could match a name. That number is counted on
+the parsed pattern: the counts of branches add up, those of consecutive parts multiply, and a repetition of something
+that matches in one way has one way per length. Patterns that users type themselves are not checked here.
 """
 
 import math
@@ -22,7 +22,7 @@ _MOST_WAYS = 1 << 24  # three times `.*`, and a few branches
 
 
 def check_quick(setting: str, pattern: str) -> None:
-    """Raise `ConfigError` unless a pattern from a file is a regular expression that is quick whatever it meets."""
+    """Raise `ConfigError` unless a pattern from a file is a regular expression that matches any name quickly."""
     shown = f"{setting}: {pattern[:99]!r}"
     if len(pattern) > _LONGEST_PATTERN:
         raise ConfigError(

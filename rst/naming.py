@@ -1,4 +1,4 @@
-"""Names of weights, the same whether a module or checkpoint is plain or wrapped: compiled, averaged, parallel."""
+"""Canonical names of weights, the same for plain and wrapped modules and checkpoints (compiled, averaged, parallel)."""
 
 import difflib
 import os
@@ -12,16 +12,16 @@ from torch.optim.swa_utils import AveragedModel
 from rst.config import Patterns
 from rst.errors import ConfigError
 
-# What torch.compile, checkpoint_wrapper, the first FSDP and Lightning's Fabric call the module inside.
+# The attribute under which torch.compile, checkpoint_wrapper, FSDP1 and Lightning's Fabric hold the wrapped module.
 _INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
-_UNWRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module")  # FSDP cuts what it wraps to pieces
-# What data parallelism and RSTModel call it: names of submodules too, so they go only where every name has them.
+_UNWRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module")  # FSDP shards what it wraps
+# The names of data parallelism and RSTModel; submodules use them too, so they are removed only if all names have them.
 _ONLY_CHILD = ("module.", "base_model.")
 _AVERAGES = "n_averaged"  # AveragedModel's own buffer
-_MOST_PREFIXES = 64  # that are tried; the one which explains most names is among the most frequent
-_LONGEST = 4096  # characters that a regular expression is tried on, for each module above a name
+_MOST_PREFIXES = 64  # to try; the one that explains most names is among the most frequent
+_LONGEST = 4096  # characters of a name that a regular expression is matched against
 _LONGEST_SHOWN, _MOST_COMPARED = 200, 1000
-_OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # of LayerNorm, in BERT's days
+_OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))  # LayerNorm's names in old BERT checkpoints
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def wrappers(module: nn.Module) -> list[nn.Module]:
-    """A module and what it wraps, outermost first.
+    """Return a module and the modules it wraps, outermost first.
 
     Wrappers are those of torch.compile, data parallelism, `AveragedModel`, `checkpoint_wrapper` and Fabric, and
     `RSTModel`.
@@ -40,7 +40,7 @@ def wrappers(module: nn.Module) -> list[nn.Module]:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             module = module.module
         else:
-            # A scripted module has the names, but lets none of its parts out; the last name is RSTModel's.
+            # A scripted module has these names but does not give access to its parts; the last name is RSTModel's.
             names = (*_UNWRAPPED, getattr(type(module), "_wraps", None))
             inside = [one for name in names if name and isinstance(one := getattr(module, name, None), nn.Module)]
             if not inside:
@@ -50,16 +50,16 @@ def wrappers(module: nn.Module) -> list[nn.Module]:
 
 
 def plain_name(name: str) -> str:
-    """A module's name for a tensor without what wrappers put into it, wherever it stands."""
+    """Return a tensor's name without the parts that wrappers insert, wherever they are."""
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Map each name to the plain module's name for it.
 
-    `_orig_mod.` and its like are wrappers' own and go wherever they stand; `module.` and `base_model.` go only where
-    every name starts with them, because a model may have a submodule of that name. `AveragedModel`'s count of averages
-    is left out.
+    `_orig_mod.` and similar names belong to wrappers and are removed anywhere; `module.` and `base_model.` are removed
+    only if every name starts with them, because a model may have a submodule of that name. `AveragedModel`'s counter is
+    left out.
     """
     plain = {name: plain_name(name) for name in names}
     if _AVERAGES in plain and _common_child(name for name in plain.values() if name != _AVERAGES) == "module.":
@@ -71,19 +71,19 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _common_child(names: Iterable[str]) -> str | None:
-    """The one of `_ONLY_CHILD` that all names start with."""
+    """Return the prefix among `_ONLY_CHILD` that all names start with."""
     known = list(names)
     return next((child for child in _ONLY_CHILD if known and all(name.startswith(child) for name in known)), None)
 
 
 def own_prefix(names: Iterable[str]) -> str:
-    """What `canonical_names` takes off all `names`, which for a plain module's is no wrapper's but its only child's."""
+    """Return the prefix that `canonical_names` removes from all `names`; a plain module's is its only child."""
     shortened = canonical_names(names)
     return next((name.removesuffix(plain) for name, plain in shortened.items() if name.endswith(plain)), "")
 
 
 def other_spellings(name: str, prefix: str = "") -> list[str]:
-    """How files of the same model may spell a name: with or without `prefix`, or with LayerNorm's old names."""
+    """Return other spellings of a name in files of the same model: with or without `prefix`, or old LayerNorm names."""
     names = [name]
     if prefix:
         without = name.removeprefix(f"{prefix}.")
@@ -95,7 +95,7 @@ def other_spellings(name: str, prefix: str = "") -> list[str]:
 
 
 def respelled(names: Collection[str], wanted: Collection[str]) -> dict[str, str]:
-    """Map those of `wanted` that `names` lacks to how `names` spells them, if one prefix explains most of them.
+    """Map names in `wanted` that `names` lacks to their spelling in `names`, if one prefix explains most of them.
 
     >>> respelled(["h.0.weight", "h.1.weight"], ["transformer.h.0.weight", "score.weight"])
     {'transformer.h.0.weight': 'h.0.weight'}
@@ -111,10 +111,10 @@ def respelled(names: Collection[str], wanted: Collection[str]) -> dict[str, str]
 
 
 def matches(name: str, patterns: Patterns) -> bool:
-    """Whether the parameter `name`, or a module above it, is meant by `patterns`, read as PEFT reads them.
+    """Return whether `patterns`, read as PEFT reads them, match the parameter `name` or a module above it.
 
-    A string is a regular expression for a whole name; a list holds names or suffixes at a dot. Raises `ConfigError`
-    for a name of more than 4096 characters, which no regular expression is tried on.
+    A string is a regular expression for a whole name; a list holds names or suffixes at a dot. Raises `ConfigError` for
+    a name of more than 4096 characters, which is not matched against regular expressions.
 
     >>> matches("blocks.0.attn.weight", ["attn"]), matches("blocks.0.attn.weight", r"blocks\\.[01]\\..*")
     (True, True)
@@ -133,12 +133,12 @@ def matches(name: str, patterns: Patterns) -> bool:
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter is a bias by its name: `bias`, and fused ones such as `in_proj_bias`."""
+    """Return whether a parameter is a bias by its name: `bias`, and fused ones such as `in_proj_bias`."""
     return name.endswith("bias")
 
 
 def check_regular(setting: str, patterns: Patterns) -> None:
-    """Raise `ConfigError` if `patterns` is a string and no regular expression."""
+    """Raise `ConfigError` if `patterns` is a string that is not a valid regular expression."""
     if isinstance(patterns, str):
         try:
             re.compile(patterns)
@@ -147,7 +147,7 @@ def check_regular(setting: str, patterns: Patterns) -> None:
 
 
 def check_patterns(setting: str, patterns: Patterns, names: Sequence[str]) -> None:
-    """Raise `ConfigError`, with names that come near, if one of `patterns` matches none of `names`."""
+    """Raise `ConfigError`, with similar names, if one of `patterns` matches none of `names`."""
     check_regular(setting, patterns)
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         single: Patterns = pattern if isinstance(patterns, str) else [pattern]

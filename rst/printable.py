@@ -1,4 +1,4 @@
-"""Untrusted text, made safe to show on a terminal, in Markdown and in YAML: names and paths may hold anything."""
+"""Escapes for untrusted text, such as names and paths, in terminals, Markdown and YAML."""
 
 import json
 import re
@@ -7,7 +7,7 @@ _LONGEST = 2000  # characters; no file system has longer names
 
 
 def printable(text: str) -> str:
-    """Escape what could steer a terminal, end a line, or turn the order of reading round.
+    """Escape characters that could control a terminal, end a line, or reverse the reading order.
 
     >>> printable("layer\\x1b[2J")
     'layer\\\\x1b[2J'
@@ -18,19 +18,19 @@ def printable(text: str) -> str:
 
 
 def in_one_line(sentence: str) -> str:
-    """The same of a sentence, whose own line breaks become spaces: what other libraries say often has some."""
+    """Do the same for a sentence, and turn line breaks, frequent in messages of other libraries, into spaces."""
     return shortened(printable(" ".join(sentence.splitlines())))
 
 
 def shortened(text: str) -> str:
-    """The beginning and the end of what names in files have made immensely long."""
+    """Return the beginning and the end of a text that names in files have made extremely long."""
     if len(text) <= _LONGEST:
         return text
     return f"{text[: _LONGEST // 2]} ... ({len(text):,} characters) ... {text[-_LONGEST // 2 :]}"
 
 
 def markdown_code(text: str) -> str:
-    """A code span of Markdown, also in a table, where nothing in the text ends it or is taken for HTML.
+    """Return a Markdown code span, valid in tables, that the text cannot end and whose content is not read as HTML.
 
     >>> markdown_code("a`b|c")
     '``a`b\\\\|c``'
@@ -42,7 +42,7 @@ def markdown_code(text: str) -> str:
 
 
 def yaml_string(text: str) -> str:
-    """A string of YAML, quoted so that nothing in the text ends it.
+    """Return a quoted YAML string that the text cannot end.
 
     >>> yaml_string('x"\\nlicense: mit')
     '"x\\\\"\\\\\\\\nlicense: mit"'

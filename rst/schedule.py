@@ -25,7 +25,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from `start` at progress 0 to `end` at progress `by`, and `end` from there on.
+    """A straight line from `start` at progress 0 to `end` at progress `by`, constant afterwards.
 
     >>> Linear(5e-4, 3.5e-2)(0.0)
     0.0005
@@ -43,7 +43,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Geometric:
-    """From `start` at progress 0 to `end` at progress `by` by equal factors, and `end` from there on; both positive.
+    """A geometric curve from `start` at progress 0 to `end` at progress `by`, constant afterwards; both are positive.
 
     >>> Geometric(1.0, 0.01)(0.5)
     0.1

@@ -1,4 +1,4 @@
-"""Where the pretrained weights `w0` are kept while `wt` is trained: beside it, in CPU memory, or in a mapped file."""
+"""Storage of pretrained weights `w0` while `wt` is trained: beside it, in CPU memory, or in a memory-mapped file."""
 
 import mmap
 import os
@@ -21,7 +21,7 @@ class BaseWeights(Mapping[str, Tensor]):
     """Copies of the pretrained weights by name."""
 
     def __init__(self, weights: Mapping[str, Tensor], storage: CopyStorage) -> None:
-        """Copy `weights`, same strides, to where `storage` says.
+        """Copy `weights`, with the same strides, to where `storage` says.
 
         Args:
             weights: the live tensors by name, any device.
@@ -39,33 +39,34 @@ class BaseWeights(Mapping[str, Tensor]):
             self._copies = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        """w0 of one parameter, where it is stored."""
+        """Return w0 of one parameter, on the device where it is stored."""
         return self._copies[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Names."""
+        """Iterate over the names."""
         return iter(self._copies)
 
     def __len__(self) -> int:
-        """Number of tensors."""
+        """Return the number of tensors."""
         return len(self._copies)
 
     def on_device_of(self, live: Mapping[str, Tensor], *, move: bool = True) -> Mapping[str, Tensor]:
-        """View of w0, each tensor copied to the device of its live weight when it is asked for, unless `move` is False.
+        """Return a view of w0 that copies each tensor to the device of its weight on access, unless `move` is False.
 
-        With "device" storage it stays there from then on. Asking raises `ParameterMismatchError` if the weight's shape
+        With "device" storage the copy stays there. Access raises `ParameterMismatchError` if the weight's shape or
+        dtype has changed.
         or dtype has changed since.
         """
         return _OnDeviceOf(live, self._copies, keeps=self._storage == "device", move=move)
 
     def take(self, names: Iterable[str] | None = None) -> None:
-        """Before these weights (None: all) move: have a copy of their w0. There is one here."""
+        """Prepare copies of w0 before these weights (None: all) change. This class always has copies."""
 
     def settle(self, names: Iterable[str] | None = None) -> None:
-        """After a selection from these: drop the copies that are not needed until the next step. None is here."""
+        """Drop copies that are not needed until the next step, after a selection. This class drops none."""
 
     def load(self, copies: Mapping[str, Tensor]) -> None:
-        """Have another w0."""
+        """Replace w0."""
         for name, copy in self._copies.items():
             if is_plain(copy):
                 copy.copy_(copies[name])
@@ -117,7 +118,7 @@ def _map_to_file(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size, and room on the disk: writing to mapped memory without room kills the process."""
+    """Set a file's size and reserve the disk space: writing to mapped memory without space kills the process."""
     try:
         getattr(os, "posix_fallocate", _set_size)(descriptor, 0, size)
     except OSError as error:
@@ -132,5 +133,5 @@ def _set_size(descriptor: int, _: int, size: int) -> None:
 
 
 def _dense_strides(weight: Tensor) -> tuple[int, ...]:
-    """Strides of a copy without gaps that keeps the memory order, as `clone` gives."""
+    """Return the strides of a copy without gaps that keeps the memory order, like those of `clone`."""
     return torch.empty_like(weight, device="meta").stride()

@@ -1,7 +1,8 @@
-"""The top r % of all changes on an accelerator, about: estimated and kept without the host waiting for a number.
+"""Approximate top-r % selection on an accelerator, without the host waiting for a number.
 
-A sample gives the boundary, as a tensor that stays where the weights are. In half precision many changes equal it; of
-those the sample gives a share, and a hash of the position chooses which, the same in every process.
+A sample gives the boundary, as a tensor that stays on the device of the weights. In half precision many changes equal
+the boundary; the sample gives the share of them to keep, and a hash of the position selects them, the same in every
+process.
 """
 
 from collections.abc import Mapping
@@ -28,17 +29,17 @@ _HASH, _HASH_BITS = 2654435761, 16  # Knuth's multiplier
 def keep_about_(
     tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, project: Project, *, step: int
 ) -> Tensor | None:
-    """Keep, in place, about the top `ratio` of all changes; everything else goes back to w0, bit for bit.
+    """Keep approximately the top `ratio` of all changes, in place; reset every other weight to w0, bit for bit.
 
     Args:
         tuned: wt by name, on accelerators.
         base: w0 by name, same shapes, dtypes and devices.
         ratio: the share, in (0, 1].
-        project: Eq. 17 for what is not in half precision.
-        step: of the training; chooses which weights are looked at.
+        project: applies Eq. 17 to weights that are not in half precision.
+        step: training step; determines which weights are sampled.
 
     Returns:
-        The boundary, of shape (); None where every weight is kept.
+        The boundary, of shape (); None if every weight is kept.
     """
     if ratio >= 1:
         return None
@@ -69,7 +70,7 @@ def keep_about_(
 
 
 def _in_launches(tuned: Mapping[str, Tensor], project: Project) -> "TritonProjection | None":
-    """The projection, if kernels run there and w0 is beside all weights."""
+    """Return the projection if Triton kernels run on the device and w0 is beside all weights."""
     if not all(kernels.run_on(weight.device) for weight in tuned.values()):
         return None
     from rst.training.projection_triton import TritonProjection
@@ -80,7 +81,7 @@ def _in_launches(tuned: Mapping[str, Tensor], project: Project) -> "TritonProjec
 def _estimate(
     tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, step: int, *, in_launches: bool
 ) -> tuple[Tensor, Tensor]:
-    """The boundary, and the share of changes equal to it that is kept; both of shape ()."""
+    """Return the boundary, and the share of changes equal to it to keep; both of shape ()."""
     first, stride = choose_sample(sum(weight.numel() for weight in tuned.values()), ratio, step)
     wide = wide_dtype(*(weight.dtype for weight in tuned.values()))
     device = next(iter(tuned.values())).device

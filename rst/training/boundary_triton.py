@@ -1,7 +1,7 @@
 """Where the top r % of sampled changes ends, and keeping them, on a GPU: launches do not grow with the parameters.
 
-The boundary is found as `rst.numerics.radix_select` finds it, from the largest down: a histogram of 16 bits of all
-sampled changes, one launch, then of the next 16 bits of those that share the first.
+The boundary is found as in `rst.numerics.radix_select`, from the largest change down: one launch computes a histogram
+of the first 16 bits of all sampled changes, the next launch one of the next 16 bits of those that share the first.
 """
 
 from collections import defaultdict
@@ -24,13 +24,13 @@ _DIGITS = 1 << _DIGIT
 
 
 def estimate(pairs: Sequence[Pair], ratio: float, first: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The boundary, and the share of changes equal to it that is kept, of a sample.
+    """Estimate the boundary, and the share of changes equal to it to keep, from a sample.
 
     Args:
         pairs: flat weights and origins on one device.
         ratio: the share to be kept.
-        first: place of the first sampled change of each parameter.
-        stride: from there on.
+        first: position of the first sampled change of each parameter.
+        stride: distance between sampled changes.
 
     Returns:
         Both of shape (), on the device.
@@ -74,13 +74,13 @@ def estimate(pairs: Sequence[Pair], ratio: float, first: int, stride: int) -> tu
 
 
 def keep_lucky(project: TritonProjection, pairs: Iterable[Pair], value: Tensor, limit: Tensor) -> None:
-    """Keep what lies above a boundary, and of the changes equal to it those whose place has a hash below a limit.
+    """Keep the changes above a boundary, and those equal to it whose position has a hash below a limit.
 
     Args:
-        project: knows the tables of weights.
+        project: holds the tables of the weights.
         pairs: flat weights in half precision, changed in place, and their origins.
         value: the boundary, float32 or float64 of shape ().
-        limit: of the 16 bits of a hash, of shape ().
+        limit: limit on the 16 bits of the hash, of shape ().
     """
     groups: defaultdict[tuple[torch.dtype, torch.device], list[Pair]] = defaultdict(list)
     for weight, origin in pairs:
@@ -101,7 +101,7 @@ def keep_lucky(project: TritonProjection, pairs: Iterable[Pair], value: Tensor, 
 
 
 def _tables(pairs: Sequence[Pair], stride: int) -> dict[torch.dtype, TensorTable]:
-    """Of each dtype: addresses, elements, and as many blocks as the sampled ones need."""
+    """Return one table per dtype: addresses, elements, and as many blocks as the sampled elements need."""
     tables = {}
     for dtype in dict.fromkeys(weight.dtype for weight, _ in pairs if weight.numel()):
         group = [pair for pair in pairs if pair[0].dtype == dtype]
@@ -126,7 +126,7 @@ def histogram(
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Count 16 bits of sampled changes, of those that have the bits above them in common."""
+    """Count 16 bits of the sampled changes that share the bits above them."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 5
     start = (program - tl.load(row + 4)) * BLOCK
@@ -146,7 +146,7 @@ def histogram(
 
 @triton.jit
 def keep(rows, row_of_block, value_there, limit_there, WORD: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of one weight in half precision."""
+    """Process one block of one weight in half precision."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 4
     start = (program - tl.load(row + 3)) * BLOCK
@@ -165,7 +165,7 @@ def keep(rows, row_of_block, value_there, limit_there, WORD: tl.constexpr, FLOAT
 def keep_block(
     weights, origins, start, left, value, limit, FLOAT: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr
 ):
-    """The changes above the boundary, and the lucky ones at it, stay."""
+    """Keep the changes above the boundary, and those at it that the hash selects."""
     offsets = tl.arange(0, BLOCK)
     weight = load(weights, offsets, left, FULL)
     origin = load(origins, offsets, left, FULL)
@@ -178,7 +178,7 @@ def keep_block(
 
 @triton.jit
 def distance(weight, origin, FLOAT: tl.constexpr, WIDE: tl.constexpr):
-    """The size of a change, rounded to the weights' own dtype."""
+    """Compute the magnitude of a change, rounded to the weights' own dtype."""
     if FLOAT == tl.bfloat16:
         change = tl.abs(widened(weight, FLOAT, tl.float32) - widened(origin, FLOAT, tl.float32))
         raw = change.to(tl.int32, bitcast=True)

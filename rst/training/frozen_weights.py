@@ -1,4 +1,4 @@
-"""The weights that a training may not move: no export would carry their change, so one that has moved is noticed."""
+"""Frozen weights: no export would carry a change of theirs, so a change is detected."""
 
 from collections.abc import Mapping
 
@@ -22,18 +22,18 @@ class FrozenWeights:
         self._read()
 
     def wait_for_restored(self) -> None:
-        """Read the weights again at the next step or check: a checkpoint may bring others meanwhile."""
+        """Read the weights again at the next step or check, because a checkpoint may be loaded before."""
         self._sums = None
 
     def check_frozen(self) -> None:
-        """Raise `ConfigError` if one requires gradients again. Reads no weight's values."""
+        """Raise `ConfigError` if a frozen weight requires gradients again. Does not read values."""
         self._read()
         for name, weight in self._weights.items():
             if weight.requires_grad:
                 self._refuse_thawed(name)
 
     def check_unchanged(self, live: Mapping[str, Tensor]) -> None:
-        """Raise `ConfigError` if one was thawed or, by the model's tensors as they are now, has other values."""
+        """Raise `ConfigError` if a frozen weight was made trainable or its values in `live` have changed."""
         for name, known in self._read().items():
             if isinstance(live[name], nn.Parameter) and live[name].requires_grad:
                 self._refuse_thawed(name)

@@ -1,7 +1,7 @@
 """Optimiser steps inside the backward pass: each gradient is used and freed as soon as it is complete.
 
-One optimiser has all parameters, so that a learning rate schedule and `state_dict` are as always; for a step of one
-parameter it is shown that parameter alone. An optimiser that works element by element computes the same bits so.
+A single optimiser holds all parameters, so learning rate schedules and `state_dict` work as usual; for the step of one
+parameter it sees that parameter alone. An elementwise optimiser computes the same bits this way.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,16 +29,16 @@ class InBackward:
         """Watch every parameter of the optimiser.
 
         Args:
-            optimizer: of all that trains.
-            sparse: the parameters to select from, by name.
-            accumulate: backward passes to a step.
-            base: w0 of those, of which one copy at a time is taken.
-            select: puts back what is not kept of some, as it is done after the step that is being made.
+            optimizer: holds all trained parameters.
+            sparse: the sparsely trained parameters, by name.
+            accumulate: backward passes per step.
+            base: w0 of the sparse parameters, of which one copy at a time is made.
+            select: selects from the named parameters, as after the step in progress.
         """
         self._optimizer, self._accumulate, self._base, self._select = optimizer, accumulate, base, select
         self._names = {weight: name for name, weight in sparse.items()}
         self._passes: dict[Tensor, int] = {}
-        self._lock = Lock()  # backward passes have a thread a device
+        self._lock = Lock()  # the backward pass has one thread per device
         self._done: set[str] = set()
         self.steps_alone = False
         trained = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -47,16 +47,16 @@ class InBackward:
         ]
 
     def remove(self) -> None:
-        """Leave the parameters."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
     def waiting(self) -> list[str]:
-        """The parameters that `optimizer.step()` itself is going to step: those with fewer gradients than passes."""
+        """Return the parameters that `optimizer.step()` will step: those with fewer gradients than passes."""
         return [name for weight, name in self._names.items() if weight.grad is not None]
 
     def finish(self) -> list[str]:
-        """End the step, and say which parameters have not been selected from in it."""
+        """End the step, and return the parameters that have not been selected from in it."""
         left = [name for name in self._names.values() if name not in self._done]
         self._done.clear()
         self._passes.clear()

@@ -10,7 +10,7 @@ class Largest:
     """The k largest positive scores so far, and where they are."""
 
     def __init__(self, k: int) -> None:
-        """Keep none yet."""
+        """Start empty."""
         self._k = k
         self._starts: list[tuple[str, int]] = []
         self._end = 0
@@ -18,7 +18,7 @@ class Largest:
         self._places = torch.empty(0, dtype=torch.int64)
 
     def add(self, name: str, scores: Tensor) -> None:
-        """Look at the scores of one parameter, any shape. Zeros and NaN are never kept."""
+        """Consider the scores of one parameter, of any shape. Zeros and NaN are never kept."""
         self._starts.append((name, self._end))
         flat = scores.detach().reshape(-1)
         floor = self._scores.min() if self._scores.numel() == self._k else torch.tensor(0.0)
@@ -34,7 +34,7 @@ class Largest:
         self._end += flat.numel()
 
     def positions(self) -> dict[str, Tensor]:
-        """Sorted flat positions by name, int64."""
+        """Return sorted flat positions by name, int64."""
         found = self._places.sort().values
         cuts = torch.searchsorted(found, torch.tensor([*(start for _, start in self._starts), self._end])).tolist()
         pieces: dict[str, list[Tensor]] = {}
@@ -44,16 +44,16 @@ class Largest:
 
 
 class LargestOfEach:
-    """The largest positive scores of each parameter, so many of each."""
+    """The largest positive scores of each parameter, with a fixed count per parameter."""
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        """Keep none yet; parameters without a count are never looked at."""
+        """Start empty; parameters without a count are ignored."""
         self._each = {name: Largest(count) for name, count in counts.items()}
 
     def add(self, name: str, scores: Tensor) -> None:
-        """Look at the scores of one parameter, as `Largest.add`."""
+        """Consider the scores of one parameter, as in `Largest.add`."""
         self._each[name].add(name, scores)
 
     def positions(self) -> dict[str, Tensor]:
-        """Sorted flat positions by name, int64."""
+        """Return sorted flat positions by name, int64."""
         return {name: found for one in self._each.values() for name, found in one.positions().items()}

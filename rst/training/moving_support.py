@@ -1,8 +1,8 @@
-"""Moving a support: the kept weights that moved least from w0 make room for those with the largest gradients.
+"""Moving a support: the kept weights that moved least from w0 are replaced by those with the largest gradients.
 
-Each parameter keeps as many as it had, so that the tensors that an optimiser trains, and their states, stay the same
-ones. What is let go of has w0's bits again; an entry that stays has its value and its states, a new one starts at w0
-with states of zero.
+Each parameter keeps its number of weights, so that the tensors that an optimiser trains, and their states, stay the
+same objects. Dropped weights get w0's bits back; entries that stay keep their value and states; new ones start at w0
+with zero states.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Move:
 
     Attributes:
         positions: all of them afterwards, sorted, shape (n,).
-        source: which entry each was before; n and more for new ones, shape (n,).
+        source: the previous index of each entry; n or more for new ones, shape (n,).
     """
 
     positions: Tensor
@@ -31,7 +31,7 @@ class Move:
 
     @classmethod
     def plan(cls, places: KeptPlaces, values: Tensor, grown: Tensor) -> "Move":
-        """Let go of as many as are `grown`, integers of shape (k,) with none of `places` among them."""
+        """Plan to drop as many entries as are `grown`: integers of shape (k,), none of them in `places`."""
         moved = (values - places.origin.to(values.dtype)).abs()
         stays = moved.argsort(stable=True)[grown.numel() :]
         positions, order = torch.cat([places.positions[stays], grown.to(places.positions)]).sort()
@@ -39,14 +39,14 @@ class Move:
         return cls(positions, source[order])
 
     def apply(self, entries: Tensor, new: Tensor | float) -> Tensor:
-        """Entries of shape (n,) in their new order; `new`, a number or of shape (n,), where there was none."""
+        """Return entries of shape (n,) in their new order, with `new`, a number or of shape (n,), for new entries."""
         count = entries.numel()
         found = entries[self.source.clamp(max=count - 1)]
         return torch.where(self.source < count, found, torch.as_tensor(new, dtype=found.dtype, device=found.device))
 
 
 def check_states(optimizer: Optimizer, values: Mapping[str, Tensor]) -> None:
-    """Raise `ConfigError` for a state that belongs neither to all of a parameter nor to each of its entries."""
+    """Raise `ConfigError` for an optimiser state that is neither per parameter nor per entry."""
     for inner in optimizers_in(optimizer):
         for name, one in values.items():
             for key, state in inner.state.get(one, {}).items():

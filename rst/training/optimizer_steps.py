@@ -1,7 +1,7 @@
-"""When an optimiser has written its weights: of one that wraps others, after the outermost step.
+"""Detecting when an optimiser has written its weights; of nested optimisers, after the outermost step.
 
-Lookahead, schedule-free wrappers and ZeRO write after the step of the optimiser inside; SAM is stepped by methods of
-another name, which step the one inside.
+Lookahead, schedule-free wrappers and ZeRO write after the step of the inner optimiser; SAM is stepped through methods
+of other names, which step the inner one.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,21 +12,21 @@ from typing import Any
 from torch.optim import Optimizer
 
 Before = Callable[[Any, Any], Any]
-"""What is called with a step's arguments before it, and returns others to use, or None."""
+"""Called with a step's arguments before it; returns other arguments to use, or None."""
 
 Step = Callable[..., Any]
 
 
 class OptimizerSteps:
-    """Calls others around whatever changes an optimiser's weights, until `detach`."""
+    """Calls functions around whatever changes an optimiser's weights, until `detach`."""
 
     def __init__(
         self, optimizer: Optimizer, before: Before, moved: Callable[[], None], after: Callable[[], None]
     ) -> None:
-        """Follow `optimizer` and those that it wraps.
+        """Follow `optimizer` and the optimisers that it wraps.
 
         Args:
-            optimizer: the one that the training loop knows.
+            optimizer: the optimiser that the training loop uses.
             before: called before each step.
             moved: called after a step that has written weights.
             after: called last, also after a step that was skipped.
@@ -42,15 +42,15 @@ class OptimizerSteps:
             self._detach.append(_replace_step(optimizer, self._outermost))
 
     def detach(self) -> None:
-        """Leave the optimisers as they were."""
+        """Restore the optimisers."""
         for undo in self._detach:
             undo()
         self._detach = []
 
     def _follow(self, optimizer: Optimizer) -> list[Callable[[], None]]:
-        """Be told of the steps of an optimiser that wraps none."""
+        """Watch the steps of an optimiser that wraps no other."""
         if getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_post_hooks"):
-            # Bound methods would be copied with the optimiser, and their trainer with it.
+            # Bound methods would be copied with the optimiser, and the trainer with them.
             return [
                 optimizer.register_step_pre_hook(
                     lambda _, *given: None if self._inside else self._before(*given)
@@ -61,8 +61,8 @@ class OptimizerSteps:
         return [_replace_step(optimizer, self._innermost)]
 
     def _ends(self, optimizer: Optimizer) -> bool:
-        """Note a step of an inner optimiser; return whether it wrote weights and no other step goes on around it."""
-        # A fused optimiser gets the gradient scaler's verdict, and skips inside its own step.
+        """Record a step of an inner optimiser; return whether it wrote weights and no outer step is in progress."""
+        # A fused optimiser receives the gradient scaler's verdict and skips inside its own step.
         found_inf = getattr(optimizer, "found_inf", None)
         moved = found_inf is None or not bool(found_inf.item())
         self._has_moved |= moved
@@ -93,7 +93,7 @@ class OptimizerSteps:
 
 
 def optimizers_in(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """An optimiser and all that it wraps, outermost first."""
+    """Return an optimiser and all that it wraps, outermost first."""
     waiting, seen = [optimizer], set()
     while waiting:
         if id(found := waiting.pop(0)) not in seen:
@@ -103,9 +103,9 @@ def optimizers_in(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def may_write_between_steps(optimizer: Optimizer) -> bool:
-    """Whether an optimiser may write weights outside of `step`.
+    """Return whether an optimiser may write weights outside of `step`.
 
-    SAM does, and a schedule-free one that shows its averaged weights; accelerate's wrapper never does.
+    SAM does, and so does a schedule-free optimiser that shows its averaged weights; accelerate's wrapper does not.
     """
     return any(
         callable(getattr(found, "eval", None))
@@ -115,7 +115,7 @@ def may_write_between_steps(optimizer: Optimizer) -> bool:
 
 
 def show_averaged_weights(optimizer: Optimizer) -> None:
-    """Have a schedule-free optimiser put the weights that it is for into the model; of others, do nothing."""
+    """Make a schedule-free optimiser put its averaged weights into the model; do nothing for others."""
     for found in optimizers_in(optimizer):
         if callable(show := getattr(found, "eval", None)):
             show()
@@ -127,7 +127,7 @@ def _wrapped_by(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _replace_step(optimizer: Optimizer, around: Callable[[Step, Optimizer, Any, Any], Any]) -> Callable[[], None]:
-    """Put another `step` on one optimiser, which calls its own; return what undoes it."""
+    """Replace the `step` of one optimiser by a function that calls it; return a function that undoes this."""
     own: Step = optimizer.step
     on = True
 
@@ -137,7 +137,7 @@ def _replace_step(optimizer: Optimizer, around: Callable[[Step, Optimizer, Any, 
 
     def undo() -> None:
         nonlocal on
-        on = False  # a scheduler may have wrapped this step meanwhile
+        on = False  # needed if a scheduler has wrapped this step meanwhile
         if getattr(vars(optimizer).get("step"), "__func__", None) is step:
             optimizer.step = own  # type: ignore[method-assign]
 

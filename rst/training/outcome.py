@@ -1,6 +1,6 @@
-"""What a user should hear at the end of a training: that little, nothing or far too much of it is left, and why.
+"""Warnings at the end of training: little, nothing or far too much is left, and why.
 
-Everything here is said once, by a warning with the numbers and what to change; the export goes on.
+Each is given once, as a warning with the numbers and what to change; the export continues.
 """
 
 import warnings
@@ -14,24 +14,24 @@ from rst.errors import RSTWarning
 from rst.operations.top_share import FAR
 
 LARGE_SHARE = 0.3
-"""Above this a delta is hardly smaller than the model."""
+"""Above this share, a delta is hardly smaller than the model."""
 
 _WATCHED: "WeakKeyDictionary[nn.Module, ReferenceType[Claimant]]" = WeakKeyDictionary()
 
 
 class Claimant(Protocol):
-    """What is asked of a trainer that has a model already."""
+    """The interface of a trainer that already has a model."""
 
     suspended: bool
 
     @property
     def steps(self) -> int:
-        """Optimiser steps seen."""
+        """Return the number of optimiser steps seen."""
         ...
 
 
 def claim(model: nn.Module, trainer: Claimant) -> None:
-    """Note that `trainer` has this model; warn if another one has it too, unless that one has put the base back."""
+    """Record that `trainer` has this model; warn if another trainer has it too and has not restored the base."""
     found = _WATCHED.get(model)
     other = None if found is None else found()
     if other is not None and not other.suspended:
@@ -44,11 +44,11 @@ def claim(model: nn.Module, trainer: Claimant) -> None:
 
 
 def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, before: int) -> None:
-    """Warn where the result of a training is hardly what was meant.
+    """Warn if the result of a training is probably not what was intended.
 
     Args:
-        config: of the training.
-        steps: that the trainer has seen.
+        config: the configuration of the training.
+        steps: optimiser steps that the trainer has seen.
         changed: weights that the export keeps.
         total: weights that are trained sparsely.
         before: weights that differed from w0 when the export began.
@@ -88,7 +88,7 @@ def check_outcome(config: RSTConfig, *, steps: int, changed: int, total: int, be
 
 
 def _advice(config: RSTConfig, *, more: bool) -> str:
-    """The two things to change so that more, or less, is kept."""
+    """Return the two settings to change so that more, or less, is kept."""
     rate = f"{'raise' if more else 'lower'} the learning rate"
     if config.select != "threshold":
         return f"{'raise' if more else 'lower'} ratio={config.ratio}, or {rate}"

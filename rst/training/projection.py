@@ -1,4 +1,4 @@
-"""Eq. 17 in place: every weight that moved by no more than tau goes back to its pretrained value, bit for bit.
+"""Eq. 17 in place: every weight that moved by no more than tau is reset to its pretrained value, bit for bit.
 
 Three functions give the same bits: `project_eager` works everywhere, `project_compiled` reads each weight and its
 origin once and writes once, and `TritonProjection` does so for all weights of a dtype in one launch on a GPU.
@@ -15,25 +15,25 @@ from rst.training.projection_eager import Pair, project_eager
 from rst.training.streamed_projection import StreamedProjection
 
 CountKept = Callable[[], int]
-"""How many weights a projection left different from their origins, until the next one; waits for the device."""
+"""Returns how many weights a projection left different from their origins, until the next one; waits for the device."""
 
 Project = Callable[[Iterable[Pair], float | Tensor], CountKept | None]
-"""Puts weights back; tau as a tensor, of shape (), is not rounded, and stays on an accelerator.
+"""Resets weights; tau as a tensor, of shape (), is not rounded, and stays on an accelerator.
 
-Returns how to count what is kept, where that is known without another look at all weights.
+Returns a function that counts what is kept, if that is known without reading all weights again.
 """
 
-# Compiling costs seconds once; with fewer weights than this it would not earn them back.
+# Compiling takes seconds once, which does not pay off for fewer weights than this.
 _WORTH_COMPILING = 1 << 24
 
 
 def choose_projection(tuned: Sequence[Tensor], storage: BaseStorage | None = None) -> Project:
-    """Triton's kernel where it runs; else compile where there are enough weights, on one device, to earn the wait.
+    """Choose Triton's kernel where it runs; otherwise compile if there are enough weights on one device.
 
     Args:
         tuned: the weights.
-        storage: of their origins, as `RSTConfig.base_storage`. Where they are in CPU memory and kernels run, the
-            projection takes them as they are, else on the devices of the weights.
+        storage: storage of their origins, as `RSTConfig.base_storage`. If they are in CPU memory and kernels run, the
+            projection takes them there, otherwise on the devices of the weights.
     """
     if any(kernels.run_on(weight.device) for weight in tuned):
         from rst.training.projection_triton import TritonProjection

@@ -11,12 +11,12 @@ from torch import Tensor
 from rst.numerics.rounding import comparison_bound, wide_dtype
 from rst.training.projection_eager import Pair, flat_views, project_eager
 
-# Below this a compiled call costs more than the work in it.
+# Below this size, a compiled call costs more than its work.
 _SMALL = 1 << 14
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether what torch.compile needs is installed: a C++ compiler for the CPU, Triton for CUDA."""
+    """Return whether torch.compile's requirements are installed: a C++ compiler for the CPU, Triton for CUDA."""
     if device.type == "cpu":
         return any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++"))
     return device.type == "cuda" and torch.utils._triton.has_triton()
@@ -24,13 +24,13 @@ def has_compiler(device: torch.device) -> bool:
 
 @cache
 def compiles(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel compiles and runs here; the result is kept, and so is the kernel. Takes seconds, once."""
+    """Return whether the kernel compiles and runs here; the result and the kernel are cached. Takes seconds, once."""
     if not has_compiler(device):
         return False
     weight = torch.zeros(_SMALL, dtype=dtype, device=device)
     try:
         project_compiled([(weight, weight.clone())], 0.0)
-    except Exception as error:  # a compiler without headers, a read-only cache: training must go on without it
+    except Exception as error:  # such as a compiler without headers or a read-only cache: training continues without it
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"Eq. 17 is not compiled on {device} ({type(error).__name__}: {reason})", stacklevel=2)
         return False
@@ -39,9 +39,9 @@ def compiles(device: torch.device, dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def project_compiled(pairs: Iterable[Pair], threshold: float | Tensor) -> None:
-    """What `project_eager` does, to the bit."""
+    """Do what `project_eager` does, bit for bit."""
     others = []
-    bounds: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # a copy to the device each, not one a parameter
+    bounds: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # one copy per dtype and device, not per parameter
     for weight, origin in pairs:
         flat = flat_views(weight, origin)
         if flat is None or weight.numel() < _SMALL:
@@ -69,5 +69,5 @@ def _kernel() -> Callable[[Tensor, Tensor, Tensor], None]:
 def _project(weight: Tensor, origin: Tensor, bound: Tensor) -> None:
     difference = weight.to(bound.dtype) - origin.to(bound.dtype)
     reset = difference.abs() <= bound
-    # Counting what is kept would have the compiler read everything a second time: 1.6 times the whole cost, measured.
+    # Counting what is kept would make the compiler read everything twice: measured, 1.6 times the cost.
     weight.copy_(torch.where(reset, origin, weight))

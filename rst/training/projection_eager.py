@@ -19,7 +19,7 @@ Array = np.ndarray[tuple[int], np.dtype[Any]]
 # numpy has no bfloat16; its bits are the upper half of a float32's.
 _NUMPY_DTYPE = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
 
-# On an accelerator large enough that launches do not show, small enough that temporaries do not either.
+# On an accelerator: large enough to hide launches, small enough to keep temporaries small.
 _DEVICE_CHUNK = 1 << 24
 
 
@@ -31,7 +31,7 @@ def project_eager(pairs: Iterable[Pair], threshold: float | Tensor) -> None:
     `torch.where((wt - w0).abs() > threshold, wt, w0)`, except that a NaN stays where it is for the export to find.
 
     Args:
-        pairs: `(wt, w0)` of each parameter, asked for one after another: same shape, dtype and device, any real
+        pairs: `(wt, w0)` of each parameter, requested one after another: same shape, dtype and device, any real
             floating dtype. wt is changed in place.
         threshold: tau, at least 0; a tensor of shape () for weights on an accelerator.
     """
@@ -59,7 +59,7 @@ def flat_views(weight: Tensor, origin: Tensor) -> Pair | None:
 
 
 def _project_with_numpy(dtype: torch.dtype, bound: np.floating[Any], pairs: Sequence[tuple[Array, Array]]) -> None:
-    """One worker's share of raw bits; numpy's comparisons and masked copies are several times as fast as torch's."""
+    """Project one worker's raw bits; numpy's comparisons and masked copies are several times as fast as torch's."""
     size = max(weight.size for weight, _ in pairs)
     buffer, spare, mask = np.empty(size, bound.dtype), np.empty(size, bound.dtype), np.empty(size, np.bool_)
     for weight, origin in pairs:
@@ -78,7 +78,7 @@ def _project_with_numpy(dtype: torch.dtype, bound: np.floating[Any], pairs: Sequ
 
 
 def _project_with_torch(weight: Tensor, origin: Tensor, threshold: float | Tensor) -> None:
-    """Chunks along the first axis on an accelerator, and what has gaps in its memory."""
+    """Project in chunks along the first axis on an accelerator, and weights with gaps in their memory."""
     if isinstance(threshold, Tensor):
         threshold = threshold.to(weight.device)
     if not weight.ndim:

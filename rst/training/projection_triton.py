@@ -1,6 +1,6 @@
-"""Eq. 17 on a GPU in one launch for all weights of a dtype, and how many are kept as a by-product.
+"""Eq. 17 on a GPU in one launch for all weights of a dtype, which also counts the kept weights.
 
-Each program of a launch has one block of one weight, which a table names, and says how many of it are kept.
+Each program of a launch processes one block of one weight, found through a table, and counts its kept weights.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ _REMEMBERED = 1024  # sets of weights; steps in the backward pass have one for e
 
 
 class Plan(NamedTuple):
-    """What is known of a set of weights: the table, how many are kept of each block, and which have gaps."""
+    """A set of weights: the table, the kept count of each block, and the weights with gaps."""
 
     table: TensorTable
     kept: Tensor
@@ -30,17 +30,17 @@ class Plan(NamedTuple):
 
 
 class TritonProjection:
-    """What `project_eager` does, to the bit. What it finds out about the addresses of weights is kept."""
+    """Does what `project_eager` does, bit for bit. What it learns about the addresses of weights is cached."""
 
     def __init__(self) -> None:
-        """Know no weights yet."""
+        """Start without any weights."""
         self._plans: dict[Any, Plan] = {}
 
     @torch.no_grad()
     def __call__(self, pairs: Iterable[Pair], threshold: float | Tensor) -> Callable[[], int] | None:
         """Reset, in place, the weights with `|wt - w0| <= threshold` to w0; arguments as of `project_eager`.
 
-        Weights where no kernels run, and those with gaps in their memory, are left to `project_eager`.
+        Weights on devices without kernels, and those with gaps in their memory, are left to `project_eager`.
         """
         groups: defaultdict[tuple[torch.dtype, torch.device], list[Pair]] = defaultdict(list)
         for weight, origin in pairs:
@@ -60,11 +60,11 @@ class TritonProjection:
         return lambda: sum(int(kept.sum()) for kept in counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy has weights of its own."""
+        """Let a copy start with its own weights."""
         return TritonProjection, ()
 
     def plan(self, dtype: torch.dtype, device: torch.device, group: Sequence[Pair]) -> Plan:
-        """What is known of weights and their origins, all of one dtype and device; found out the first time."""
+        """Return the plan of weights and their origins, all of one dtype and device; made the first time."""
         addresses = (
             (weight.data_ptr(), origin.data_ptr(), weight.shape, weight.stride(), origin.stride())
             for weight, origin in group
@@ -78,7 +78,7 @@ class TritonProjection:
 
 
 def make_plan(dtype: torch.dtype, device: torch.device, group: Sequence[Pair]) -> Plan:
-    """Make a table of weights and their origins, all of one dtype and device."""
+    """Make the plan of weights and their origins, all of one dtype and device."""
     with_gaps = [number for number, pair in enumerate(group) if flat_views(*pair) is None]
     sizes = [0 if number in with_gaps else weight.numel() for number, (weight, _) in enumerate(group)]
     columns = [[weight.data_ptr() for weight, _ in group], [origin.data_ptr() for _, origin in group]]
@@ -87,7 +87,7 @@ def make_plan(dtype: torch.dtype, device: torch.device, group: Sequence[Pair]) -
 
 
 def launch(plan: Plan, dtype: torch.dtype, threshold: float | Tensor) -> None:
-    """Launch Eq. 17 over a table, once; nothing where it is empty."""
+    """Launch Eq. 17 over a table once, if it is not empty."""
     if not plan.table.blocks:
         return
     there = threshold.to(plan.kept.device, wide_dtype(dtype)) if isinstance(threshold, Tensor) else None
@@ -99,7 +99,7 @@ def launch(plan: Plan, dtype: torch.dtype, threshold: float | Tensor) -> None:
 
 
 def constants(dtype: torch.dtype) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+    """Return the constants that the kernel is compiled for."""
     wide = FLOAT[wide_dtype(dtype)]
     return {"WORD": WORD[dtype.itemsize], "FLOAT": FLOAT[dtype], "WIDE": wide, "BLOCK": block_of(dtype.itemsize)}
 
@@ -116,7 +116,7 @@ def project(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of one weight."""
+    """Project one block of one weight."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 4
     start = (program - tl.load(row + 3)) * BLOCK
@@ -138,7 +138,7 @@ def project(
 def put_back(
     weights, origins, limit, left, FLOAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr
 ):
-    """Eq. 17 on one block; how many are kept."""
+    """Apply Eq. 17 to one block; return how many weights are kept."""
     offsets = tl.arange(0, BLOCK)
     weight = load(weights, offsets, left, FULL)
     origin = load(origins, offsets, left, FULL)

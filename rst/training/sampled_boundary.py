@@ -1,6 +1,6 @@
-"""Where the top r % of all changes ends, estimated from a sample: what a training step can afford.
+"""The boundary of the top r % of all changes, estimated from a sample, which a training step can afford.
 
-The share kept is that of the whole within a few percent: whatever r is, enough sampled changes lie above the boundary.
+The share kept is accurate within a few percent: whatever r is, enough sampled changes lie above the boundary.
 The export finds the exact boundary (`rst.training.selection`).
 """
 
@@ -16,13 +16,13 @@ from rst.numerics.kth_largest import Floats
 from rst.numerics.worker_pool import on_all_cores
 from rst.training.selection import Boundary
 
-# This many sampled changes above the boundary: their count has a standard error of 2.7 %.
+# Number of sampled changes above the boundary: their count has a standard error of 2.7 %.
 _ABOVE = 1400
-# Fewer weights than this are all looked at.
+# All weights are read if there are fewer than this.
 _FEW = 1 << 20
-# Consecutive steps begin their samples at other weights.
+# Offset between the samples of consecutive steps.
 _SHIFT = 7919
-# A coarser sample tells which changes cannot be the boundary, so that few are left to be ordered.
+# A coarser sample rules out most changes, so that few have to be sorted.
 _COARSE = 32
 _FINE = {(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64)}
 
@@ -30,18 +30,18 @@ _FINE = {(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64
 def sampled_boundary(
     tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float, *, step: int
 ) -> Boundary | None:
-    """Estimate where the top `ratio` of all changes ends, where that is worth it.
+    """Estimate the boundary of the top `ratio` of all changes, where that is worthwhile.
 
     Args:
         tuned: wt by name.
         base: w0 by name, same shapes, dtypes and devices.
         ratio: the share, in (0, 1].
-        step: of the training; chooses which weights are looked at, the same ones in every process.
+        step: training step; determines which weights are sampled, the same ones in every process.
 
     Returns:
-        The boundary, below 0 where every weight is kept; None where the exact one is to be found: in small models,
-        where it costs as little, and in half precision, whose few distinct changes have many equals. What is on an
-        accelerator is for `rst.training.boundary_on_device`.
+        The boundary, below 0 if every weight is kept. None if the exact boundary should be computed: for small models,
+        where it costs as little, and in half precision, where many changes are equal. Weights on an accelerator are
+        left to `rst.training.boundary_on_device`.
     """
     if ratio >= 1:
         return -1.0, []
@@ -57,13 +57,13 @@ def sampled_boundary(
 
 
 def choose_sample(total: int, ratio: float, step: int) -> tuple[int, int]:
-    """Which of so many weights to look at: `(first, stride)`, other ones at every step."""
+    """Choose the weights to read: `(first, stride)`, different ones at every step."""
     stride = max(_no_divisor_of_sizes(int(total * ratio / _ABOVE)), 1)
     return step * _SHIFT % stride, stride
 
 
 def _no_divisor_of_sizes(stride: int) -> int:
-    """The next smaller stride that leads through every column of usual matrices: widths are rich in 2 and 3."""
+    """Return the next smaller stride that visits every column of usual matrices, whose widths are rich in 2 and 3."""
     while stride > 4 and gcd(stride, 2 * 3) > 1:
         stride -= 1
     return stride
@@ -77,12 +77,12 @@ def _changes(first: int, stride: int, pair: Sequence[Tensor]) -> Floats:
 
 
 def _with_above(parts: Sequence[Floats], above: int) -> float:
-    """The number that has `above` others before it in descending order."""
+    """Return the number with `above` others before it in descending order."""
     coarse = np.concatenate([part[::_COARSE] for part in parts])
     rank = coarse.size - 2 * above // _COARSE - 1
     least = np.partition(coarse, rank)[rank] if rank > 0 else -np.inf
     large = np.concatenate(on_all_cores(lambda part: part[part >= least], parts))
-    if large.size <= above:  # the coarse sample misled
+    if large.size <= above:  # the coarse sample was misleading
         large = np.concatenate(parts)
     place = large.size - above - 1
     return float(np.partition(large, place)[place])

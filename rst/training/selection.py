@@ -16,13 +16,13 @@ Tie = tuple[Tensor, Tensor, Tensor]
 """A parameter, row-major positions in it, int64 of shape (n,), and the weights to keep there, of shape (n,)."""
 
 Boundary = tuple[float, list[Tie]]
-"""What top-r % keeps: changes above a threshold, and some of those equal to it."""
+"""What top-r % selection keeps: the changes above a threshold, and some of those equal to it."""
 
 FindBoundary = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], Boundary]
 
 
 def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float) -> Boundary:
-    """Find where the top `ratio` of all changes ends.
+    """Find the boundary of the top `ratio` of all changes.
 
     Raises:
         NonFiniteError: a weight is NaN.
@@ -38,13 +38,13 @@ def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: flo
 
 
 def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, project: Project) -> None:
-    """Keep, in place, what lies above a boundary: `round(ratio * N)` of N weights, fewer only where fewer changed.
+    """Keep, in place, the changes above a boundary: `round(ratio * N)` of N weights, fewer only if fewer changed.
 
-    Of equal changes at the boundary the first are kept, in the order of the parameters and of their elements, so the
-    result does not depend on the machine.
+    Of equal changes at the boundary, the first ones are kept, in the order of the parameters and of their elements, so
+    the result does not depend on the machine.
     """
     threshold, ties = found
-    if threshold < 0:  # the whole of it is kept
+    if threshold < 0:  # every weight is kept
         return
     for dtype in dict.fromkeys(weight.dtype for weight in tuned.values()):
         pairs = ((weight, base[name]) for name, weight in tuned.items() if weight.dtype == dtype)
@@ -55,7 +55,7 @@ def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Bo
 
 @dataclass(frozen=True)
 class Piece:
-    """Some consecutive elements, in row-major order, of one parameter."""
+    """Consecutive elements, in row-major order, of one parameter."""
 
     name: str
     parameter: Tensor
@@ -64,11 +64,11 @@ class Piece:
     origin: Tensor
 
     def changes(self, step: int, dtype: torch.dtype) -> Floats:
-        """`|wt - w0|` of every `step`-th element, rounded in the parameter's dtype. Raises `NonFiniteError`."""
+        """Return `|wt - w0|` of every `step`-th element, rounded in the parameter's dtype. Raises `NonFiniteError`."""
         weight, origin = self.weight[::step], self.origin[::step]
         change = (weight - origin).abs_()
         if change.amax().isnan():
-            # An infinite weight that stayed where it was has not changed, though inf - inf is NaN.
+            # An infinite weight that did not change has change 0, although inf - inf is NaN.
             change[weight == origin] = 0.0
             if change.isnan().any():
                 nans = int(self.parameter.isnan().sum())
@@ -78,7 +78,7 @@ class Piece:
 
 
 def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator[Piece]:
-    """Divide a parameter and its w0 into chunks; none where it is empty."""
+    """Divide a parameter and its w0 into chunks; an empty parameter has none."""
     if weight.numel() == 0:
         return
     parts = torch.split(weight.reshape(-1), CHUNK), torch.split(base[name].reshape(-1), CHUNK)
@@ -87,7 +87,7 @@ def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator
 
 
 def _first_ties(pieces: Sequence[Piece], ties: Sequence[Positions], wanted: int) -> list[Tie]:
-    """The first `wanted` of the equal changes: parameter, positions in it, and the weights to keep there."""
+    """Return the first `wanted` of the equal changes: parameter, positions in it, and the weights to keep there."""
     chosen = []
     for piece, positions in zip(pieces, ties, strict=True):
         places = torch.from_numpy(positions[:wanted]).to(piece.weight.device)

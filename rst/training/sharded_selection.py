@@ -1,7 +1,8 @@
-"""Top-r % over the shards of all processes: the same weights, bit for bit, that one process would keep.
+"""Top-r % selection over the shards of all processes: keeps the weights that one process would keep, bit for bit.
 
-The k-th largest change is found by its bits, 16 at a time: a histogram in each process, summed over all. Of equal
-changes at the boundary the first are kept, in the order of parameters and elements, found the same way by position.
+The k-th largest change is found by its bits, 16 at a time, with a histogram in each process that is summed over all. Of
+equal changes at the boundary, the first in the order of parameters and elements are kept; they are found the same way
+by position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from rst.training.selection import Boundary, Piece, Tie, pieces_of
 def sharded_boundary(
     layout: ShardLayout, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: float
 ) -> Boundary:
-    """What `rst.training.selection.boundary` finds, for tensors of which each process has a block. Collective.
+    """Do what `rst.training.selection.boundary` does, for tensors of which each process has a block. Collective.
 
     Raises:
         NonFiniteError: a weight is NaN in any process; all raise.
@@ -58,7 +59,7 @@ def _check_no_nan(pieces: Sequence[Piece], wide: torch.dtype) -> None:
 def _first_ties(
     layout: ShardLayout, tuned: Mapping[str, Tensor], ties: Sequence[tuple[Piece, Tensor]], wanted: int
 ) -> list[Tie]:
-    """Of the equal changes here those among the first `wanted` of all processes."""
+    """Return the local equal changes that are among the first `wanted` of all processes."""
     counts = dict.fromkeys(tuned, 0)
     for piece, positions in ties:
         counts[piece.name] += positions.numel()
@@ -76,7 +77,7 @@ def _first_ties(
 
 
 def _last_kept(layout: ShardLayout, name: str, ties: Sequence[tuple[Piece, Tensor]], kept: int) -> int:
-    """The position in the whole parameter of the last of its first `kept` equal changes; -1 for none."""
+    """Return the position in the whole parameter of the last of its first `kept` equal changes; -1 if there is none."""
     if not kept:
         return -1
     block = layout.blocks[name]

@@ -12,13 +12,13 @@ from rst.shards.collectives import tell_all
 from rst.shards.layout import ShardLayout
 
 Entries = dict[str, Tensor]
-"""Some tensors of shape (n,), an element for each kept weight; "positions", int32 or int64, among them."""
+"""Tensors of shape (n,), with one element per kept weight; "positions", int32 or int64, is among them."""
 
 _SHARDS = "FSDPModule"
 
 
 def check_sharded_by_fsdp(model: nn.Module) -> None:
-    """Raise `ConfigError` for a model whose gradients FSDP2 does not add up: one of tensor parallelism alone."""
+    """Raise `ConfigError` for a model whose gradients FSDP2 does not reduce, such as tensor parallelism alone."""
     if not any(kind.__name__ == _SHARDS for module in model.modules() for kind in type(module).__mro__):
         raise ConfigError(
             'select="support" of a model that parallelize_module cut is not supported; shard it with fully_shard, or '
@@ -27,14 +27,14 @@ def check_sharded_by_fsdp(model: nn.Module) -> None:
 
 
 def cut(entries: Entries, block: Block) -> Entries:
-    """Those of the entries, sorted by position in the whole parameter, that lie in a block, by position in it."""
+    """Return the entries, sorted by position in the whole parameter, that lie in a block, by position in the block."""
     chosen, positions = block.cut(entries["positions"].long().cpu())
     own = {key: tensor[chosen.to(tensor.device)] for key, tensor in entries.items()}
     return own | {"positions": positions.to(index_dtype(block.numel))}
 
 
 def assemble(entries: Mapping[str, Entries], layout: ShardLayout) -> dict[str, Entries]:
-    """The entries of all processes, by position in the whole parameters: in every process, on the CPU. Collective."""
+    """Return the entries of all processes, by position in the whole parameter: in every process, on CPU. Collective."""
     mine: dict[str, Entries] = {}
     for name, own in entries.items():
         count = own["positions"].numel() if layout.owns(name) else 0

@@ -1,7 +1,7 @@
-"""w0 kept only where the weight differs from it, which after a selection is hardly anywhere.
+"""w0 stored only where the weight differs from it, which after a selection is almost nowhere.
 
-A copy of w0 is there while the weights are away from what was selected: taken before an optimiser's step, dropped after
-the selection that follows. In between, `KeptPlaces` give w0 back bit for bit.
+A copy of w0 exists while the weights differ from the selected ones: it is made before an optimiser step and dropped
+after the selection that follows. In between, `KeptPlaces` reproduce w0 bit for bit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,8 +26,7 @@ from rst.training.tracking import TrackedTensors
 class SparseBaseWeights(BaseWeights):
     """Pretrained weights by name, some as copies, some as `KeptPlaces`.
 
-    A weight that is written to while there is no copy takes its w0 along. torch counts writes, so the next reader is
-    told.
+    Writing to a weight that has no copy loses its w0. torch counts writes, so the next reader gets an error.
     """
 
     def __init__(
@@ -38,24 +37,24 @@ class SparseBaseWeights(BaseWeights):
         *,
         fixed: Iterable[str] = (),
     ) -> None:
-        """Copy some weights, and count on the others to be as they are until `take`.
+        """Copy some weights, and expect the others to stay as they are until `take`.
 
         Args:
-            copied: what is copied, by name.
-            live: the model's parameters by name, of which `thin` may name any; DTensors count by their part here.
-            thin: those that are now w0 and of which no copy is made yet.
-            fixed: those of which none is ever made: they move at places that `replace` tells.
+            copied: the weights to copy, by name.
+            live: the model's parameters by name, of which `thin` may name any; of DTensors, the local part.
+            thin: weights that equal w0 now and are not copied yet.
+            fixed: weights that are never copied: they change at places that `replace` tells.
         """
         super().__init__(copied, "device")
         self.copies = self._copies
         self.attached: str | None = None
-        """The optimiser that trains, by its class, while there is one."""
+        """Class name of the attached optimiser, or None."""
         self._fixed = frozenset(fixed)
         self._live = live
         self._places: dict[str, KeptPlaces] = {}
-        self._writes: dict[str, int | None] = {}  # None: as many as there will be at the next look
+        self._writes: dict[str, int | None] = {}  # None: take the count at the next check
         known = {name: local(weight) for name, weight in live.items()} | dict(copied)
-        self.outlines = {  # not every layout has one without values
+        self.outlines = {  # not every layout allows a tensor without values
             name: torch.empty_like(tensor, device="meta") if is_plain(tensor) else self.copies[name]
             for name, tensor in known.items()
         }
@@ -69,29 +68,29 @@ class SparseBaseWeights(BaseWeights):
             self.replace(name, KeptPlaces(nowhere, read_at(weight, nowhere)))
 
     def __getitem__(self, name: str) -> Tensor:
-        """w0 of one parameter: the copy, or a fresh tensor where there is none. Raises as `on_device_of`."""
+        """Return w0 of one parameter: the copy, or a new tensor if there is none. Raises as `on_device_of`."""
         return self.copies[name] if name in self.copies else self._built(name)
 
     def __iter__(self) -> Iterator[str]:
-        """Names."""
+        """Iterate over the names."""
         return iter({**self.copies, **self._places})
 
     def __len__(self) -> int:
-        """Number of tensors."""
+        """Return the number of tensors."""
         return len({**self.copies, **self._places})
 
     @property
     def names_of_parameters(self) -> Iterable[str]:
-        """Names of what is no buffer."""
+        """Return the names of all parameters, without buffers."""
         return self._live.keys()
 
     @property
     def places(self) -> Mapping[str, KeptPlaces]:
-        """What stands in for w0, of the parameters without a copy."""
+        """Return the `KeptPlaces` of the parameters without a copy."""
         return self._places
 
     def replace(self, name: str, places: KeptPlaces, *, restored_later: bool = False) -> None:
-        """Have other places stand in for w0 of a parameter; its weight may still have to be restored to fit them."""
+        """Replace the places of a parameter; its weight may still have to be restored to match them."""
         self._places[name] = places
         self._trust(name)
         if restored_later:
@@ -99,26 +98,25 @@ class SparseBaseWeights(BaseWeights):
             self.sums.pop(name, None)
 
     def on_device_of(self, live: Mapping[str, Tensor], *, move: bool = True) -> Mapping[str, Tensor]:
-        """View of w0, each tensor copied to the device of its live weight, or built from it, when it is asked for.
+        """Return a view of w0 on the devices of the live weights; each tensor is copied there, or built, on access.
 
-        It is there, whatever `move` says.
-        Asking raises `ParameterMismatchError` if the weight's shape or dtype has changed since, and `ConfigError` if it
-        was written to since its w0 was last known.
+        `move` has no effect. Access raises `ParameterMismatchError` if the weight's shape or dtype has changed, and
+        `ConfigError` if it was written to since its w0 was last known.
         """
         return _BuiltFrom(live, self)
 
     def is_known(self, name: str, weight: Tensor) -> bool:
-        """Whether nobody wrote to a weight without a copy, its live one, behind our back."""
+        """Return whether no one else has written to the live weight of a parameter without a copy."""
         return self._writes[name] in (None, weight._version)
 
     def check(self, name: str, weight: Tensor) -> None:
-        """Refuse a weight whose w0 is no longer known. Raises as `on_device_of`."""
+        """Reject a weight whose w0 is no longer known. Raises as `on_device_of`."""
         check_like(name, weight, self.outlines[name])
         if not self.is_known(name, weight):
             raise self.lost(name, weight)
 
     def lost(self, name: str, weight: Tensor) -> ConfigError:
-        """What to say of a weight whose w0 is not known."""
+        """Return the error for a weight whose w0 is not known."""
         writes = weight._version - (self._writes[name] or 0)
         if name in self._fixed:
             advice = "with a support, write to trainer.parameters() instead, then call trainer.select()"
@@ -140,7 +138,7 @@ class SparseBaseWeights(BaseWeights):
         return ConfigError(f"written to {writes} times {which}, so its w0 is lost; {advice}", parameter=name)
 
     def overwritten(self, name: str) -> ConfigError:
-        """What to say of a weight that has other values than the last step left."""
+        """Return the error for a weight with other values than the last step left."""
         return ConfigError(
             "written to outside the attached optimiser's step (through .data?), so its w0 is lost; if weights "
             "are clamped, averaged or swapped between steps, keep a copy of w0: "
@@ -149,26 +147,26 @@ class SparseBaseWeights(BaseWeights):
         )
 
     def load(self, copies: Mapping[str, Tensor]) -> None:
-        """Have another w0; the weights may be restored before or after. Where places are for good, they stay."""
+        """Replace w0; the weights may be restored before or after. Places of `fixed` weights stay."""
         for name in self.copies.keys() | self._thin.keys():
             self._places.pop(name, None)
             self.copies[name] = copies[name].detach().clone()
             self.sums[name] = checksum(self.copies[name])
 
     def thin(self, names: Iterable[str]) -> None:
-        """From now on keep w0 of these only where their weights differ from it."""
+        """From now on, store w0 of these parameters only where their weights differ from it."""
         added = [name for name in names if name not in self._thin]
         self.sums |= {name: checksum(self[name]) for name in added}
         self._thin |= dict.fromkeys(added)
         self.settle()
 
     def thicken(self) -> None:
-        """From now on keep copies, of all whose w0 is known; the others wait for a `load`."""
+        """From now on, store copies of all w0 that are known; the others wait for a `load`."""
         self.take(name for name in self._places.copy() if self.is_known(name, local(self._live[name])))
         self._thin = {name: None for name in self._thin if name in self._places}
 
     def take(self, names: Iterable[str] | None = None) -> None:
-        """Copy w0 of these, before their weights move; None means all."""
+        """Copy w0 of these parameters before their weights change; None means all."""
         for name in self._thin if names is None else names:
             if name in self._places:
                 self.copies[name] = self._built(name)
@@ -176,7 +174,7 @@ class SparseBaseWeights(BaseWeights):
 
     @torch.no_grad()
     def settle(self, names: Iterable[str] | None = None) -> None:
-        """After these weights moved, drop copies that their places can stand in for in less memory."""
+        """After these weights changed, drop the copies that places can replace in less memory."""
         for name in self._thin if names is None else [name for name in names if name in self._thin]:
             weight = local(self._live[name])
             if name in self.copies:
@@ -193,12 +191,12 @@ class SparseBaseWeights(BaseWeights):
             self._trust(name)
 
     def expect_load(self) -> None:
-        """Take the weights as they are: those of a checkpoint, whose w0 `load` is about to bring."""
+        """Accept the weights as they are: those of a checkpoint, whose w0 `load` is about to restore."""
         self.trust()
         self.sums.clear()
 
     def trust(self) -> None:
-        """Take it that the weights differ from w0 where they are said to, and nowhere else."""
+        """Assume that the weights differ from w0 at the recorded places and nowhere else."""
         for name in self._places:
             self._trust(name)
 
@@ -209,7 +207,7 @@ class SparseBaseWeights(BaseWeights):
         self._writes[name] = local(self._live[name])._version
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copies count the writes to their own weights."""
+        """Make a copy count the writes to its own weights."""
         self.__dict__.update(state)
         self.attached = None
         self.trust()
@@ -230,7 +228,7 @@ class _BuiltFrom(Mapping[str, Tensor]):
         places, origin = base.places[name].to(weight.device), weight.detach().clone()
         write_at_(origin, places.positions, places.origin)
         known = base.sums.get(name)
-        if known is not None and checksum(origin) != known:  # torch counts no writes through .data
+        if known is not None and checksum(origin) != known:  # torch does not count writes through .data
             raise base.overwritten(name)
         return origin
 
@@ -242,7 +240,7 @@ class _BuiltFrom(Mapping[str, Tensor]):
 
 
 def _still(places: KeptPlaces, weight: Tensor) -> KeptPlaces:
-    """The places where the weight still differs."""
+    """Return the places where the weight still differs."""
     positions, origin = places.positions.to(weight.device), places.origin.to(weight.device)
     differs = bits(read_at(weight, positions)) != bits(origin)
     return KeptPlaces(positions[differs], origin[differs])
@@ -251,13 +249,13 @@ def _still(places: KeptPlaces, weight: Tensor) -> KeptPlaces:
 def remember(
     tracked: TrackedTensors, live: Mapping[str, Tensor], storage: BaseStorage | None, *, never_copied: bool = False
 ) -> BaseWeights:
-    """Keep w0 of what a trainer watches as its `base_storage` says.
+    """Store w0 of the tracked tensors as `base_storage` says.
 
     Args:
-        tracked: what it watches.
-        live: the model's tensors by name; of DTensors this process' part is kept.
+        tracked: the tensors of the trainer.
+        live: the model's tensors by name; of DTensors, the local part is stored.
         storage: see `RSTConfig.base_storage`.
-        never_copied: whether no optimiser moves whole parameters.
+        never_copied: whether no optimiser changes whole parameters.
     """
     buffers = {name: local(live[name]) for name in tracked.buffers}
     watched = {name: local(live[name]) for name in tracked.sparse} | buffers

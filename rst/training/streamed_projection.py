@@ -1,7 +1,7 @@
-"""Eq. 17 on a GPU with w0 in CPU memory, which comes over in chunks: one is copied while the one before is projected.
+"""Eq. 17 on a GPU with w0 in CPU memory, copied in chunks: one is copied while the previous one is projected.
 
-Two buffers on the device take turns. A copy waits, on a stream of its own, for the launch that last read its buffer; a
-launch waits for its copy. The host waits for neither where w0 is pinned.
+Two buffers on the device alternate. A copy waits, on a stream of its own, for the launch that last read its buffer; a
+launch waits for its copy. The host waits for neither if w0 is pinned.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,14 +18,14 @@ _ALIGNMENT = 64
 
 
 class StreamedProjection:
-    """Projects weights whose origins may be on the CPU, whatever projects them where both are on one device."""
+    """Projects weights whose origins may be on the CPU, with a projection for one device."""
 
     def __init__(self, project: OnOneDevice, chunk_bytes: int = _CHUNK_BYTES) -> None:
         """Allocate nothing before the first call.
 
         Args:
-            project: for weights and origins on one device.
-            chunk_bytes: of each of the two buffers on a device.
+            project: projects weights and origins on one device.
+            chunk_bytes: size of each of the two buffers on a device.
         """
         self._project, self._chunk_bytes = project, chunk_bytes // _ALIGNMENT * _ALIGNMENT
         self._buffers: dict[torch.device, _Buffers] = {}
@@ -45,11 +45,11 @@ class StreamedProjection:
             buffers.were_read()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """A copy has buffers of its own."""
+        """Let a copy start with its own buffers."""
         return StreamedProjection, (self._project, self._chunk_bytes)
 
     def _chunks(self, pairs: Iterable[Pair]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Weights of one device, or pieces of them, and their origins, which fit into a buffer."""
+        """Yield weights of one device, or pieces of them, with their origins, that fit into a buffer."""
         weights: list[Tensor] = []
         origins: list[Tensor] = []
         room = self._chunk_bytes
@@ -73,7 +73,7 @@ class StreamedProjection:
 
 
 class _Buffers:
-    """Two pieces of a device's memory that take turns, and the stream that fills them."""
+    """Two alternating buffers on a device, and the stream that fills them."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         self._device, self._streams = device, get_device_module(device)
@@ -82,10 +82,10 @@ class _Buffers:
         self._turn = 0
         with device:
             self._side = self._streams.Stream()
-        self._side.wait_stream(self._streams.current_stream(device))  # which had the memory before
+        self._side.wait_stream(self._streams.current_stream(device))  # which used the memory before
 
     def bring(self, origins: Sequence[Tensor]) -> list[Tensor]:
-        """Copy to the next buffer what is elsewhere; the current stream waits for it, the host does not."""
+        """Copy origins from other devices into the next buffer; the current stream waits for it, the host does not."""
         self._turn = 1 - self._turn
         memory, used, brought = self._memory[self._turn], 0, []
         if self._read[self._turn] is not None:
@@ -102,5 +102,5 @@ class _Buffers:
         return brought
 
     def were_read(self) -> None:
-        """The buffer may be filled again once the current stream has come here."""
+        """Allow filling the buffer again once the current stream reaches this point."""
         self._read[self._turn] = self._streams.current_stream(self._device).record_event()

@@ -1,4 +1,4 @@
-"""Which weights are trained: positions chosen beforehand, whose optimiser state is all there is."""
+"""The weights to train: positions chosen beforehand, the only ones with optimiser state."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,9 +32,9 @@ class Support(Mapping[str, Tensor]):
 
     Attributes:
         positions: flat row-major positions by name, sorted and unique, int32 (int64 where numel >= 2^31), shape (n,),
-            on the CPU; no name without any.
+            on the CPU; names without positions are left out.
         shapes: the parameters' shapes.
-        origins: w0 there, where the model to train no longer has it, of shape (n,).
+        origins: w0 there, if the model to train no longer has it, of shape (n,).
     """
 
     positions: Mapping[str, Tensor]
@@ -42,24 +42,24 @@ class Support(Mapping[str, Tensor]):
     origins: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse positions that are none. Raises `ParameterMismatchError`."""
+        """Check the positions. Raises `ParameterMismatchError`."""
         for name, found in self.positions.items():
             check_positions(name, found, torch.Size(self.shapes[name]).numel())
 
     def __getitem__(self, name: str) -> Tensor:
-        """Positions in one parameter."""
+        """Return the positions in one parameter."""
         return self.positions[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Names."""
+        """Iterate over the names."""
         return iter(self.positions)
 
     def __len__(self) -> int:
-        """Number of parameters."""
+        """Return the number of parameters."""
         return len(self.positions)
 
     def __repr__(self) -> str:
-        """Sizes, not the positions."""
+        """Show sizes, not positions."""
         return f"Support({self.nnz} weights of {len(self)} parameters)"
 
     @property
@@ -77,7 +77,7 @@ class Support(Mapping[str, Tensor]):
         """Sort positions given in any order, and leave out parameters without any.
 
         Raises:
-            ParameterMismatchError: a position is out of range, or there twice.
+            ParameterMismatchError: a position is out of range or occurs twice.
         """
         found, base = {}, {}
         for name, places in positions.items():
@@ -92,13 +92,13 @@ class Support(Mapping[str, Tensor]):
 
     @classmethod
     def random(cls, model: nn.Module, ratio: float, *, seed: int = 0, config: RSTConfig | None = None) -> "Support":
-        """Draw a share of each parameter's weights, as SHiRA does. The same on every machine.
+        """Draw a share of each parameter's weights at random, as SHiRA does. The same on every machine.
 
         Args:
-            model: the pretrained one, possibly wrapped.
+            model: the pretrained model, possibly wrapped.
             ratio: share of all weights that `config` trains, in (0, 1].
-            seed: of the draw.
-            config: which parameters: its patterns count.
+            seed: seed of the draw.
+            config: determines the parameters by its patterns.
 
         Raises:
             ConfigError: the ratio is out of range, or keeps nothing.
@@ -107,7 +107,7 @@ class Support(Mapping[str, Tensor]):
 
     @classmethod
     def random_in(cls, shapes: Mapping[str, tuple[int, ...]], ratio: float, *, seed: int = 0) -> "Support":
-        """`random`, of parameters of these shapes by name. Raises as it does."""
+        """Do what `random` does for parameters of these shapes, by name. Raises as `random`."""
         _budget(shapes, ratio)
         generator = torch.Generator().manual_seed(seed)
         positions, seen = {}, 0
@@ -119,7 +119,7 @@ class Support(Mapping[str, Tensor]):
 
     @classmethod
     def from_magnitude(cls, model: nn.Module, ratio: float, *, config: RSTConfig | None = None) -> "Support":
-        """The share of the weights that are largest.
+        """Choose the weights of largest magnitude.
 
         Args:
             model: as `random`.
@@ -146,16 +146,16 @@ class Support(Mapping[str, Tensor]):
         times_weight: bool = False,
         config: RSTConfig | None = None,
     ) -> "Support":
-        """The share of the weights whose gradient, summed over some batches, is largest.
+        """Choose the weights whose gradient, summed over some batches, is largest.
 
-        Gradients are there one layer at a time. Of several batches the first decides on four times as many weights as
-        are wanted, and the gradients of the others are summed at those only. The weights and buffers stay as they are.
+        Gradients are in memory one layer at a time. Of several batches, the first selects four times as many weights as
+        needed, and the gradients of the others are summed at those only. The weights and buffers do not change.
 
         Args:
-            model: as `random`, in the mode (`train` or `eval`) to be trained in, with no gradients.
+            model: as `random`, in the mode (`train` or `eval`) of the training, without gradients.
             batches: at least one.
             ratio: as `random`.
-            loss: gives the loss of a batch; if left out, `model(**batch).loss`.
+            loss: computes the loss of a batch; `model(**batch).loss` by default.
             times_weight: rank by gradient times weight.
             config: as `random`.
 
@@ -176,13 +176,13 @@ class Support(Mapping[str, Tensor]):
 
     @classmethod
     def from_delta(cls, delta: SparseDelta) -> "Support":
-        """The weights that a delta changes, to go on training them or to train another task there."""
+        """Choose the weights that a delta changes, to continue training them or to train another task there."""
         positions = {name: change.indices for name, change in delta.items()}
         return cls.at(positions, {name: tuple(change.shape) for name, change in delta.items()})
 
 
 def loss_of(model: nn.Module) -> Loss:
-    """The loss that a model returns itself, of a batch that is its arguments by name."""
+    """Return a function that computes the model's own loss of a batch of keyword arguments."""
     return lambda batch: model(**batch).loss
 
 
@@ -204,7 +204,7 @@ def _budget(shapes: Mapping[str, tuple[int, ...]], ratio: float) -> int:
 
 
 def _draw(numel: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different positions below `numel`, without a permutation of all."""
+    """Draw `count` distinct positions below `numel` without permuting all of them."""
     if 4 * count >= numel:
         return torch.randperm(numel, generator=generator)[:count]
     drawn = torch.empty(0, dtype=torch.int64)

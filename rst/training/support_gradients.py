@@ -12,19 +12,19 @@ from rst.errors import ConfigError
 from rst.naming import unwrap
 from rst.numerics.places import read_at, write_at_
 
-# The first batch alone decides on so many times the weights that are wanted.
+# The first batch selects this many times the number of weights needed.
 _CANDIDATES = 4
 
 
 class Ranking(Protocol):
-    """Keeps the largest of the scores that it is shown: `Largest`, or `LargestOfEach`."""
+    """Keeps the largest of the scores it is given: `Largest`, or `LargestOfEach`."""
 
     def add(self, name: str, scores: Tensor) -> None:
-        """Look at the scores of one parameter."""
+        """Consider the scores of one parameter."""
         ...
 
     def positions(self) -> dict[str, Tensor]:
-        """Where the largest are, by name."""
+        """Return the positions of the largest scores, by name."""
         ...
 
 
@@ -38,16 +38,16 @@ def strongest(
     times_weight: bool = False,
     taken: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Positions by name; see `Support.from_gradients`.
+    """Return positions by name; see `Support.from_gradients`.
 
     Args:
-        model: with the parameters.
-        parameters: those to look at.
+        model: the module that has the parameters.
+        parameters: the parameters to consider.
         batches: at least one.
-        ranking: makes one that keeps so many times the weights that are wanted.
-        loss: of a batch.
+        ranking: creates a ranking that keeps the given multiple of the number of weights needed.
+        loss: computes the loss of a batch.
         times_weight: rank by gradient times weight.
-        taken: positions that are none to choose, by name.
+        taken: positions that must not be chosen, by name.
 
     Raises:
         ConfigError: there is no batch, or there are gradients already.
@@ -90,7 +90,7 @@ def strongest(
 
 @contextmanager
 def _gradients(parameters: Mapping[str, nn.Parameter], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Show each gradient, once it is complete, to `look`, and drop it."""
+    """Pass each gradient to `look` once it is complete, and drop it."""
 
     def hook_of(name: str) -> Callable[[Tensor], None]:
         @torch.no_grad()
@@ -112,7 +112,7 @@ def _gradients(parameters: Mapping[str, nn.Parameter], look: Callable[[str, Tens
 
 @contextmanager
 def _alone(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Have gradients for `parameters` only, and every buffer back afterwards: BatchNorm counts each forward."""
+    """Compute gradients for `parameters` only, and restore all buffers afterwards: BatchNorm changes them."""
     wanted = {id(weight) for weight in parameters.values()}
     found = [(weight, weight.requires_grad) for weight in model.parameters()]
     for weight in parameters.values():

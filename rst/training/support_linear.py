@@ -1,8 +1,8 @@
 """Gradients at a support alone: `dW[i, j] = sum_t dY[t, i] X[t, j]` for the kept `(i, j)` of a linear layer.
 
-The layer computes as it always does, its weight frozen, so that the dense product of the backward pass, a third of a
-step's arithmetic, is never made. Its output passes through an operation that is the identity, and whose gradient with
-respect to the kept values is the sampled product of what went in and what comes back.
+The layer computes as usual with its weight frozen, so the dense product of the backward pass, a third of a step's
+arithmetic, is never computed. Its output passes through an identity operation whose gradient with respect to the kept
+values is the sampled product of the layer's input and its output gradient.
 """
 
 import warnings
@@ -18,22 +18,23 @@ from torch.utils.hooks import RemovableHandle
 Pattern = tuple[Tensor, Tensor]
 """Row starts and columns of a matrix' kept elements, as in CSR: int32 of shapes (rows + 1,) and (n,)."""
 
-# Beyond this share the dense product is faster, and below this size nothing is worth the while.
+# Above this share the dense product is faster, and below this size neither matters.
 _SPARSE_ENOUGH = 0.02
 _LARGE_ENOUGH = 1 << 16
 
 
 def pattern_of(positions: Tensor, rows: int, columns: int) -> Pattern:
-    """CSR of sorted flat positions, shape (n,), in a matrix of so many rows and columns."""
+    """Return the CSR pattern of sorted flat positions, shape (n,), in a matrix of this size."""
     starts = torch.arange(rows + 1, device=positions.device) * columns
     crow = torch.searchsorted(positions.long(), starts)
     return crow.to(torch.int32), (positions % columns).to(torch.int32)
 
 
 def layer_of(name: str, weight: nn.Parameter, model: nn.Module) -> nn.Module | None:
-    """The linear layer that a weight belongs to; None if it is no such layer's alone.
+    """Return the linear layer that a weight belongs to; None if it is not a weight of exactly one such layer.
 
-    `torch.nn.Linear` and transformers' `Conv1D`, which has its weight transposed. Subclasses may compute otherwise.
+    These are `torch.nn.Linear` and transformers' `Conv1D`, whose weight is transposed. Subclasses may compute
+    differently.
     """
     owners = [module for module in model.modules() if any(own is weight for own in module._parameters.values())]
     if len(owners) != 1 or name.rpartition(".")[2] != "weight":
@@ -44,20 +45,20 @@ def layer_of(name: str, weight: nn.Parameter, model: nn.Module) -> nn.Module | N
 
 
 def pays(weight: Tensor, count: int) -> bool:
-    """Whether sampling `count` gradients is faster than the dense product."""
+    """Return whether sampling `count` gradients is faster than the dense product."""
     return weight.numel() >= _LARGE_ENOUGH and count <= _SPARSE_ENOUGH * weight.numel()
 
 
 @dataclass(eq=False)
 class SampledLayer:
-    """A linear layer whose kept weights have their gradients sampled.
+    """A linear layer that samples the gradients of its kept weights.
 
     Attributes:
         layer: the layer.
-        values: what receives the gradients, float32 or float64 of shape (n,).
-        pattern: where they are in its weight.
+        values: the tensor that receives the gradients, float32 or float64 of shape (n,).
+        pattern: the positions of the values in the layer's weight.
         transposed: whether the weight is (inputs, outputs).
-        paused: whether to leave forward passes alone for now.
+        paused: whether forward passes are currently ignored.
     """
 
     layer: nn.Module
@@ -68,7 +69,7 @@ class SampledLayer:
     _hook: RemovableHandle | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Watch the layer's forward passes."""
+        """Hook into the layer's forward passes."""
         at_support = _operation()
 
         def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -80,14 +81,14 @@ class SampledLayer:
         self._hook = self.layer.register_forward_hook(hook)
 
     def move(self, positions: Tensor) -> None:
-        """Sample at as many other places. In place, so that what was compiled stays."""
+        """Sample at the same number of other positions. Works in place, so that compiled code stays valid."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         for there, found in zip(self.pattern, pattern_of(positions, *weight.shape), strict=True):
             there.copy_(found)
 
     def stop(self) -> None:
-        """Leave the layer as it was."""
+        """Restore the layer."""
         if self._hook:
             self._hook.remove()
         self._hook = None
@@ -95,14 +96,14 @@ class SampledLayer:
 
 @torch.no_grad()
 def sampled_gradient(left: Tensor, right: Tensor, crow: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """`left.T @ right` at the kept elements alone, in `dtype`, shape (n,).
+    """Compute `left.T @ right` at the kept elements only, in `dtype`, shape (n,).
 
     Args:
         left: shape (tokens, rows), any strides.
         right: shape (tokens, columns).
         crow: see `Pattern`.
         columns: see `Pattern`.
-        dtype: float32 or float64, in which it is computed.
+        dtype: dtype of the computation, float32 or float64.
     """
     zeros = torch.zeros(columns.numel(), dtype=dtype, device=columns.device)
     shape = (left.shape[1], right.shape[1])
@@ -113,7 +114,7 @@ def sampled_gradient(left: Tensor, right: Tensor, crow: Tensor, columns: Tensor,
 
 @cache
 def make_first_csr_quietly() -> None:
-    """Have torch say now, and unheard, that its CSR tensors are beta, which it does once a process."""
+    """Trigger and suppress torch's beta warning for CSR tensors, which it gives once per process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.zeros(1, 1).to_sparse_csr()
@@ -121,14 +122,14 @@ def make_first_csr_quietly() -> None:
 
 @cache
 def _operation() -> Callable[..., Tensor]:
-    """An operation that torch.compile and activation checkpointing take as they take torch's own."""
+    """Return an operation that torch.compile and activation checkpointing handle like torch's own."""
     make_first_csr_quietly()
 
     @torch.library.custom_op("rst::at_support", mutates_args=())
     def at_support(
         output: Tensor, inputs: Tensor, values: Tensor, crow: Tensor, columns: Tensor, transposed: bool
     ) -> Tensor:
-        return output.clone()  # what comes next may write in place
+        return output.clone()  # the next operation may write in place
 
     @torch.library.custom_op("rst::sampled_gradient", mutates_args=())
     def sampled(

@@ -1,4 +1,4 @@
-"""Gradients of kept weights, averaged over the processes of data parallel training: O(nnz) travels, not O(N)."""
+"""Gradients of kept weights, averaged over data-parallel processes: communicates O(nnz) instead of O(N)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -9,10 +9,10 @@ from rst.errors import ConfigError
 
 
 def leave_out_of_ddp(model: nn.Module, inner: nn.Module, names: Iterable[str]) -> None:
-    """Have DistributedDataParallel, should it wrap the model `inner`, reduce no gradient of these parameters.
+    """Make DistributedDataParallel, if it wraps the model `inner`, skip the gradients of these parameters.
 
     Raises:
-        ConfigError: it has wrapped `model` already.
+        ConfigError: `model` is already wrapped.
     """
     parallel = nn.parallel.DistributedDataParallel
     if any(isinstance(module, parallel) for module in model.modules()):
@@ -21,15 +21,15 @@ def leave_out_of_ddp(model: nn.Module, inner: nn.Module, names: Iterable[str]) -
 
 
 def average_in_backward(values: Sequence[Tensor], also: Iterable[Tensor] = ()) -> None:
-    """At the end of each backward pass average the gradients of these tensors over torch.distributed's processes.
+    """Average the gradients of these tensors over torch.distributed's processes at the end of each backward pass.
 
-    As DistributedDataParallel does: before scalers and clipping see them, and again after each micro-batch. What was
-    averaged before is the same in all processes, so averaging it again changes nothing. The processes may form their
-    group later, as Lightning's do.
+    As with DistributedDataParallel, this happens before scalers and clipping see the gradients, and after each
+    micro-batch. Gradients averaged before are equal in all processes, so averaging them again changes nothing. The
+    processes may form their group later, as Lightning's do.
 
     Args:
-        values: all kept weights, each a leaf, in the same order everywhere.
-        also: other leaves whose gradient tells that a backward pass is under way.
+        values: all kept weights, leaf tensors in the same order in every process.
+        also: other leaf tensors whose gradient shows that a backward pass is in progress.
     """
     queued = False
 
@@ -56,7 +56,7 @@ def average_in_backward(values: Sequence[Tensor], also: Iterable[Tensor] = ()) -
 
 
 def of_first_process(positions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """What process 0 of torch.distributed has, for all of them. Collective."""
+    """Broadcast the positions of process 0 to all processes. Collective."""
     if _processes() == 1:
         return positions
     shared = [dict(positions)]

@@ -1,8 +1,8 @@
 """Training a support: the kept weights of each parameter are one 1-D tensor, and nothing else has an optimiser state.
 
 The gradient of a parameter is gathered at the support as soon as it is complete, and dropped, so that dense gradients
-are there one layer at a time; linear layers do without (`support_linear`). After a step the values are written into
-the weights.
+exist for one layer at a time; linear layers need none (`support_linear`). After a step, the values are written into the
+weights.
 """
 
 import math
@@ -31,19 +31,20 @@ from rst.training.support_gradients import strongest
 from rst.training.support_linear import SampledLayer, layer_of, pattern_of, pays
 from rst.training.support_processes import average_in_backward, of_first_process
 
-# Values are trained at least this wide: an optimiser's small steps are lost in half precision.
+# Values are trained in at least float32: half precision would lose an optimiser's small steps.
 _HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
 class KeptWeights:
-    """The part of one parameter that is trained.
+    """The trained part of one parameter.
 
     Attributes:
-        name: the parameter's.
+        name: name of the parameter.
         weight: the parameter, with w0 outside the support.
-        places: the support and w0 there; of a sharded parameter in this process' part.
-        values: what the optimiser trains, shape (n,), in the parameter's dtype, or float32 for half precision.
+        places: the support and w0 there; for a sharded parameter, of this process' part.
+        values: the tensor that the optimiser trains, shape (n,), in the parameter's dtype, or float32 for half
+            precision.
     """
 
     name: str
@@ -53,7 +54,7 @@ class KeptWeights:
 
     @classmethod
     def of(cls, name: str, weight: nn.Parameter, positions: Tensor, origin: Tensor | None) -> "KeptWeights":
-        """Start at the weight as it is; `origin` is w0 there, if that is another."""
+        """Start from the weight as it is; `origin` is w0 there if it differs."""
         part = local(weight)
         here = positions.to(part.device)
         start = read_at(part, here)
@@ -63,24 +64,24 @@ class KeptWeights:
 
     @property
     def part(self) -> Tensor:
-        """What this process has of the weight, in the same memory."""
+        """Return this process' part of the weight, in the same memory."""
         return local(self.weight)
 
     @torch.no_grad()
     def collect(self, gradient: Tensor) -> None:
-        """Add a gradient of the parameter, at the support, to that of the values."""
+        """Add the parameter's gradient at the support to that of the values."""
         found = read_at(gradient.to_dense() if gradient.is_sparse else local(gradient), self.places.positions)
         found = found.to(self.values.dtype)
         self.values.grad = found if self.values.grad is None else self.values.grad + found
 
     @torch.no_grad()
     def write(self) -> None:
-        """Put the values into the weights."""
+        """Write the values into the weights."""
         write_at_(self.part, self.places.positions, self.values.to(self.weight.dtype))
 
     @torch.no_grad()
     def restore(self, places: KeptPlaces, values: Tensor) -> None:
-        """Go on from another state of as many weights, which may lie elsewhere."""
+        """Continue from another state with the same number of weights, whose positions may differ."""
         write_at_(self.part, self.places.positions, self.places.origin)
         self.places = places.to(self.part.device)
         self.values.copy_(values)
@@ -88,25 +89,25 @@ class KeptWeights:
 
     @torch.no_grad()
     def move(self, move: Move) -> None:
-        """Have w0 where an entry leaves, and go on from it where one is new."""
+        """Write w0 where an entry leaves, and start from w0 where one is new."""
         write_at_(self.part, self.places.positions, self.places.origin)
         origin = read_at(self.part, move.positions)  # w0 everywhere now
         values = move.apply(self.values.detach(), origin.to(self.values.dtype))
         self.restore(KeptPlaces(move.positions, origin), values)
 
 
-# How far sampled and dense gradients may lie apart, relative to their length: half precision rounds each a little.
+# Largest relative distance between sampled and dense gradients: half precision rounds each slightly.
 _ALIKE = 0.02
 
 
 @dataclass(eq=False)
 class Trial:
-    """One step in which a linear layer has both gradients: code that uses its weight without calling it would show.
+    """One step with both gradients of a linear layer, which detects code that uses the weight but not the layer.
 
     Attributes:
-        kept: the layer's kept weights, trained on the dense gradient meanwhile.
-        sampled: the layer.
-        probe: what the sampled gradient goes to.
+        kept: the layer's kept weights, trained with the dense gradient meanwhile.
+        sampled: the sampled layer.
+        probe: the tensor that receives the sampled gradient.
         dense: the sum of the dense gradients at the support.
     """
 
@@ -117,7 +118,7 @@ class Trial:
 
     @classmethod
     def start(cls, kept: KeptWeights, layer: nn.Module) -> "Trial":
-        """Watch a layer."""
+        """Start the trial of a layer."""
         probe = kept.values.detach().clone().requires_grad_()
         pattern = pattern_of(kept.places.positions, *kept.weight.shape)
         sampled = SampledLayer(layer, probe, pattern, transposed=not isinstance(layer, nn.Linear))
@@ -126,15 +127,15 @@ class Trial:
 
     @torch.no_grad()
     def again(self) -> None:
-        """Forget the gradients so far, which were at other places."""
+        """Discard the gradients so far, which were at other positions."""
         self.probe.grad = None
         self.dense.zero_()
 
     @torch.no_grad()
     def verdict(self) -> bool | None:
-        """Compare: True freezes the weight, whose values have the sampled gradient from now on; None is too early."""
+        """Compare: True freezes the weight and uses the sampled gradient from now on; None means too early."""
         length = self.dense.norm().item()
-        if not math.isfinite(length):  # a step that a scaler skipped
+        if not math.isfinite(length):  # a step that the scaler skips
             self.again()
         if not 0 < length < math.inf:
             return None
@@ -157,9 +158,9 @@ class SupportTraining:
         support: Support,
         layout: ShardLayout | None = None,
     ) -> None:
-        """Check the support against the parameters to be trained sparsely, and freeze those without any of it.
+        """Check the support against the sparsely trained parameters, and freeze those outside it.
 
-        Of a model that FSDP2 shards, which has a `layout`, each process trains what lies in its own blocks.
+        For a model that FSDP2 shards, which has a `layout`, each process trains the weights in its own blocks.
 
         Raises:
             ConfigError: the support names a parameter that is not trained.
@@ -200,11 +201,11 @@ class SupportTraining:
         average_in_backward([kept.values for kept in whole], also=[kept.weight for kept in whole])
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What an optimiser trains, by the name of the parameter that it belongs to."""
+        """Return what an optimiser trains, by the name of the parameter that it belongs to."""
         return {name: kept.values for name, kept in self.kept.items()}
 
     def stand_in(self, base: BaseWeights, *, restored_later: bool = False) -> None:
-        """Have the support and w0 there stand in for w0; the weights may still have to be restored to fit."""
+        """Use the support and w0 there as w0; the weights may still have to be restored to match."""
         assert isinstance(base, SparseBaseWeights)
         for name in base.names_of_parameters:
             if name in self.kept:
@@ -219,7 +220,7 @@ class SupportTraining:
             base.check(name, kept.part)
 
     def write(self, base: BaseWeights) -> None:
-        """Put the values into the weights, and let layers whose sampled gradient is right have no other from now on.
+        """Write the values into the weights, and switch layers whose sampled gradient is right to that gradient.
 
         Raises:
             ConfigError: something else has written to the weights.
@@ -243,8 +244,8 @@ class SupportTraining:
         """Move a share of each parameter's kept weights; see `ResidualSparseTrainer.move_support`.
 
         Raises:
-            ConfigError: there are gradients, or no batch, or an optimiser's state is not one entry a weight; nothing
-                has changed then.
+            ConfigError: there are gradients, or no batch, or an optimiser's state does not have one entry per weight;
+                nothing has changed then.
         """
         values = self.parameters()
         for name, one in values.items():
@@ -273,18 +274,18 @@ class SupportTraining:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Leave gradients to others, and have none left at the end."""
+        """Stop collecting gradients, and clear them at the end."""
         self.paused = True
         try:
             yield
         finally:
             self.paused = False
             for one in self.parameters().values():
-                one.grad = None  # zeros, where processes averaged them
+                one.grad = None  # zeros if the processes averaged them
 
     @property
     def paused(self) -> bool:
-        """Whether gradients are left to others."""
+        """Return whether collecting gradients is paused."""
         return self._paused
 
     @paused.setter
@@ -294,7 +295,7 @@ class SupportTraining:
             sampled.paused = paused
 
     def _follow(self, name: str) -> None:
-        """Sample where the kept weights of a parameter lie now."""
+        """Sample at the current positions of a parameter's kept weights."""
         if name in self._sampled:
             self._sampled[name].move(self.kept[name].places.positions)
         if name in self._trials:
@@ -302,12 +303,12 @@ class SupportTraining:
 
     @torch.no_grad()
     def start_from_weights(self) -> None:
-        """Go on from the weights as they are at the support."""
+        """Continue from the weights as they are at the support."""
         for kept in self.kept.values():
             kept.values.copy_(read_at(kept.part, kept.places.positions))
 
     def state_dict(self) -> dict[str, Entries]:
-        """Positions, w0 there, and what the optimiser trains, by parameter; of a sharded model all. Collective then."""
+        """Return positions, w0 there, and the trained values by parameter; all of a sharded model (collective)."""
         own: dict[str, Entries] = {
             name: {"positions": kept.places.positions, "origin": kept.places.origin, "values": kept.values.detach()}
             for name, kept in self.kept.items()
@@ -315,11 +316,11 @@ class SupportTraining:
         return assemble(own, self._layout) if self._layout else own
 
     def load(self, state: Any) -> None:
-        """Go on from another state, whose support may lie elsewhere.
+        """Continue from another state, whose support may differ.
 
         Raises:
-            ConfigError: it is none, or has another number of weights in a parameter; nothing has changed then.
-            ParameterMismatchError: its positions are none of the parameter's.
+            ConfigError: it is not a state, or has another number of weights in a parameter; nothing has changed then.
+            ParameterMismatchError: its positions do not fit the parameter.
         """
         layout = self._layout
         found = together(lambda: self._read(state), layout.device) if layout else self._read(state)
@@ -349,7 +350,7 @@ class SupportTraining:
         return read
 
     def _own(self, name: str, entries: Entries) -> Entries:
-        """Those that this process trains."""
+        """Return the entries that this process trains."""
         return cut(entries, self._layout.blocks[name]) if self._layout else entries
 
     def _gather(self, kept: KeptWeights) -> RemovableHandle:

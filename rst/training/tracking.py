@@ -19,13 +19,13 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class TrackedTensors:
-    """The tensors of one module, sorted by what becomes of them.
+    """The tensors of one module, grouped by how they are trained and stored.
 
     Attributes:
         sparse: parameters that Residual Sparse Training selects from, by name.
         saved: names of the parameters and buffers of the modules stored whole.
-        buffers: names of the other persistent buffers, stored where they change (BatchNorm's statistics).
-        frozen: names of the parameters that may not move.
+        buffers: names of the other persistent buffers, stored if they change (BatchNorm's statistics).
+        frozen: names of the parameters that must not change.
         tied: other names of the same tensors.
     """
 
@@ -37,10 +37,10 @@ class TrackedTensors:
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers of a module by plain name, tied ones once, as they are now."""
+    """Return the current parameters and persistent buffers of a module by plain name, tied ones once."""
     state = model.state_dict(keep_vars=True)
-    persistent = {id(tensor) for tensor in state.values()}  # hooks of a wrapper inside may have given other names
-    names = {plain_name(name) for name in state}  # or other tensors
+    persistent = {id(tensor) for tensor in state.values()}  # state-dict hooks of an inner wrapper may use other names
+    names = {plain_name(name) for name in state}  # or return other tensors
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     buffers = {
         plain_name(name): buffer
@@ -51,7 +51,7 @@ def live_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
-    """Sort the tensors of `model` by what the configuration makes of them.
+    """Group the tensors of `model` according to the configuration.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train sparsely.
@@ -107,9 +107,9 @@ def track(model: nn.Module, config: RSTConfig) -> TrackedTensors:
 def _meant(
     setting: str, patterns: Patterns, names: Mapping[str, Sequence[str]], aliases: Mapping[str, Sequence[str]]
 ) -> set[str]:
-    """The names of the module that patterns mean, each by any of its `aliases`.
+    """Return the module's names that match the patterns, each by any of its `aliases`.
 
-    What matches none of them may match those of the files, `names`.
+    A pattern that matches none of them may match those of the files, `names`.
 
     Raises:
         ConfigError: a pattern matches neither, or in the files only parts of one of the module's tensors.
@@ -140,7 +140,7 @@ def _meant(
 
 
 def _linear_layers(model: nn.Module, live: Mapping[str, Tensor]) -> set[str]:
-    """Names of the weights and biases of all linear layers but the one that a language model's logits come from."""
+    """Return the names of the weights and biases of all linear layers except a language model's output layer."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     layers = [
         module

@@ -109,7 +109,7 @@ class ResidualSparseTrainer:
 
     @property
     def base(self) -> Mapping[str, Tensor]:
-        """w0 of the sparsely trained parameters by name; of sharded ones this process' part."""
+        """w0 of the sparsely trained parameters by name; of sharded ones, this process' part."""
         return {name: self._base[name] for name in self._tracked.sparse}
 
     @property
@@ -335,11 +335,11 @@ class ResidualSparseTrainer:
             self._base.trust()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is attached to no optimiser."""
+        """Let a copy be attached to no optimiser."""
         return {**self.__dict__, "_following": None, "_in_backward": None, "_counted": None}
 
     def _before(self, args: Any, kwargs: Any) -> Any:
-        """Have w0 beside the weights that are about to move; what a closure computes needs the memory first."""
+        """Take w0 of the weights that are about to change; with a closure, only after it has been evaluated."""
         if self._kept or self.suspended or self._steps_alone():
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -398,7 +398,7 @@ class ResidualSparseTrainer:
 
     @torch.no_grad()
     def _select(self, names: Iterable[str], steps: int, *, final: bool) -> None:
-        """Select from some parameters as after so many steps."""
+        """Select from some parameters as after `steps` optimiser steps."""
         if self._kept:
             self._kept.write(self._base)
             return
@@ -587,7 +587,7 @@ class ResidualSparseTrainer:
         return {"positions": places.positions, "origin": places.origin}
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """w0 of some of the model's tensors as those of the files; of a sharded model only the names are the files'."""
+        """Return w0 of some tensors in file coordinates; of a sharded model, only the names are those of the files."""
         live, files = live_tensors(self.model), self.coordinates
         if self._layout:
             own = {name: like(live[name], self._base[name]) for name in names}
@@ -597,7 +597,7 @@ class ResidualSparseTrainer:
         return {name: tensor.contiguous() if files.is_moved(name) else tensor for name, tensor in found.items()}
 
     def _restored(self, record: TrainerRecord) -> dict[str, Tensor]:
-        """w0 by the model's names, of sharded tensors this process' part."""
+        """Return w0 by the model's names; of sharded tensors, this process' part."""
         stored = SparseDelta({}, dense=locals_of({**record.base, **record.buffers}), coordinates=record.coordinates)
         live = locals_of(live_tensors(self.model))
         own = in_module(stored, self.coordinates, ChainMap(self._base, live)).dense  # type: ignore[arg-type]
@@ -630,7 +630,7 @@ class ResidualSparseTrainer:
     def _check_stepped(self, stepped: Set[int]) -> None:
         if self._kept and not any(id(values) in stepped for values in self._kept.parameters().values()):
             raise ConfigError("the optimiser has none of the support's weights; build it from trainer.parameters()")
-        # Those that are trained sparsely may come later, once they are thawed.
+        # Sparsely trained parameters may be added later, once they are unfrozen.
         live = live_tensors(self.model)
         trained = [*self._tracked.sparse.values(), *(live[name] for name in self._tracked.saved)]
         if not self._kept and not any(id(parameter) in stepped for parameter in trained):
@@ -658,7 +658,7 @@ class ResidualSparseTrainer:
 
 
 def _boundary_of(layout: ShardLayout | None) -> FindBoundary:
-    """How top-r % finds its boundary, where each process may have a part of the weights only."""
+    """Return the function that finds the top-r % boundary, for sharded or whole weights."""
     if layout is None:
         return boundary
     from rst.training.sharded_selection import sharded_boundary
@@ -667,6 +667,6 @@ def _boundary_of(layout: ShardLayout | None) -> FindBoundary:
 
 
 def identity_of(model: nn.Module) -> BaseIdentity:
-    """Name and revision that transformers keeps on its models; unknown for others."""
+    """Return the name and revision that transformers keeps on its models; unknown for others."""
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
     return BaseIdentity(name=getattr(model, "name_or_path", None) or None, revision=revision)

@@ -1,6 +1,6 @@
-"""Buffers whose change no delta holds (complex, sparse, quantised): one that changes is told of at the next step.
+"""Buffers whose change no delta holds (complex, sparse, quantised): a change is reported at the next step.
 
-Whether it will change is not known when the trainer is made; after the training it is too late.
+Whether a buffer will change is not known when the trainer is created; after the training it is too late.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ class UncarriedBuffers:
     """The persistent buffers of a model that a delta cannot hold, each with the module that has it."""
 
     def __init__(self, model: nn.Module, live: Mapping[str, Tensor], names: Iterable[str]) -> None:
-        """Watch those of `names` in `live` that no delta holds."""
+        """Watch the buffers among `names` in `live` that no delta holds."""
         wanted = {id(live[name]): name for name in names if not is_judged(live[name])}
         self._places: dict[str, _Place] = {}
         for module in model.modules() if wanted else ():
@@ -34,10 +34,10 @@ class UncarriedBuffers:
                     self._places[wanted[id(buffer)]] = _Place(module, attribute, _seen(buffer))
 
     def check(self, base: Mapping[str, Tensor]) -> None:
-        """Compare with `base` those that were written to, or replaced, since the last call.
+        """Compare the buffers that were written to, or replaced, since the last call with `base`.
 
         Raises:
-            ParameterMismatchError: one has changed.
+            ParameterMismatchError: a buffer has changed.
         """
         for name, place in self._places.items():
             buffer = place.module._buffers.get(place.attribute)
