@@ -183,11 +183,11 @@ class Follower:
         return Update(step, before, changed, anchor, read, time.perf_counter() - began)
 
     def apply(self, delta: SparseDelta) -> int:
-        """Apply one delta of the chain, the step that comes next, all or nothing; returns the step reached.
+        """Apply one delta of the chain, which must be the next step, all or nothing; return the step reached.
 
         Raises:
-            ChainOrderError: it is of another chain, or does not apply to the step that the model is at.
-            ChainStateError: it applies to another state, or would make another than it says. Nothing is written.
+            ChainOrderError: it belongs to another chain, or does not apply to the model's step.
+            ChainStateError: it applies to another state, or leads to another than it names. Nothing is written.
             ParameterMismatchError: the model lacks a tensor, or has it in another shape or dtype.
         """
         link = link_of(delta)
@@ -200,10 +200,10 @@ class Follower:
         return self._apply(delta, link)
 
     def verify(self) -> None:
-        """Read every weight and compare with the state that the follower should be in, in O(weights).
+        """Read every weight, and check that the model has the state that the follower left, in O(weights).
 
         Raises:
-            ChainStateError: somebody else has changed the model.
+            ChainStateError: something else has changed the model.
         """
         found = fingerprint_state(self.weights, self._version)
         if found != self._state:
@@ -212,7 +212,7 @@ class Follower:
             )
 
     def _check_place(self, link: Link, pointer: Pointer, step: int) -> None:
-        """Raise `ChainError` unless a file is what follows a step, as the pointer knows it."""
+        """Raise `ChainError` unless a file's link follows a step as recorded in the pointer."""
         if (link.chain, link.from_step, link.to_step) != (pointer.chain, step, step + 1):
             raise ChainOrderError(
                 f"where step {step + 1} should be there is step {link.to_step}, after {link.from_step}, "
@@ -252,9 +252,9 @@ class Follower:
         return link.to_step
 
     def _changes(self, delta: SparseDelta, prepared: PreparedDelta) -> dict[str, "_Change"]:
-        """What the model has now where a step changes it, and what that becomes, by the files' tensors.
+        """Return the old and new values at the positions that the step changes, by the files' tensors.
 
-        Not what the file says was there: a foreign change shows here.
+        The old values are read from the model, not from the file, so that a foreign change shows.
         """
         coordinates, found = coordinates_of(self._module), {}
         for patch in prepared.patches:
@@ -263,18 +263,18 @@ class Follower:
             found[coordinates.name_in_files(patch.live.name)] = _Change(patch.live.tensor, old, new)
         weights = self.weights if delta.keys() - found.keys() else {}
         for name, change in delta.items():
-            if name not in found:  # its elements are elsewhere in the model
+            if name not in found:  # the model has its elements elsewhere
                 flat = weights[name].reshape(-1)
                 origin = gather(flat, change.indices.to(flat.device, torch.int64))
                 found[name] = _Change(flat, origin, change.to(flat.device).tuned_values(origin))
         return {name: found[name] for name in delta}
 
     def _is_untouched(self) -> bool:
-        """Whether the model is still as this follower left it, in O(weights)."""
+        """Return whether the model is as this follower left it, in O(weights)."""
         return fingerprint_state(self.weights, self._version) == self._state
 
     def _take_version(self, version: int) -> None:
-        """Have the state as chains of a version say it."""
+        """Express the state in the chain's version."""
         if version != self._version:
             self.verify()
             self._version, self._state = version, fingerprint_state(self.weights, version)
@@ -285,12 +285,12 @@ class Follower:
             reached = self._load_anchor(pointer, changed, on_patches)
         except ChainError:
             raise error from None
-        if not isinstance(error, ChainGapError):  # pruned steps are no damage
+        if not isinstance(error, ChainGapError):  # pruned steps are not damage
             warnings.warn(f"{error}; continued from the anchor of step {reached}", stacklevel=3)
         return reached
 
     def _load_anchor(self, pointer: Pointer, changed: Counter[str], on_patches: OnPatches) -> int:
-        """Load the last intact anchor beyond the step that the model is at; returns its step."""
+        """Load the last intact anchor beyond the model's step, and return its step."""
         above = -1 if self._step is None else self._step
         found = last_anchor(self.store, pointer, above)
         if found is None:

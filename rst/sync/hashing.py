@@ -1,9 +1,9 @@
-"""One 64-bit hash for each word, from its place and its bits, added up: what `rst.sync.state` makes states of.
+"""The hash of words: one 64-bit hash per word, of its place and bits, summed up for `rst.sync.state`.
 
     sum_k mix(seed + k * P + word[k] * Q)    modulo 2^64, mix: splitmix64's finalizer
 
-On the CPU numpy does it, on all cores: it shifts without the sign, which torch cannot, and in pieces that stay in the
-cache it keeps up with memory.
+On the CPU, numpy computes it on all cores: it has an unsigned shift, which torch lacks, and in cache-sized pieces it
+runs at memory speed.
 """
 
 from collections.abc import Iterable
@@ -25,14 +25,14 @@ PLACE, _VALUE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 _PIECE, _SHARE, _DEVICE_PIECE = 1 << 15, 1 << 20, 1 << 24
-_HELD = 1 << 28  # bytes of words, which may have been cast for this alone
+_HELD = 1 << 28  # bytes of words, which may be copies cast for this purpose
 
 
 @torch.no_grad()
 def hash_sum(parts: Iterable[Part]) -> int:
     """Add up the hashes of the words of several tensors; in [0, 2^64).
 
-    Parts are asked for one after another. Where kernels run, a launch has as many as may be held in memory.
+    Parts are requested one after another. Where kernels run, a launch has as many as fit the memory limit.
     """
     hashed, held = 0, 0
     batch: list[Part] = []
@@ -89,7 +89,7 @@ def hash_at(seed: int, places: Tensor, values: Tensor) -> int:
 
 
 def mix(number: int) -> int:
-    """splitmix64's finalizer: a bijection of [0, 2^64)."""
+    """Apply splitmix64's finalizer, a bijection of [0, 2^64)."""
     for shift, factor in _ROUNDS:
         number = (number ^ (number >> shift)) * factor & MASK
     return number ^ (number >> _LAST_SHIFT)
@@ -136,7 +136,7 @@ def _hash_on_device(seed: int, places: Tensor, values: Tensor) -> int:
 
 
 def _shifted(hashes: Tensor, by: int) -> Tensor:
-    """Shift right, zeros coming in: torch's own shift of int64 brings in the sign."""
+    """Shift right, filling with zeros: torch's own shift of int64 extends the sign."""
     return (hashes >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 

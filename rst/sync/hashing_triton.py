@@ -1,4 +1,4 @@
-"""The hashes of words on a GPU, added up: one launch for all tensors of a word's width."""
+"""Summing the hashes of words on a GPU: one launch for all tensors with the same word width."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def _launch(width: int, parts: Sequence[Part]) -> Tensor:
 
 @triton.jit
 def add_hashes(rows, row_of_block, hashes, WORD: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of the hashes of one block."""
+    """Compute the sum of the hashes of one block."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 5
     start = (program - tl.load(row + 4)) * BLOCK
@@ -66,7 +66,7 @@ def add_hashes(rows, row_of_block, hashes, WORD: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit
 def hash_of(words, places, seed):
-    """splitmix64's finalizer of seed + place * P + word * Q; the numbers are those of `rst.sync.hashing`."""
+    """Apply splitmix64's finalizer to seed + place * P + word * Q; the constants are those of `rst.sync.hashing`."""
     hashes = words.to(tl.int64) * 0x2545F4914F6CDD1D + places * -0x61C8864680B583EB + seed
     hashes = (hashes ^ (hashes.to(tl.uint64, bitcast=True) >> 30).to(tl.int64, bitcast=True)) * -0x40A7B892E31B1A47
     hashes = (hashes ^ (hashes.to(tl.uint64, bitcast=True) >> 27).to(tl.int64, bitcast=True)) * -0x6B2FB644ECCEEE15

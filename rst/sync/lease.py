@@ -1,7 +1,7 @@
-"""A lock in a store that has none: a file that its holder writes anew, and that others break once it stays the same.
+"""A lock for stores without locks: its holder keeps rewriting a file, and others break the lock once it stays the same.
 
-Where the store cannot create a file exclusively, two who find it free both write it; whoever then reads back its own
-token holds it.
+If the store cannot create a file exclusively, two processes that find it free both write it; the one that reads back
+its own token holds the lock.
 """
 
 import threading
@@ -16,7 +16,7 @@ from rst.sync.errors import ChainConflictError
 
 EXPIRES = 60.0  # seconds without a renewal, after which the holder counts as dead
 _RENEWALS, _POLL = 6, 0.2
-_HERE: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # not every store tells threads apart
+_HERE: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # not every store distinguishes threads
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def lease(filesystem: Any, path: str, patience: float) -> Iterator[None]:
     """Hold a lease on `path` of an `fsspec.AbstractFileSystem`.
 
     Raises:
-        ChainConflictError: others hold it, and renew it, for `patience` seconds.
+        ChainConflictError: another process holds it, and renews it, for `patience` seconds.
     """
     deadline, here = time.monotonic() + patience, _HERE[filesystem.unstrip_protocol(path)]
     if not here.acquire(timeout=patience):
@@ -39,7 +39,7 @@ def lease(filesystem: Any, path: str, patience: float) -> Iterator[None]:
         finally:
             stop.set()
             renewal.join()
-            with suppress(OSError):  # it expires by itself
+            with suppress(OSError):  # the lease expires on its own
                 if _holder(filesystem, path) == token:
                     filesystem.rm_file(path)
     finally:
@@ -67,7 +67,7 @@ def _renew(filesystem: Any, path: str, token: str, stop: threading.Event) -> Non
     renewals = 0
     while not stop.wait(EXPIRES / _RENEWALS):
         renewals += 1
-        with suppress(OSError):  # the store does not answer now; the next renewal may come through
+        with suppress(OSError):  # the store does not answer now; the next renewal may succeed
             if _holder(filesystem, path) == token:
                 filesystem.pipe_file(path, f"{token} {renewals}".encode())
 

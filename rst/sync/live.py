@@ -13,7 +13,7 @@ Model = nn.Module | MutableMapping[str, Tensor]
 
 
 def live_weights(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights by canonical name as they are now, sharing memory where `weights` holds tensors; and their ties.
+    """Return the current weights by canonical name, sharing memory if `weights` holds tensors, and their ties.
 
     Returns:
         `(tensors, tied)`: `tied` maps other names of a tensor to the name it has in `tensors`.
@@ -24,12 +24,12 @@ def live_weights(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def coordinates_of_weights(weights: Weights) -> CoordinatesName | None:
-    """Whose names a chain of these weights has: a module's are said as those of its checkpoint files."""
+    """Return the coordinates of the chain's names: for a module, those of its checkpoint files."""
     return "checkpoint" if isinstance(weights, nn.Module) else None
 
 
 def as_module(model: Model) -> nn.Module:
-    """A module that has these weights: the model itself, or one whose buffers are a state dict's tensors."""
+    """Return a module with these weights: the model itself, or one whose buffers are a state dict's tensors."""
     if isinstance(model, nn.Module):
         return model
     module = nn.Module()

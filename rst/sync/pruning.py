@@ -1,4 +1,4 @@
-"""The steps of a chain that nobody needs any more, deleted."""
+"""Deletion of the steps of a chain that are no longer needed."""
 
 import os
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from rst.sync.store import Store, open_store
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` has done.
+    """The result of `prune`.
 
     Attributes:
-        first: the step that the chain now begins with, that of an anchor.
-        anchors: how many anchors were deleted.
-        deltas: how many deltas were deleted.
+        first: the first step of the chain now, that of an anchor.
+        anchors: number of anchors deleted.
+        deltas: number of deltas deleted.
     """
 
     first: int
@@ -25,20 +25,20 @@ class Pruned:
 
 
 def prune(store: str | os.PathLike[str] | Store, keep_anchors: int = 2) -> Pruned:
-    """Let a chain begin with a later anchor: delete the anchors before it, and the deltas up to it.
+    """Make a chain begin with a later anchor: delete the anchors before it, and the deltas up to it.
 
-    The anchor that is to be the first is read and checked before. A follower that is further behind goes on from an
-    anchor; publisher and followers may work meanwhile. A prune that is killed leaves a whole chain, and the next one
-    deletes the rest.
+    The new first anchor is read and checked before. A follower that is further behind continues from an anchor;
+    publisher and followers may work meanwhile. A prune that is killed leaves a complete chain, and the next one deletes
+    the rest.
 
     Args:
         store: the chain's folder, a URL for fsspec, or a `Store`.
-        keep_anchors: how many of the last anchors stay; a chain with no more of them stays as it is.
+        keep_anchors: number of last anchors to keep; a chain with no more than these is not changed.
 
     Raises:
         ConfigError: `keep_anchors` is below 1.
         ChainGapError: there is no chain, or it has no anchor.
-        ChainDamageError: the pointer is damaged, or the anchor that the chain would begin with. Nothing is deleted.
+        ChainDamageError: the pointer or the new first anchor is damaged. Nothing is deleted.
     """
     if keep_anchors < 1:
         raise ConfigError(f"keep_anchors={keep_anchors}: a chain needs at least 1")
@@ -49,7 +49,7 @@ def prune(store: str | os.PathLike[str] | Store, keep_anchors: int = 2) -> Prune
     spent = sorted(step for step in anchors if step < first)
     names = set(store.names())
     deltas = sorted(name for name in names if (step := step_of_name(name)) is not None and _is_spent(name, step, first))
-    # Anchors go first: a chain whose first anchor is not followed by its deltas would have a gap.
+    # Anchors are deleted first: a chain whose first anchor lacks its following deltas would have a gap.
     for name in [*map(anchor_name, spent), *deltas]:
         store.delete(name)
     return Pruned(first, len(spent), len(deltas))

@@ -1,4 +1,4 @@
-"""The weights that a publisher reads: of one process, or of all processes of a sharded model; cast where asked for."""
+"""The weights that a publisher reads: of one process, or of all processes of a sharded model; cast if requested."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class Change(NamedTuple):
-    """What is new in one tensor: positions, and the values there before and now, all of shape (nnz,)."""
+    """The changes of one tensor: positions, and the old and new values there, all of shape (nnz,)."""
 
     positions: Tensor
     old: Tensor
@@ -35,28 +35,28 @@ class Change(NamedTuple):
 
 
 class Parts(Mapping[str, Tensor]):
-    """This process' part of each tensor, by canonical name, tied ones once; cast when it is asked for."""
+    """This process' part of each tensor, by canonical name, tied ones once; cast on access."""
 
     def __init__(self, tensors: Mapping[str, Tensor], tied: Mapping[str, str], dtype: torch.dtype | None) -> None:
-        """Keep the tensors as they are."""
+        """Store the tensors without copying."""
         self.tied = tied
         self._tensors, self._dtype = tensors, dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        """A part in the chain's dtype."""
+        """Return a part in the chain's dtype."""
         tensor = local(self._tensors[name])
         return tensor.to(self._dtype) if self._dtype and tensor.dtype in RESIDUAL_DTYPES else tensor
 
     def __iter__(self) -> Iterator[str]:
-        """Names."""
+        """Iterate over the names."""
         return iter(self._tensors)
 
     def __len__(self) -> int:
-        """Number of tensors."""
+        """Return the number of tensors."""
         return len(self._tensors)
 
     def specs(self) -> dict[str, TensorSpec]:
-        """Dtype in the chain, and shape of the whole, of each tensor."""
+        """Return each tensor's dtype in the chain and the shape of the whole."""
         return by_width(
             {
                 name: (
@@ -69,34 +69,34 @@ class Parts(Mapping[str, Tensor]):
 
 
 class PublishedWeights:
-    """Weights that this process has whole."""
+    """Weights that this process holds completely."""
 
     is_first = True
 
     def __init__(self, weights: Weights, dtype: torch.dtype | None) -> None:
-        """Use `open_weights`."""
+        """Create with `open_weights`."""
         self.weights, self.dtype = weights, dtype
 
     def read(self) -> Parts:
-        """The weights as they are now."""
+        """Return the current weights."""
         own, tied = live_weights(self.weights)
         return Parts(own, tied, self.dtype)
 
     def state(self, parts: Parts, version: int) -> str:
-        """Their state in a chain of a version."""
+        """Return the state of the parts in a chain of a version."""
         return fingerprint_state(parts, version)
 
     def changed_state(
         self, state: str, before: Mapping[str, Tensor], changes: Mapping[str, Change], specs: Specs, version: int
     ) -> str:
-        """What a state becomes by the changes of this process and of all others.
+        """Return the state after the changes of this process and all others.
 
         Args:
-            state: of the weights before.
-            before: these weights, this process' part of each, flat.
-            changes: what is new in them.
+            state: state of the weights before.
+            before: these weights, flat: this process' part of each.
+            changes: the changes of these parts.
             specs: dtype and shape of the whole of each tensor.
-            version: the chain's.
+            version: version of the chain.
         """
         words = {
             name: touched_words(before[name], positions, new, weights_a_word(specs[name][0], version))
@@ -105,43 +105,43 @@ class PublishedWeights:
         return changed_state(state, hash_changes(specs, words))
 
     def collect(self, parts: Parts, changes: Mapping[str, Change]) -> Mapping[str, Change]:
-        """The changes of whole tensors, in the first process."""
+        """Return the changes of whole tensors, in the first process."""
         return changes
 
     def whole(self, parts: Parts, names: Mapping[str, object]) -> Iterator[Tensor]:
-        """Whole tensors, one at a time, on the CPU of the first process. Every process must come to the end of it."""
+        """Yield whole tensors, one at a time, on the first process' CPU. Every process must exhaust it."""
         return (parts[name].cpu() for name in names)
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """Do something that fails alike in all processes if it fails in one."""
+        """Do `work`; a failure in one process raises in all."""
         return work()
 
     def tell(self, found: Result) -> Result:
-        """What the first process has found."""
+        """Return the first process' value in all processes."""
         return found
 
     def first(self, work: Callable[[], Result]) -> Result:
-        """What the first process makes of some work that it does alone."""
+        """Return the result of `work`, which the first process alone does."""
         found = self.together(lambda: work() if self.is_first else None)
         return self.tell(found)  # type: ignore[return-value]
 
 
 class ShardedWeights(PublishedWeights):
-    """A model of DTensors, of which each process has its part. All of its methods but `read` are collective."""
+    """A model of DTensors, of which each process holds its part. All methods but `read` are collective."""
 
     weights: nn.Module
 
     def __init__(self, model: nn.Module, layout: ShardLayout, dtype: torch.dtype | None) -> None:
-        """Use `open_weights`."""
+        """Create with `open_weights`."""
         super().__init__(model, dtype)
         self._layout, self.is_first = layout, is_first()
 
     def read(self) -> Parts:
-        """The weights as they are now."""
+        """Return the current weights."""
         return Parts(*_tensors_of(self.weights), self.dtype)
 
     def state(self, parts: Parts, version: int) -> str:
-        """Each process hashes the words in its blocks, at their places in the whole; the first those across blocks."""
+        """Hash the words in each process' blocks, at their places in the whole; the first hashes those across."""
 
         def hash_mine() -> tuple[int, dict[str, Change]]:
             hashed, edges = 0, {}
@@ -161,7 +161,7 @@ class ShardedWeights(PublishedWeights):
     def changed_state(
         self, state: str, before: Mapping[str, Tensor], changes: Mapping[str, Change], specs: Specs, version: int
     ) -> str:
-        """As with one process; words across blocks are put together in the first, changed or not."""
+        """Do the same as with one process; the first assembles the words across blocks, changed or not."""
 
         def hash_mine() -> tuple[int, dict[str, Change]]:
             hashed, edges = 0, {}
@@ -183,12 +183,12 @@ class ShardedWeights(PublishedWeights):
         return changed_state(state, sum(tell_all(hashed + first)))
 
     def _words(self, specs: Specs, version: int) -> dict[str, BlockWords]:
-        """The words of the blocks that this process speaks for."""
+        """Return the words of the blocks that this process owns."""
         each = {name: weights_a_word(dtype, version) for name, (dtype, _) in specs.items()}
         return {n: BlockWords(self._layout.blocks[n], each[n]) for n in specs if self._layout.owns(n)}
 
     def _across_blocks(self, edges: Mapping[str, Change], specs: Specs, version: int) -> dict[str, Words]:
-        """In the first process the words that no process has whole. `edges` are the bits that this one has of them."""
+        """Return, in the first process, the words that span blocks. `edges` holds this process' parts of them."""
         across = {}
         for name, (positions, old, new) in self._bring(edges, specs).items():
             each = weights_a_word(specs[name][0], version)
@@ -198,7 +198,7 @@ class ShardedWeights(PublishedWeights):
         return across
 
     def collect(self, parts: Parts, changes: Mapping[str, Change]) -> Mapping[str, Change]:
-        """Bring the changes to the first process, at their places in the whole."""
+        """Gather the changes in the first process, at their places in the whole."""
         return self._bring(changes, parts.specs())
 
     def _bring(self, changes: Mapping[str, Change], specs: Specs) -> Mapping[str, Change]:
@@ -214,22 +214,22 @@ class ShardedWeights(PublishedWeights):
         return {name: Change(*entries) for name, entries in everything.items() if entries[0].numel()}
 
     def whole(self, parts: Parts, names: Mapping[str, object]) -> Iterator[Tensor]:
-        """Whole tensors, put together one at a time."""
+        """Yield whole tensors, assembled one at a time."""
         for name in names:
             whole = self._layout.assemble(name, parts[name])
             yield parts[name] if whole is None else whole
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """Do something that fails alike in all processes if it fails in one."""
+        """Do `work`; a failure in one process raises in all."""
         return together(work, self._layout.device)
 
     def tell(self, found: Result) -> Result:
-        """What the first process has found."""
+        """Return the first process' value in all processes."""
         return tell_all(found if self.is_first else None)[0]  # type: ignore[return-value]
 
 
 def open_weights(weights: Weights, dtype: torch.dtype | None) -> PublishedWeights:
-    """Weights to publish; collective where they are a model with DTensors. Raises as `find_layout`."""
+    """Open weights to publish; collective for a model with DTensors. Raises as `find_layout`."""
     if isinstance(weights, nn.Module):
         sharded = any(is_sharded(weight) for weight in weights.parameters())
         layout = find_layout(weights, _tensors_of(weights)[0] if sharded else {})
@@ -239,9 +239,9 @@ def open_weights(weights: Weights, dtype: torch.dtype | None) -> PublishedWeight
 
 
 def _tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """As `live_weights`, where memory does not tell which tensors are tied: parts of them may be empty."""
+    """Do what `live_weights` does where memory does not show ties, because parts may be empty."""
     model = unwrap(model)
-    state = model.state_dict(keep_vars=True)  # FSDP2 gives up what it has gathered
+    state = model.state_dict(keep_vars=True)  # makes FSDP2 free what it has gathered
     coordinates, owners = coordinates_of(model), dict[int, str]()
     tensors, tied = {}, {}
     for name, tensor in ((plain_name(original), tensor) for original, tensor in state.items()):

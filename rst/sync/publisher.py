@@ -1,4 +1,4 @@
-"""The sending side: after each optimizer step, what has changed since the last published one."""
+"""The sending side: after each optimizer step, publishes what has changed since the last published one."""
 
 import math
 import os
@@ -33,14 +33,14 @@ from rst.training.base_weights import BaseWeights
 
 @dataclass(frozen=True)
 class Published:
-    """A step that followers can have now.
+    """A published step.
 
     Attributes:
         step: its number.
         state: `fingerprint_state` of all weights.
-        changed: weights that differ from the step before.
-        weights: weights in all.
-        delta_bytes: size of the delta; 0 where the step is an anchor alone.
+        changed: number of weights that differ from the step before.
+        weights: number of weights of the model.
+        delta_bytes: size of the delta; 0 if the step has only an anchor.
         anchor_bytes: size of the anchor; 0 where there is none.
     """
 
@@ -54,12 +54,12 @@ class Published:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step whose files are written, and that the pointer makes a published one.
+    """A step whose files are written, and which the pointer is about to publish.
 
     Attributes:
-        pointer: what the pointer is to be.
+        pointer: the new pointer.
         published: what `publish` returns.
-        kept: positions and values, by tensor, that bring the publisher's copy there; None if all weights do.
+        kept: positions and values, by tensor, that update the publisher's copy to the step; None if all weights do.
     """
 
     pointer: Pointer
@@ -75,12 +75,13 @@ class Publisher:
     ...     train_step(batch)
     ...     publisher.publish()
 
-    It keeps one copy of the weights as they were last published: beside them, in CPU memory, or in a mapped file that
+    The publisher keeps one copy of the weights as last published: beside them, in CPU memory, or in a mapped file that
     the system may drop from memory. Changes are found tensor by tensor on the weights' own device.
 
-    A chain has one publisher at a time: each step is written under the store's lock, by whom the pointer still is as it
-    left it; another gets `ChainConflictError`. One that was killed, at any point, is replaced by a new one on the same
-    store: what was published stays, and the first `publish` brings followers from there to the model as it is then.
+    A chain has one publisher at a time: each step is written under the store's lock, if the pointer is still as this
+    publisher left it; another one gets `ChainConflictError`. A publisher that was killed, at any point, is replaced by
+    a new one on the same store: what was published stays, and the first `publish` leads followers from there to the
+    model as it is then.
     """
 
     def __init__(
@@ -94,28 +95,28 @@ class Publisher:
         base_storage: CopyStorage = "device",
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Start a chain whose step 0 are these weights, or go on with the one that is in the store.
+        """Start a chain with these weights as step 0, or continue the one in the store.
 
-        A chain whose published weights cannot be read any more, or have other names, shapes or dtypes, goes on with an
-        anchor at the next `publish`, with a warning.
+        If the published weights of a chain cannot be read any more, or have other names, shapes or dtypes, it continues
+        with an anchor at the next `publish`, with a warning.
 
         Args:
             weights: a module, a state dict, or anything `rst.open_checkpoint` takes. Its tensors are read at each
                 `publish`; all parameters and persistent buffers belong to the chain, tied ones once. A model with
                 DTensors (FSDP2, tensor parallel) is published by all its processes together: each compares its part,
-                the first writes, and tensors are put together one at a time for anchors alone.
+                the first writes, and tensors are assembled one at a time for anchors only.
             store: a folder, a URL for fsspec, or a `Store`.
-            anchor_every: all weights are stored at each step that this divides.
+            anchor_every: all weights are stored at each step that is a multiple of this.
             op: "step" (smallest in 16 bits), "replace" (absolute values) or "add" (residuals). All are exact.
             encoding: of the deltas, as `SparseDelta.save` takes it.
-            base_storage: where the copy is kept: "device", "cpu" or "mmap".
-            dtype: publish floating-point tensors of 16 bits and more cast to this: with masters in float32 nearly every
-                weight changes in a step, of which bfloat16, what engines run, shows a few per cent.
+            base_storage: storage of the copy: "device", "cpu" or "mmap".
+            dtype: publish floating-point tensors of 16 bits and more cast to this dtype. Nearly every float32 master
+                weight changes in a step, but only a few per cent of the bfloat16 weights that engines run.
 
         Raises:
-            ConfigError: `anchor_every` is below 1, or a `dtype` without residuals.
-            ChainDamageError: the chain's pointer is damaged, or gone while its steps are there.
-            ChainConflictError: another publisher keeps the store's lock.
+            ConfigError: `anchor_every` is below 1, or `dtype` has no residuals.
+            ChainDamageError: the chain's pointer is damaged, or missing while its steps exist.
+            ChainConflictError: another publisher holds the store's lock.
             ParameterMismatchError: a complex tensor.
             NonFiniteError: a weight is NaN.
         """
@@ -152,11 +153,11 @@ class Publisher:
         """Publish the weights as they are now; nothing may write to them meanwhile.
 
         Args:
-            step: the number it must get, to be sure that trainer and chain agree; None takes the next.
+            step: the expected number, to ensure that trainer and chain agree; None takes the next.
 
         Raises:
-            ChainOrderError: `step` is not the next.
-            ChainConflictError: another publisher has moved the chain, or keeps the store's lock.
+            ChainOrderError: `step` is not the next step.
+            ChainConflictError: another publisher has advanced the chain, or holds the store's lock.
             NonFiniteError: a weight is NaN.
             ParameterMismatchError: names, shapes or dtypes changed since the publisher was made.
             OSError: the store cannot be written. In all these cases nothing is published, unless the pointer itself
@@ -174,9 +175,9 @@ class Publisher:
                 raise ChainOrderError(f"step {step}: the next step is {following}", file=self.store.location)
             if not self._swept:
                 self._model.first(lambda: sweep(self.store, self._pointer.step))
-            self._swept = False  # until the step is whole
+            self._swept = False  # until the step is complete
             written = self._write_anchor(live) if self._mismatched else self._write_delta(live)
-            self._check_pointer()  # once more: a lease on the lock can be lost
+            self._check_pointer()  # again, because a lease can be lost
             self._unconfirmed = written
             self._model.first(lambda: write_pointer(self.store, written.pointer))
             self._keep(written, live)
@@ -184,7 +185,7 @@ class Publisher:
         return written.published
 
     def _recognise(self, live: Parts) -> Published | None:
-        """A step of these weights that is published, though the store's answer to the pointer was lost."""
+        """Return a published step with these weights, if the store's answer to the pointer was lost."""
         lost = self._unconfirmed
         if lost is None or self._model.first(lambda: read_pointer(self.store)) != lost.pointer:
             return None
@@ -219,7 +220,7 @@ class Publisher:
         return _Step(last.advanced(state), published, kept)
 
     def _put_delta(self, changes: Mapping[str, Change], tied: Mapping[str, str], state: str) -> tuple[int, int]:
-        """Write the delta that leads to a state; returns its changed weights and its bytes."""
+        """Write the delta that leads to a state; return its changed weights and its bytes."""
         last, parameters = self._pointer, {}
         for name, (positions, old, new) in changes.items():
             parameters[name] = ParameterDelta.at(positions, old, new, self._specs[name][1], None, self._op)
@@ -235,7 +236,7 @@ class Publisher:
         return delta.nnz, size
 
     def _put_anchor(self, at: Pointer, live: Parts) -> int:
-        """Write the anchor of the step that a pointer is to name; returns its bytes."""
+        """Write the anchor of the step that a pointer will name; return its bytes."""
         whole = self._model.whole(live, self._specs)
         link = Link(at.chain, at.step, at.step, at.state, at.state, at.version)
 
@@ -245,13 +246,13 @@ class Publisher:
                     return 0
                 return write_anchor(self.store, link, self._specs, whole)
             finally:
-                for _ in whole:  # what is left, where it failed: the processes put tensors together, all or none
+                for _ in whole:  # exhaust it after a failure: all processes must assemble every tensor
                     pass
 
         return self._model.tell(self._model.together(put))
 
     def _write_anchor(self, live: Parts) -> _Step:
-        """Go on with a chain whose last state is not at hand."""
+        """Continue a chain whose last state is not available."""
         self._model.together(lambda: _check(live))
         pointer = self._pointer.advanced(self._model.state(live, self._pointer.version))
         size = self._put_anchor(pointer, live)
@@ -259,11 +260,11 @@ class Publisher:
         return _Step(pointer, published, None)
 
     def _keep(self, written: _Step, live: Mapping[str, Tensor]) -> None:
-        """Bring the publisher's own copy to a step that is published. Doing it twice does no harm."""
+        """Update the publisher's own copy to a published step. Doing it twice does no harm."""
         if written.kept is None:
             for name, part in live.items():
                 self._copy[name].copy_(part.reshape(-1))
-            self._mismatched = not live  # recognised later, when the weights may be others
+            self._mismatched = not live  # recognised later, when the weights may have changed
         for name, (positions, new) in (written.kept or {}).items():
             copy = bits(self._copy[name])
             copy[positions.to(copy.device)] = bits(new).to(copy.device)
@@ -277,7 +278,7 @@ class Publisher:
         return pointer
 
     def _last_published(self, live: Parts) -> Mapping[str, Tensor]:
-        """The weights of the chain's last step; the model's own, with a mark, where those are not to be had."""
+        """Return the weights of the chain's last step, or the model's own, with a flag, if those are not available."""
         if self._model.state(live, self._pointer.version) == self._pointer.state:
             return live
         try:
