@@ -1,4 +1,4 @@
-"""Exact weight sync: a trainer publishes each step's change, followers apply it in place and hold the same bits.
+"""Exact weight sync: a trainer publishes the change of each step, and followers apply it in place, bit for bit.
 
 >>> from rst.sync import Follower, Publisher
 >>> publisher = Publisher(model, "/shared/chain", anchor_every=100)   # in the trainer

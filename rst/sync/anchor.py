@@ -1,4 +1,4 @@
-"""An anchor: all weights of one step, as a safetensors checkpoint that says in its header which state it is."""
+"""An anchor: all weights of one step, as a safetensors checkpoint whose header names its state."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ from rst.sync.store import Store
 
 
 def write_anchor(store: Store, link: Link, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]) -> int:
-    """Write all weights of a step, tensor by tensor; returns the file's bytes.
+    """Write all weights of a step, tensor by tensor, and return the size of the file.
 
     Args:
-        store: where the chain lies.
-        link: from the step to itself.
+        store: the store of the chain.
+        link: link from the step to itself.
         specs: dtype and shape by name.
         tensors: on the CPU, in the order of `specs`.
 
@@ -41,12 +41,12 @@ def write_anchor(store: Store, link: Link, specs: Mapping[str, TensorSpec], tens
 def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
     """Map all weights of a step, and check the file's digest and the state's fingerprint.
 
-    What is written to the weights stays in memory. Copy what is to be kept: a file on a network's disk may be deleted
-    by others, and reading what is mapped of it then kills the process.
+    Writes to the weights stay in memory. Copy weights that you keep: others may delete a file on a network disk, and
+    reading a mapped page of it then kills the process.
 
     Raises:
-        ChainGapError: it is not there.
-        ChainDamageError: it is damaged, or not of this step.
+        ChainGapError: the anchor does not exist.
+        ChainDamageError: it is damaged, or belongs to another step.
     """
     name = anchor_name(step)
     where = f"{store.location}/{name}"
@@ -73,10 +73,10 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
 def last_anchor(
     store: Store, pointer: Pointer, above: int = -1, until: int | None = None
 ) -> tuple[dict[str, Tensor], Link] | None:
-    """Read the last intact anchor of the chain above a step, up to `until` if given; None if none lies there.
+    """Read the last intact anchor of the chain above a step, up to `until` if given; None if there is none.
 
     Raises:
-        ChainError: there are some, and none of them is intact; what is wrong with the last one.
+        ChainError: there are anchors, and none of them is intact; the reason is that of the last one.
     """
     damage: ChainError | None = None
     for step in anchor_steps(store, pointer.step if until is None else until):

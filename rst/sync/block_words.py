@@ -1,6 +1,6 @@
-"""The words of a block of a tensor, which a process has; those that it has only in part are put together by the first.
+"""The words of a process' block of a tensor; the first process assembles words that span several blocks.
 
-A block is runs of memory of the whole tensor: one run if it is whole rows, else one for each row or part of a row.
+A block consists of runs of the whole tensor's memory: one run for whole rows, otherwise one per row or part of a row.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from rst.sync.words import Words, whole_words, words_with
 
 @dataclass(frozen=True)
 class BlockWords:
-    """Where the words of a tensor lie in a block of it.
+    """The places of a tensor's words in a block of it.
 
     Attributes:
-        block: the block, with elements.
-        each: weights of a word.
+        block: the block, which is not empty.
+        each: weights per word.
     """
 
     block: Block
     each: int
 
     def hash_inside(self, seed: int, part: Tensor) -> int:
-        """Hash the words that lie in the block, at their places in the tensor; `part`: its weights, shape (n,)."""
+        """Hash the words that lie in the block, at their places in the tensor; `part` holds its weights, shape (n,)."""
         starts, length = self._runs()
         rows, heads, hashed = part.reshape(-1, length), -starts % self.each, 0
         for head in sorted(set(heads.tolist())):
@@ -42,7 +42,7 @@ class BlockWords:
         return hashed
 
     def edges(self) -> Tensor:
-        """Sorted positions in the block, int64, of the weights whose words do not lie in it."""
+        """Return the sorted positions in the block, int64, of the weights whose words lie only partly in it."""
         starts, length = self._runs()
         heads = (-starts % self.each).clamp(max=length)
         tails = heads + (length - heads) // self.each * self.each
@@ -52,7 +52,7 @@ class BlockWords:
         return (slots + torch.arange(len(starts))[:, None] * length)[slots < ends]
 
     def touched(self, part: Tensor, positions: Tensor, new: Tensor) -> Words:
-        """The words in the block that change where weights do; see `touched_words`.
+        """Return the words in the block that change with the weights; see `touched_words`.
 
         Args:
             part: the block's weights before, shape (n,).
@@ -70,7 +70,7 @@ class BlockWords:
         return Words(self.block.to_global(begins) // self.each, old, changed)
 
     def _runs(self) -> tuple[Tensor, int]:
-        """Where in the tensor each run of the block begins, and the length of all."""
+        """Return the start of each run of the block in the tensor, and the common length."""
         length = 1
         for size, whole in zip(reversed(self.block.size), reversed(self.block.shape), strict=True):
             length *= size

@@ -1,12 +1,12 @@
-"""How a chain lies in its store: a file for each step, anchors, and a pointer that is written last.
+"""The layout of a chain in its store: a file per step, anchors, and a pointer that is written last.
 
 - `delta-0000000007.safetensors`: what turns step 6 into step 7, a delta as `rst.delta.file` writes it. Its header
   (`config`, key "sync") names the chain, both steps, and the state of all weights before and after.
 - `anchor-0000000100.safetensors`: all weights of step 100, see `rst.sync.anchor`. There is one of step 0.
 - `latest.json`: the pointer. A step is published once this names it; what is there beyond does not count.
 
-A chain of version 1 has other states than one of version 2, see `rst.sync.state`. It stays what it is: whoever goes on
-with it writes version 1, which older releases read.
+The states of version 1 differ from those of version 2, see `rst.sync.state`. A chain keeps its version: a publisher
+that continues it writes version 1, which older releases can read.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ HEADER_KEY = "sync"
 _DIGITS, _MOST_DIGITS = 10, 18
 _MOST_STEPS = 10**_MOST_DIGITS
 _STATES_KEPT = 256  # 5 kB, rewritten with each step
-# Short names for what a link says.
+# Short names of a link's fields.
 _LINK_KEYS = {
     "chain": ("chain", str),
     "after": ("from_step", int),
@@ -44,15 +44,15 @@ _ANCHOR, _DELTA, _SUFFIX = "anchor-", "delta-", ".safetensors"
 
 @dataclass(frozen=True)
 class Link:
-    """What a file's header says of its place in a chain. An anchor leads from its step to its step.
+    """What a file's header says about its place in a chain. An anchor links its step to itself.
 
     Attributes:
         chain: the chain's identity.
         from_step: the step it applies to.
-        to_step: the step that it makes of that.
+        to_step: the step that it leads to.
         state_before: `fingerprint_state` of all weights at `from_step`.
-        state_after: the same at `to_step`.
-        version: the chain's.
+        state_after: the same, at `to_step`.
+        version: version of the chain.
     """
 
     chain: str
@@ -63,7 +63,7 @@ class Link:
     version: int = STATE_VERSION
 
     def record(self) -> dict[str, Any]:
-        """Its entries in a header."""
+        """Return the link as header entries."""
         entries = {key: getattr(self, name) for key, (name, _) in _LINK_KEYS.items()}
         return entries if self.version == 1 else {**entries, _VERSION_KEY: self.version}
 
@@ -76,8 +76,8 @@ class Pointer:
         chain: the chain's identity.
         step: the last published step.
         base: the state of step 0.
-        states: those of the last 256 steps up to `step`, or of all if there are fewer.
-        version: 2; 1 where each weight is hashed alone.
+        states: the states of the last 256 steps up to `step`, or of all if there are fewer.
+        version: 2, or 1 if each weight is hashed alone.
     """
 
     chain: str
@@ -92,18 +92,18 @@ class Pointer:
         return self.states[-1]
 
     def step_of(self, state: str) -> int | None:
-        """The last step with this state, as far as the pointer knows them."""
+        """Return the last step with this state, if the pointer still holds it."""
         known = {self.base: 0} | {found: self._first + number for number, found in enumerate(self.states)}
         return known.get(state)
 
     def expected(self, step: int) -> str | None:
-        """The state of a step; None if the pointer does not know it any more."""
+        """Return the state of a step; None if the pointer no longer holds it."""
         if step >= self._first:
             return self.states[step - self._first]
         return self.base if step == 0 else None
 
     def advanced(self, state: str) -> "Pointer":
-        """The pointer after one more step."""
+        """Return the pointer after one more step."""
         return replace(self, step=self.step + 1, states=(*self.states, state)[-_STATES_KEPT:])
 
     @property
@@ -112,17 +112,17 @@ class Pointer:
 
 
 def delta_name(step: int) -> str:
-    """File name of the delta that yields a step."""
+    """Return the file name of the delta that leads to a step."""
     return f"{_DELTA}{step:0{_DIGITS}d}{_SUFFIX}"
 
 
 def anchor_name(step: int) -> str:
-    """File name of a step's anchor."""
+    """Return the file name of a step's anchor."""
     return f"{_ANCHOR}{step:0{_DIGITS}d}{_SUFFIX}"
 
 
 def step_of_name(name: str) -> int | None:
-    """The step of a delta's or an anchor's file; None for other names."""
+    """Return the step of a delta's or an anchor's file; None for other names."""
     kind = _ANCHOR if name.startswith(_ANCHOR) else _DELTA
     digits = name.removeprefix(kind).removesuffix(_SUFFIX)
     if not (digits.isascii() and digits.isdecimal() and _DIGITS <= len(digits) <= _MOST_DIGITS):
@@ -131,7 +131,7 @@ def step_of_name(name: str) -> int | None:
 
 
 def anchor_steps(store: Store, until: int) -> list[int]:
-    """Steps up to `until` that have an anchor, the last one first."""
+    """Return the steps up to `until` that have an anchor, in descending order."""
     steps = [step_of_name(name) for name in store.names() if name.startswith(_ANCHOR)]
     return sorted((step for step in steps if step is not None and step <= until), reverse=True)
 
@@ -141,7 +141,7 @@ def read_pointer(store: Store) -> Pointer:
 
     Raises:
         ChainGapError: there is no chain.
-        ChainDamageError: the pointer is damaged, or of another version.
+        ChainDamageError: the pointer is damaged, or has an unknown version.
     """
     where = f"{store.location}/{POINTER}"
     with store.fetch(POINTER) as path:
@@ -166,7 +166,7 @@ def read_pointer(store: Store) -> Pointer:
 
 
 def write_pointer(store: Store, pointer: Pointer) -> None:
-    """Publish: everything that the pointer names must be in the store."""
+    """Publish a step: everything that the pointer names must already be in the store."""
     record: dict[str, Any] = {"format": FORMAT, **asdict(pointer), "states": list(pointer.states)}
     record["format_version"] = record.pop("version")
     text = to_json(record | {"digest": digest_text(to_json(record))})
@@ -179,12 +179,12 @@ def write_pointer(store: Store, pointer: Pointer) -> None:
 
 
 def link_of(delta: SparseDelta, source: str = "delta") -> Link:
-    """Read a delta's place in its chain. Raises `ChainDamageError`, naming `source`, if it says none."""
+    """Read a delta's place in its chain. Raises `ChainDamageError`, naming `source`, if it has none."""
     return read_link(delta.config.get(HEADER_KEY), source)
 
 
 def read_link(record: Any, source: str) -> Link:
-    """Read what `Link.record` wrote into a header. Raises `ChainDamageError`."""
+    """Read the header entries that `Link.record` wrote. Raises `ChainDamageError`."""
     if not isinstance(record, Mapping):
         raise ChainDamageError("its header names no chain; was it written by a Publisher?", file=source)
     if record.keys() - {_VERSION_KEY} != _LINK_KEYS.keys():
@@ -204,10 +204,10 @@ def read_link(record: Any, source: str) -> Link:
 
 
 def read_delta(store: Store, step: int) -> tuple[SparseDelta, Link, int]:
-    """Read and check the file of one step; the third of what it returns is the file's bytes.
+    """Read and check the file of one step; the third return value is its size in bytes.
 
     Raises:
-        ChainGapError: it is not there.
+        ChainGapError: the file does not exist.
         ChainDamageError: it is damaged.
     """
     name = delta_name(step)

@@ -1,6 +1,6 @@
-"""A file or model folder that follows a chain: a file is brought up to date in memory, and replaced at once.
+"""A file or model folder that follows a chain: a file is updated in memory and replaced atomically.
 
-Shards are brought up to date one at a time: see `rst.sync.folder_follower`.
+Shards are updated one at a time: see `rst.sync.folder_follower`.
 """
 
 import os
@@ -20,11 +20,12 @@ from rst.sync.store import Store, open_store
 
 
 def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | Store) -> Followed:
-    """Bring a file or a model folder to the last published step. A killed process leaves the old weights or the new.
+    """Update a file or a model folder to the last published step. A killed process leaves the old weights or the new.
 
     Args:
         path: a `.safetensors` file, or a folder of transformers or diffusers: one such file, or shards and their index.
-            What is missing is made from the nearest anchor; a folder's settings and tokenizer are no part of a chain.
+            A missing file or folder is created from the nearest anchor; a folder's settings and tokenizer are not part
+            of a chain.
         store: as `Follower` takes it.
 
     Returns:
@@ -62,7 +63,7 @@ def _follow_into_file(target: Path, store: Store, pointer: Pointer) -> Followed:
     checkpoint = open_checkpoint(target)
     weights = {name: checkpoint[name].clone() for name in checkpoint}
     original_names, metadata = checkpoint.original_names, checkpoint.metadata
-    del checkpoint  # Windows replaces no file that is mapped
+    del checkpoint  # Windows cannot replace a mapped file
     follower = Follower(weights, store)
     updated = follower.update()
     came_from, step = updated.from_step, updated.step

@@ -1,4 +1,4 @@
-"""What a step changes in a follower's model, as patches for an inference engine that has the same weights."""
+"""Changes of a step in a follower's model, as patches for an inference engine with the same weights."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from rst.interop.vllm import MOST_INDEXED, EnginePatches, SparsePatch
 
 
 class Exchange(NamedTuple):
-    """Elements of one tensor of the checkpoint files: row-major positions, and what is there before and afterwards.
+    """Elements of one tensor of the checkpoint files: row-major positions, with old and new values.
 
     `old` and `new` are floats or their bits; all have the shape (nnz,).
     """
@@ -27,10 +27,10 @@ def patches_of(changes: Mapping[str, Exchange], model: Mapping[str, Tensor]) -> 
 
     Args:
         changes: by the tensor's name in the files.
-        model: tensors with dtype and shape of the files', by the same names.
+        model: tensors with the dtype and shape of the files, by the same names.
 
     Raises:
-        NotCarriedError: an integer tensor changes, or one of 2^31 elements and more.
+        NotCarriedError: an integer tensor changes, or one of 2^31 elements or more.
     """
     patches, reverting = [], []
     for name, (positions, old, new) in changes.items():
@@ -46,7 +46,7 @@ def patches_of(changes: Mapping[str, Exchange], model: Mapping[str, Tensor]) -> 
 
 
 def patches_between(model: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> EnginePatches:
-    """Patches that make of a model's tensors those that are wanted, in any bit. Raises as `patches_of`."""
+    """Return patches that turn a model's tensors into the wanted ones, bit for bit. Raises as `patches_of`."""
     changes = {
         name: Exchange(*changed_weights(name, model[name], new.to(model[name].device))) for name, new in wanted.items()
     }

@@ -1,4 +1,4 @@
-"""What can be wrong with a chain of deltas."""
+"""Errors of weight sync: what can be wrong with a chain of deltas."""
 
 from rst.errors import RSTError
 
@@ -8,20 +8,20 @@ class ChainError(RSTError):
 
 
 class ChainGapError(ChainError):
-    """A step, an anchor, or the whole chain is not in the store."""
+    """A step, an anchor, or the whole chain is missing from the store."""
 
 
 class ChainOrderError(ChainError):
-    """A delta is of another chain, or not the step that comes next."""
+    """A delta belongs to another chain, or is not the next step."""
 
 
 class ChainDamageError(ChainError):
-    """A file of the chain is truncated, altered, or of an unknown version."""
+    """A file of the chain is truncated, altered, or has an unknown version."""
 
 
 class ChainStateError(ChainError):
-    """Weights are not those that the chain says they are."""
+    """Weights do not have the state that the chain records."""
 
 
 class ChainConflictError(ChainError):
-    """Another publisher has moved the chain on."""
+    """Another publisher has advanced the chain."""

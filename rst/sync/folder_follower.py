@@ -1,9 +1,9 @@
 """A model folder that follows a chain: new shards beside the old ones, then an index that names them.
 
 A new shard has the old one's name with the state in it: `model-00001-of-00002.9f3ac07b8d21e654.safetensors`. The index
-alone says which files the model is made of, and is replaced in one atomic write: who reads the folder finds the old
-weights or the new ones, and who has read the old index and comes too late for its files finds none. A killed process
-leaves files that no index names; the next one removes them.
+alone determines the model's files, and it is replaced in one atomic write: a reader of the folder finds the old weights
+or the new ones, and a reader of the old index that comes too late for its files finds none. A killed process leaves
+files that no index names; the next process removes them.
 """
 
 import json
@@ -37,7 +37,7 @@ Followed = tuple[int | None, int, str]
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep out other processes that bring the folder up to date. Raises `CheckpointError` if one does so now."""
+    """Lock the folder against other processes that update it. Raises `CheckpointError` if one holds the lock."""
     try:
         lock = Lock(folder / _LOCK)
     except HeldElsewhereError as error:
@@ -49,16 +49,16 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def weights_to_follow(folder: Path) -> Path | None:
-    """The file of a folder that has its weights, or their index; None where there are no weights.
+    """Return the weight file of a folder, or its index; None if there are no weights.
 
     Raises:
-        CheckpointError: they are no safetensors files of one model, or the index is a link.
+        CheckpointError: the weights are not safetensors files of one model, or the index is a link.
     """
     try:
         file = weights_file(folder)
     except CheckpointError:
         found = [path.name for path in folder.iterdir() if path.suffix in _WEIGHTS]
-        if all(_OF_A_STATE.fullmatch(name) for name in found):  # of a process that was killed before it wrote the index
+        if all(_OF_A_STATE.fullmatch(name) for name in found):  # of a process killed before it wrote the index
             return None
         raise
     files = set(read_weight_map(file).values()) if is_index(file.name) else {file.name}
@@ -70,13 +70,13 @@ def weights_to_follow(folder: Path) -> Path | None:
 
 
 def follow_into_shards(index: Path, store: Store, pointer: Pointer) -> Followed:
-    """Bring the shards of an index to the last published step; see `follow_into`. The disk has both meanwhile."""
+    """Update the shards of an index to the last published step; see `follow_into`. The disk holds both meanwhile."""
     folder, weight_map = index.parent, read_weight_map(index)
     _sweep(folder, set(weight_map.values()))
     checkpoint = open_checkpoint(index)
     plain_names = {original: name for name, original in checkpoint.original_names.items()}
     state = fingerprint_state(checkpoint, pointer.version)
-    del checkpoint  # Windows removes no file that is mapped
+    del checkpoint  # Windows cannot remove a mapped file
     if state == pointer.state:
         return pointer.step_of(state), pointer.step, state
     shards = sorted(set(weight_map.values()))
@@ -104,7 +104,7 @@ def follow_into_shards(index: Path, store: Store, pointer: Pointer) -> Followed:
 
 
 def make_shards(folder: Path, follower: Follower) -> None:
-    """Write a follower's weights into a folder that has none; several shards and their index, or one file."""
+    """Write a follower's weights into a folder without weights: several shards and their index, or one file."""
     weights, names = follower.weights, WeightNames()
     specs = specs_of(weights)
     plan = plan_shards(specs, parse_size(LARGEST_SHARD), names)
@@ -119,7 +119,7 @@ def make_shards(folder: Path, follower: Follower) -> None:
 
 
 def _copy(shard: Path, copy: Path, names: Collection[str]) -> None:
-    """Write anew, not byte for byte: tensors are mapped where each starts at a multiple of its width."""
+    """Rewrite tensor by tensor: mapping needs each tensor to start at a multiple of its element size."""
     checkpoint = open_checkpoint(shard)
     specs = specs_of({name: checkpoint.read(name) for name in names})
     write_safetensors(copy, specs, map(checkpoint.read, specs), {**WEIGHTS_OF_TORCH, **checkpoint.metadata})
@@ -128,7 +128,7 @@ def _copy(shard: Path, copy: Path, names: Collection[str]) -> None:
 def _follow_in(
     files: list[Path], plain_names: Mapping[str, str], store: Store, pointer: Pointer
 ) -> tuple[int | None, int, str, set[str]]:
-    """Bring the tensors of files to the last step, in the files; also returns the names of those that changed."""
+    """Update the tensors of files to the last step, in the files; also return the names of those that changed."""
     with ExitStack() as mapped:
         weights: dict[str, Tensor] = {}
         for file in files:
@@ -144,12 +144,12 @@ def _name_at(shard: str, state: str) -> str:
 
 
 def _own_name(shard: str) -> str:
-    """What a shard was called before it followed."""
+    """Return a shard's name before it followed a chain."""
     return _OF_A_STATE.sub(r"\1\2", shard)
 
 
 def _sweep(folder: Path, kept: Collection[str], every: bool = False) -> None:
-    """Remove other states of the shards `kept`, and half-written ones; with `every`, those of other shards as well."""
+    """Remove other states of the shards `kept` and half-written ones; with `every`, those of other shards too."""
     own = {_own_name(name) for name in kept}
     for path in folder.iterdir():
         ours = _own_name(target_of(path.name) or path.name) in own or (every and _OF_A_STATE.fullmatch(path.name))

@@ -1,4 +1,4 @@
-"""The receiving side: a model that is brought, in place and bit for bit, to the last published step."""
+"""The receiving side: a model that is updated, in place and bit for bit, to the last published step."""
 
 import os
 import time
@@ -31,15 +31,15 @@ OnPatches = Callable[[EnginePatches], object] | None
 
 @dataclass(frozen=True)
 class Update:
-    """What `Follower.update` has done.
+    """The result of `Follower.update`.
 
     Attributes:
-        step: the step that the model is at now: the last published one.
-        from_step: the step it was at before; None if that was not known.
-        changed: weights written, by the name of their tensor; one that several steps changed counts once for each.
-        anchor: the last anchor that was loaded, None if deltas alone were.
-        delta_bytes: bytes of the deltas read.
-        seconds: how long it took.
+        step: the step of the model now: the last published one.
+        from_step: its step before; None if unknown.
+        changed: number of weights written, by tensor name; a weight that several steps change counts once for each.
+        anchor: the last anchor that was loaded; None if only deltas were.
+        delta_bytes: total bytes of the deltas read.
+        seconds: duration of the update.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Update:
 
 
 class _Change(NamedTuple):
-    """A tensor before a step, the elements that the step changes, and what they become, both of shape (nnz,)."""
+    """A tensor before a step, the elements that the step changes, and their new values, both of shape (nnz,)."""
 
     before: Tensor
     old: Tensor
@@ -66,13 +66,13 @@ class Follower:
     17
 
     A step is checked in full before its first weight is written: the file's digest, its place in the chain, and that
-    the weights before and after are in the states that the chain names. After any exception the model is bit for
-    bit at `step`. A step takes O(changed weights) besides reading the file; an anchor holds the model twice more while
-    it is applied.
+    the weights before and after have the states that the chain records. After any exception, the model is at `step`,
+    bit for bit. A step takes O(changed weights) besides reading the file; an anchor holds the model twice more in
+    memory while it is applied.
     """
 
     def __init__(self, model: Model, store: str | os.PathLike[str] | Store) -> None:
-        """Take the model as it is; `update` finds out where in the chain it stands.
+        """Use the model as it is; `update` determines where in the chain it stands.
 
         Args:
             model: a module, on any device and in any memory format, or a state dict whose tensors are changed in place.
@@ -88,7 +88,7 @@ class Follower:
 
     @classmethod
     def from_anchor(cls, store: str | os.PathLike[str] | Store, step: int) -> "Follower":
-        """A follower of weights of its own, in CPU memory, at the step of an anchor. Raises as `read_anchor` does."""
+        """Create a follower with its own weights, in CPU memory, at the step of an anchor. Raises as `read_anchor`."""
         store = open_store(store)
         return cls._at(store, *read_anchor(store, step))
 
@@ -96,7 +96,7 @@ class Follower:
     def from_last_anchor(
         cls, store: str | os.PathLike[str] | Store, pointer: Pointer, above: int = -1, until: int | None = None
     ) -> "Follower":
-        """As `from_anchor`, at the last intact anchor of a chain above a step, and not beyond `until`.
+        """Do what `from_anchor` does, at the last intact anchor above a step and up to `until`.
 
         Raises:
             ChainError: there is none.
@@ -110,7 +110,7 @@ class Follower:
 
     @classmethod
     def _at(cls, store: Store, weights: dict[str, Tensor], link: Link) -> "Follower":
-        follower = cls.__new__(cls)  # not __init__, which would compute the state that reading the anchor has checked
+        follower = cls.__new__(cls)  # not __init__, which would recompute the state that reading the anchor has checked
         follower.store, follower._module = store, as_module({name: weight.clone() for name, weight in weights.items()})
         follower._chain, follower._step = link.chain, link.to_step
         follower._version, follower._state = link.version, link.state_after
@@ -118,12 +118,12 @@ class Follower:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The weights that are followed, by canonical name, tied ones once."""
+        """The followed weights by canonical name, tied ones once."""
         return live_weights(self._module)[0]
 
     @property
     def step(self) -> int | None:
-        """The step of the chain that the model is at; None if that is not known."""
+        """The step of the model in the chain; None if unknown."""
         return self._step
 
     @property
@@ -132,10 +132,10 @@ class Follower:
         return self._state
 
     def update(self, on_patches: OnPatches = None) -> Update:
-        """Apply what has been published since, step by step, each all or nothing.
+        """Apply all steps published since, one by one, each all or nothing.
 
-        Where a step is missing, damaged or contradicts the chain, and for a model at no known step, it goes on from the
-        last intact anchor. Damage it reports with a warning.
+        If a step is missing, damaged or contradicts the chain, or the model is at no known step, the update continues
+        from the last intact anchor. Damage is reported with a warning.
 
         Args:
             on_patches: given each step, or what an anchor changes, as patches for an inference engine, before the model

@@ -1,4 +1,4 @@
-"""Where a chain lies: a folder, or any store that fsspec knows."""
+"""Where a chain is stored: a folder, or any store that fsspec supports."""
 
 import errno
 import os
@@ -16,28 +16,28 @@ from rst.sync.lease import lease
 
 Writer = Callable[[Path], object]
 LOCK = "publisher.lock"
-_PATIENCE = 600  # seconds; others hold the lock while they write a step, which may be an anchor
+_PATIENCE = 600  # seconds; other publishers hold the lock while they write a step, which may include an anchor
 
 
 class Store(Protocol):
-    """Files by plain name, each of which is there whole or not at all."""
+    """Files by plain name; each exists completely or not at all."""
 
     location: str
 
     def names(self) -> list[str]:
-        """Names of the files there, in no order; a store that is not there yet has none."""
+        """Return the names of the files, in no order; a store that does not exist yet has none."""
 
     def put(self, name: str, write: Writer) -> int:
-        """Make a file out of what `write(path)` writes atomically, replacing one that is there; returns its bytes."""
+        """Write a file atomically with `write(path)`, replacing an existing one; return its size in bytes."""
 
     def fetch(self, name: str) -> AbstractContextManager[Path]:
-        """A context: a local path with the file's contents. Raises `ChainGapError` if it is not there."""
+        """Return a context with a local path of the file's contents. Raises `ChainGapError` if it does not exist."""
 
     def delete(self, name: str) -> None:
-        """Delete a file; without one nothing happens."""
+        """Delete a file if it exists."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """A context that no other publisher is in. Raises `ChainConflictError` if one stays in it for ten minutes."""
+        """Return a context that excludes other publishers. Raises `ChainConflictError` after ten minutes."""
 
 
 class FolderStore:
@@ -49,18 +49,18 @@ class FolderStore:
         self.location = str(folder)
 
     def names(self) -> list[str]:
-        """Names of the files there."""
+        """Return the names of the files."""
         return [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
 
     def put(self, name: str, write: Writer) -> int:
-        """Make a file; see `Store.put`."""
+        """Write a file; see `Store.put`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / name)
         return (self.folder / name).stat().st_size
 
     @contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
-        """The file itself."""
+        """Yield the path of the file itself."""
         path = self.folder / name
         if not path.is_file():
             raise ChainGapError("no such file", file=path)
@@ -72,7 +72,7 @@ class FolderStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold a lock of the operating system, which a killed process gives back."""
+        """Hold a lock of the operating system, which is released if the process is killed."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ class FolderStore:
 
 
 class FsspecStore:
-    """A path of a filesystem of fsspec: files are written locally, then uploaded under their own name.
+    """A path on an fsspec filesystem: files are written locally, then uploaded under their own name.
 
-    An upload may be seen half done where the store does not replace objects at once (S3 and its kin do). The chain's
-    pointer goes last and names no file before it is whole, and its digest tells a torn pointer from a whole one.
+    An upload may be visible half done if the store does not replace objects atomically (S3 and similar stores do). The
+    chain's pointer is written last and names no file before it is complete, and its digest reveals a torn pointer.
     """
 
     def __init__(self, filesystem: Any, path: str) -> None:
@@ -102,7 +102,7 @@ class FsspecStore:
         self.location = str(filesystem.unstrip_protocol(self.path))
 
     def names(self) -> list[str]:
-        """Names of the files there, asked for anew."""
+        """Return the names of the files, without caching."""
         self.filesystem.invalidate_cache(self.path)
         try:
             with self._answering():
@@ -140,7 +140,7 @@ class FsspecStore:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Each store has errors of its own for not answering: they become `OSError`, as with a folder."""
+        """Turn the store's own errors for not answering into `OSError`, as with a folder."""
         try:
             yield
         except OSError:
@@ -149,13 +149,13 @@ class FsspecStore:
             raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self.location) from error
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold a lease: a publisher that was killed in it is waited for, a minute."""
+        """Hold a lease; after a publisher was killed while holding it, others wait a minute."""
         self.filesystem.makedirs(self.path, exist_ok=True)
         return lease(self.filesystem, f"{self.path}/{LOCK}", _PATIENCE)
 
 
 def _local_folder() -> AbstractContextManager[Path]:
-    """A temporary folder; the next one sweeps away what killed processes left of theirs, which may be whole anchors."""
+    """Create a temporary folder, and remove what killed processes left of theirs, which may include whole anchors."""
     return temporary_beside(Path(tempfile.gettempdir()) / "rst-sync", "folder")
 
 

@@ -1,4 +1,4 @@
-"""What a killed publisher leaves in the store, removed before another goes on."""
+"""Removal of what a killed publisher leaves in the store, before another continues."""
 
 from rst.files.temporaries import target_of
 from rst.sync.chain import POINTER, Pointer, read_pointer, step_of_name
@@ -7,10 +7,10 @@ from rst.sync.store import Store
 
 
 def find_chain(store: Store) -> Pointer | None:
-    """Read the pointer; None where there is no chain yet.
+    """Read the pointer; None if there is no chain yet.
 
     Raises:
-        ChainDamageError: there are published steps and no pointer, or a damaged one.
+        ChainDamageError: there are published steps but no pointer, or a damaged one.
     """
     names = store.names()
     if POINTER in names:
@@ -21,7 +21,7 @@ def find_chain(store: Store) -> Pointer | None:
 
 
 def sweep(store: Store, last: int) -> None:
-    """Delete temporary files, and steps after the `last` published one. Nobody else may be writing."""
+    """Delete temporary files, and steps after the `last` published one. No other process may be writing."""
     for name in store.names():
         step = step_of_name(name)
         if _is_temporary(name) or (step is not None and step > last):

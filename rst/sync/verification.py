@@ -1,4 +1,4 @@
-"""A whole chain read from its first anchor to its last step, every file and every state checked."""
+"""Verification of a whole chain from its first anchor to its last step: every file and every state."""
 
 import os
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from rst.sync.store import Store, open_store
 
 @dataclass(frozen=True)
 class ChainReport:
-    """What was found intact.
+    """The intact chain that was found.
 
     Attributes:
         chain: the chain's identity.
-        first: the step of the anchor that the check began with; earlier steps are not there any more.
+        first: the step of the anchor that the check started from; earlier steps no longer exist.
         step: the last published step.
         state: `fingerprint_state` of all weights there.
         anchors: steps with an anchor, in order.
-        deltas: how many deltas were applied.
-        changed: weights they change, summed.
-        weights: weights of the model.
+        deltas: number of deltas applied.
+        changed: number of weights that they change, summed.
+        weights: number of weights of the model.
     """
 
     chain: str
@@ -37,13 +37,13 @@ class ChainReport:
 def verify(store: str | os.PathLike[str] | Store) -> ChainReport:
     """Replay a chain in CPU memory and check all of it: digests, order, and the state after each step.
 
-    Every step must have its delta or its anchor. Where it has both, they must agree bit for bit.
+    Every step must have its delta or its anchor. If it has both, they must agree bit for bit.
 
     Raises:
-        ChainGapError: there is no chain, no anchor, or neither delta nor anchor of a step.
+        ChainGapError: there is no chain, no anchor, or a step has neither delta nor anchor.
         ChainDamageError: a file is damaged.
-        ChainOrderError: a file is of another step or chain.
-        ChainStateError: a step does not yield the state that it names.
+        ChainOrderError: a file belongs to another step or chain.
+        ChainStateError: a step does not lead to the state that it names.
     """
     store = open_store(store)
     pointer = read_pointer(store)

@@ -1,7 +1,8 @@
-"""Words of 8 bytes, of as many weights as fit in: what the state of weights hashes.
+"""Words of 8 bytes, each with as many weights as fit: the units that the state of weights hashes.
 
-Weights lie in a word as in memory, the first in its lowest bytes; zero bits fill up the last word of a tensor. In
-chains of version 1 each weight is a word of its own: `each`, the weights of a word, is 1, and a word as wide as they.
+Weights are placed in a word as in memory, the first in the lowest bytes; zero bits fill the last word of a tensor. In
+chains of version 1 each weight is a word of its own: `each`, the number of weights per word, is 1, and the word has the
+width of a weight.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ _BYTES = 8
 
 
 class Words(NamedTuple):
-    """Words that a step touches: their places in a tensor, and their bits before and afterwards, all of shape (n,)."""
+    """The words that a step touches: their places in a tensor, and their bits before and after, all of shape (n,)."""
 
     places: Tensor
     old: Tensor
@@ -24,12 +25,12 @@ class Words(NamedTuple):
 
 
 def weights_a_word(dtype: torch.dtype, version: int) -> int:
-    """How many weights of a dtype are one word in chains of a version."""
+    """Return the number of weights of a dtype per word in chains of a version."""
     return 1 if version == 1 else _BYTES // dtype.itemsize
 
 
 def whole_words(flat: Tensor, each: int) -> Tensor:
-    """The words that a tensor of shape (n,) fills, n // each of them; in its own memory where that has them."""
+    """Return the n // each words that a tensor of shape (n,) fills; a view where its memory allows."""
     raw = bits(flat[: flat.numel() // each * each])
     if each == 1:
         return raw
@@ -38,13 +39,13 @@ def whole_words(flat: Tensor, each: int) -> Tensor:
 
 
 def last_word(flat: Tensor, each: int) -> Tensor:
-    """The word that the last weights begin, shape (1,); of shape (0,) where they fill it."""
+    """Return the incomplete last word, shape (1,), or shape (0,) if the weights fill all words."""
     rest = flat[flat.numel() // each * each :]
     return words_with(torch.arange(rest.numel(), device=flat.device), rest, min(rest.numel(), 1), each)
 
 
 def words_at(weights: Tensor, places: Tensor, each: int) -> Tensor:
-    """The words at sorted places, int64 of shape (n,), of a tensor in any memory format."""
+    """Return the words at sorted places, int64 of shape (n,), of a tensor in any memory format."""
     if not weights.is_contiguous():
         slots = (places[:, None] * each + torch.arange(each, device=places.device)).reshape(-1)
         inside = (slots < weights.numel()).nonzero().squeeze(1)
@@ -58,7 +59,7 @@ def words_at(weights: Tensor, places: Tensor, each: int) -> Tensor:
 
 
 def words_with(slots: Tensor, values: Tensor, count: int, each: int, words: Tensor | None = None) -> Tensor:
-    """Make `count` words that have `values` at `slots` of their weights end to end, and elsewhere what `words` have."""
+    """Make `count` words with `values` at weight indices `slots`, and the content of `words` elsewhere."""
     raw = bits(values)
     made = raw.new_zeros(count, dtype=raw.dtype if each == 1 else torch.int64) if words is None else words.clone()
     made.view(raw.dtype)[slots] = raw
@@ -66,13 +67,13 @@ def words_with(slots: Tensor, values: Tensor, count: int, each: int, words: Tens
 
 
 def touched_words(weights: Tensor, positions: Tensor, new: Tensor, each: int) -> Words:
-    """The words that change where weights do.
+    """Return the words that change with the weights.
 
     Args:
-        weights: a whole tensor as it is before, in any memory format.
+        weights: the whole tensor before the change, in any memory format.
         positions: row-major, sorted, unique, shape (nnz,).
-        new: the weights there afterwards, or their bits, shape (nnz,).
-        each: weights of a word.
+        new: the new weights there, or their bits, shape (nnz,).
+        each: weights per word.
     """
     positions = positions.to(weights.device, torch.int64)
     new = bits(new.to(weights.device))
