@@ -1,6 +1,6 @@
-"""Classes that checkpoints often hold beside weights, and that do no harm when they are unpickled.
+"""Classes that checkpoints often contain besides weights, and that are harmless to unpickle.
 
-torch trusts none of them by itself; `rst --allow-class` allows them by name. They hold values and run nothing.
+torch does not trust them by default; `rst --allow-class` allows them by name. They hold values and run nothing.
 """
 
 import argparse
@@ -17,10 +17,10 @@ _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "Pure
 
 
 def allowing(names: list[str]) -> AbstractContextManager[Any]:
-    """A context in which `torch.load(weights_only=True)` reads these classes too.
+    """Return a context in which `torch.load(weights_only=True)` also reads these classes.
 
     Args:
-        names: as a refusal says them; one of numpy or of pathlib stands for its kin, which it does not come without.
+        names: as in the refusal; a class of numpy or pathlib also allows the related classes that it comes with.
 
     Raises:
         ConfigError: a class that is not known to be harmless.
@@ -42,7 +42,7 @@ def allowing(names: list[str]) -> AbstractContextManager[Any]:
 
 
 def harmless(name: str) -> list[Allowed]:
-    """A class and what a pickle of it needs, with the names that pickles have for them; empty if it is not known."""
+    """Return a class and what its pickle needs, by their names in pickles; empty if not known to be harmless."""
     for family in (_namespace(), _paths(), _numpy()):
         if name in {known for _, known in family}:
             return family
@@ -54,10 +54,10 @@ def _namespace() -> list[Allowed]:
 
 
 def _paths() -> list[Allowed]:
-    """A path of another system is read as a pure one, as this system has no such disk."""
+    """Return the path classes: a path of another system is read as a pure path."""
     other = "PosixPath" if os.name == "nt" else "WindowsPath"
     classes = {name: getattr(pathlib, f"Pure{name}" if name == other else name) for name in _PATHS}
-    modules = ("pathlib", "pathlib._local")  # the second is Python 3.13's
+    modules = ("pathlib", "pathlib._local")  # the second from Python 3.13 on
     return [(found, f"{module}.{name}") for name, found in classes.items() for module in modules]
 
 

@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in the files that a model of transformers was loaded from, where they are at hand."""
+"""Names and shapes of the tensors in the files that a transformers model was loaded from, if available locally."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,20 +12,20 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def names_in_base(model: nn.Module) -> Collection[str]:
-    """Names in the model's folder, or in the hub's cache. Empty where neither has them; nothing is downloaded."""
+    """Return the names in the model's folder or the hub's cache; empty if neither has them. Nothing is downloaded."""
     try:
         if index := _find(model, _INDEX):
             return strings(list(parse_json(index.read_bytes())["weight_map"]), "weight_map")
         if single := _find(model, _SINGLE):
             with safe_open(single, framework="pt") as file:
                 return list(file.keys())
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # what cannot be read names nothing
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # unreadable files have no names
         pass
     return ()
 
 
 def shapes_in_base(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """The shapes in those of the files of `names_in_base` that are at hand, by name; reads headers alone."""
+    """Return the shapes in the available files of `names_in_base`, by name; reads only headers."""
     index = _find(model, _INDEX)
     found: dict[str, tuple[int, ...]] = {}
     try:
@@ -34,7 +34,7 @@ def shapes_in_base(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
             if path := _find(model, file_name):
                 with safe_open(path, framework="pt") as file:
                     found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # what cannot be read says nothing
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # unreadable files have no shapes
         pass
     return found
 
@@ -51,6 +51,6 @@ def _find(model: nn.Module, file: str) -> Path | None:
 
         revision = getattr(getattr(model, "config", None), "_commit_hash", None)
         found = try_to_load_from_cache(name, file, revision=revision)
-    except (ImportError, ValueError):  # ValueError: not a repository's name
+    except (ImportError, ValueError):  # ValueError: not a valid repository name
         return None
     return Path(found) if isinstance(found, str) else None

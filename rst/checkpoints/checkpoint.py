@@ -25,27 +25,27 @@ from rst.numerics.exactness import is_plain
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _DCP_FILE = ".metadata"
 RECORD_FILE = "rst_trainer.pt"
-_LONGEST_NAME = 255  # bytes, of any file system
+_LONGEST_NAME = 255  # bytes, on any file system
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
 
 @dataclass(frozen=True)
 class Checkpoint(Mapping[str, Tensor]):
-    """Weights by canonical name; a tensor is read when it is asked for.
+    """Weights by canonical name; a tensor is read on access.
 
     Attributes:
         source: path or description, for messages.
         original_names: canonical name to the name in the file.
-        tied: names that share the memory of another, to that other name.
+        tied: names of tensors that share memory, mapped to the other name.
         record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
         container: the whole unpickled object, for writing it back with other weights.
-        path: the keys that lead to the weights in it.
+        path: the keys that lead to the weights in the container.
         mapped: whether the tensors are mapped from files that only this object has opened.
-        stamps: files as they were when they were opened, by a tensor's name in the file where it is mapped, else by
-            the file's own.
-        record_stamp: the file that the record's tensors are mapped from, as it was.
-        outlines: by the name in the file, where it is known, a tensor of the same dtype and shape.
+        stamps: the state of the files when they were opened, by the tensor's name in the file if it is mapped,
+            otherwise by the file's own name.
+        record_stamp: the state of the file that the record's tensors are mapped from.
+        outlines: by the name in the file, where known, a tensor of the same dtype and shape.
         coordinates: "checkpoint" if the names are known to be those of checkpoint files; a pickled state dict may have
             those of a live module.
         model_config: the model's `config.json`, of a module of transformers or beside the weights in a folder.
@@ -70,7 +70,7 @@ class Checkpoint(Mapping[str, Tensor]):
     parts: Mapping[str, "Checkpoint"] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor. Raises `KeyError` if it is not there, `CheckpointError` if the file is damaged."""
+        """Read one tensor. Raises `KeyError` if it does not exist, `CheckpointError` if the file is damaged."""
         original = self.original_names[name]
         if stamp := self.stamps.get(original):
             stamp.check()
@@ -80,11 +80,11 @@ class Checkpoint(Mapping[str, Tensor]):
             raise CheckpointError(f"cannot read {original} ({error})", file=self.source) from error
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor, without reading it."""
+        """Return whether a tensor exists, without reading it."""
         return name in self.original_names
 
     def outline(self, name: str) -> Tensor:
-        """A tensor of the same dtype and shape, whose values must not be read. Raises as reading it does."""
+        """Return a tensor of the same dtype and shape, whose values must not be read. Raises as reading does."""
         found = self.outlines.get(self.original_names[name])
         return self[name] if found is None else found
 
@@ -94,16 +94,16 @@ class Checkpoint(Mapping[str, Tensor]):
             stamp.check()
 
     def release(self, name: str) -> None:
-        """Give the memory of one tensor back to the system until it is read again, where it is mapped from a file."""
+        """Return the memory of one tensor, if mapped from a file, to the system until it is read again."""
         if self.mapped and name in self and is_plain(tensor := self[name]):
             release(tensor)
 
     def named_as(self, names: Collection[str]) -> "Checkpoint":
-        """These weights under the names that a delta has for them.
+        """Return these weights under the names that a delta has for them.
 
-        They may differ by the prefix of a model whose head was put on or taken off, by LayerNorm's old names, or by
-        `module.`: a checkpoint alone does not tell a module's only child of that name from a wrapper, so its canonical
-        names lack it.
+        They may differ by the prefix of a model whose head was added or removed, by old LayerNorm names, or by
+        `module.`: a checkpoint alone does not distinguish a module's only child of that name from a wrapper, so its
+        canonical names lack it.
         """
         prefix = own_prefix(names)
         if not prefix or any(name in self for name in names):
@@ -125,7 +125,7 @@ class Checkpoint(Mapping[str, Tensor]):
         )
 
     def in_files(self, places: Mapping[str, ModulePlace]) -> "Checkpoint":
-        """These weights of a live module as the tensors of its checkpoint files, which lie at `places` in it."""
+        """Return these weights of a live module as the tensors of its checkpoint files, which lie at `places` in it."""
         of_module = {f"{place.name} at {name}": place for name, place in places.items() if name not in self}
 
         def read(original: str) -> Tensor:
@@ -136,11 +136,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return replace(self, original_names={**found, **self.original_names}, read=read)
 
     def __iter__(self) -> Iterator[str]:
-        """Canonical names."""
+        """Iterate over the canonical names."""
         return iter(self.original_names)
 
     def __len__(self) -> int:
-        """Number of tensors."""
+        """Return the number of tensors."""
         return len(self.original_names)
 
 
@@ -156,7 +156,8 @@ def open_checkpoint(weights: Weights, key: str | None = None) -> Checkpoint:
         key: which of several sets of weights in a checkpoint is meant, such as "state_dict_ema".
 
     Raises:
-        CheckpointError: nothing there, not readable, without weights, or with several sets of them and no `key`.
+        CheckpointError: the weights do not exist, are not readable, hold no weights, or hold several sets and `key` is
+            None.
     """
     if isinstance(weights, nn.Module):
         module = unwrap(weights)
@@ -188,10 +189,10 @@ def _open_file(path: Path, key: str | None = None) -> Checkpoint:
 
 
 def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that `open_checkpoint` reads for a path: itself, what a folder stands for, an index and its shards.
+    """Return the files that `open_checkpoint` reads for a path: itself or those of a folder, an index and its shards.
 
     Raises:
-        CheckpointError: nothing there, or the index of shards is not readable.
+        CheckpointError: the path does not exist, or the index of shards is not readable.
     """
     file = weights_file(path)
     record = Path(path) / RECORD_FILE
@@ -206,10 +207,10 @@ def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """The file that a path stands for: itself, or the one in a folder that has the weights or their index.
+    """Return the file that a path stands for: itself, or the file in a folder with the weights or their index.
 
     Raises:
-        CheckpointError: there is none, or nothing says which.
+        CheckpointError: there is none, or it is ambiguous.
     """
     path = Path(path)
     if path.is_file():
@@ -220,7 +221,7 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _from_state(container: Mapping[str, Any], key: str | None) -> Checkpoint:
-    """A state dict, plain or in a checkpoint in memory, read as a file of it would be."""
+    """Open a state dict, plain or in a checkpoint in memory, as a file of it would be opened."""
     state, path = _state_in(container, key, "state dict")
     return replace(_from_mapping(state, "state dict"), record=find_record(container), container=container, path=path)
 
@@ -266,7 +267,7 @@ def _from_module(module: nn.Module) -> Checkpoint:
 
 
 def _original_names(names: Iterable[str]) -> dict[str, str]:
-    """Plain name to the name in the file."""
+    """Map plain names to the names in the file."""
     return {plain: original for original, plain in canonical_names(names).items()}
 
 
@@ -371,7 +372,7 @@ def _from_dcp(folder: Path, key: str | None) -> Checkpoint:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """File by tensor, out of an index of shards. Raises `CheckpointError`, also for a file outside of the folder."""
+    """Read the file of each tensor from a shard index. Raises `CheckpointError`, also for a file outside the folder."""
     try:
         weight_map: dict[str, str] = parse_json(path.read_bytes())["weight_map"]
         shards = set(strings(list(weight_map.values()), "weight_map"))
@@ -409,7 +410,7 @@ def _read_record(path: Path) -> Mapping[str, Any] | None:
 
 
 def _record_in(path: Path, container: Any) -> Mapping[str, Any] | None:
-    """The trainer's record in what was unpickled from `path`, if there is one."""
+    """Return the trainer's record in the object unpickled from `path`, if there is one."""
     record = find_record(container)
     tensors = [record.get("base"), record.get("buffers")] if record else []
     kept = record.get("kept") if record else None

@@ -1,8 +1,8 @@
 """Where each weight of a live module lies in its checkpoint files, and back.
 
-What is written speaks the names, shapes and positions of the files, which last. A module of transformers may have other
-names, and one tensor for all experts where the files have one for each; any other module's tensors are those of its
-files.
+What is written uses the names, shapes and positions of the files, which are stable. A transformers module may have
+other names, and one tensor for all experts where the files have one each; the tensors of any other module are those of
+its files.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,12 +24,12 @@ class FileTensor:
     """One tensor of the checkpoint files.
 
     Attributes:
-        name: its name there.
+        name: its name in the files.
         sources: names of the module's tensors that hold its elements.
         shape: its shape.
         moved: whether its elements lie elsewhere in the module. If not, it is its only source under another name.
-        computed: the operation that makes its elements of the module's, if it does not hold those themselves.
-        view: of one that is moved, stride and offset in its only source, in row-major order, where these say all.
+        computed: the operation that computes its elements from the module's, if the module does not hold them.
+        view: if moved, stride and offset in its only source, in row-major order, where these describe it completely.
     """
 
     name: str
@@ -49,7 +49,7 @@ class FileTensor:
             )
 
     def positions_in_source(self, positions: Tensor) -> Tensor:
-        """Where in the source of a `view` its elements are: flat positions of both, int64."""
+        """Return the positions of a `view`'s elements in the source; flat positions of both, int64."""
         assert self.view is not None
         strides, offset = self.view
         axes = torch.unravel_index(positions, self.shape)
@@ -64,7 +64,8 @@ class Coordinates:
 
     Attributes:
         files: the tensors of the files by name; empty if they are the module's own.
-        push: makes the files' tensors of the module's, of any dtype; what shares sources goes through it together.
+        push: computes the files' tensors from the module's, of any dtype; tensors that share sources go through it
+            together.
         spellings: the names under which other files of the same model may have a tensor.
     """
 
@@ -74,7 +75,7 @@ class Coordinates:
 
     @cached_property
     def by_source(self) -> Mapping[str, list[str]]:
-        """Names in the files, by name in the module."""
+        """Return the names in the files, by name in the module."""
         found: dict[str, list[str]] = {}
         for name, tensor in self.files.items():
             for source in tensor.sources:
@@ -82,46 +83,46 @@ class Coordinates:
         return found
 
     def files_of(self, source: str) -> list[str]:
-        """The tensors of the files that hold one of the module's; the name itself if the map does not know it."""
+        """Return the tensors of the files that hold one of the module's; the name itself if it is not in the map."""
         return self.by_source.get(source, [source])
 
     def is_moved(self, name: str) -> bool:
-        """Whether a tensor of the files has its elements elsewhere in the module."""
+        """Return whether a tensor of the files has its elements elsewhere in the module."""
         return name in self.files and self.files[name].moved
 
     def has_own(self, source: str) -> bool:
-        """Whether one tensor of the files holds all elements of one of the module's, and each at its place."""
+        """Return whether one tensor of the files holds all elements of one of the module's, in the same order."""
         files = self.files_of(source)
         found = self.files.get(files[0]) if len(files) == 1 else None
         return len(files) == 1 and (found is None or not (found.moved or found.computed))
 
     def name_in_files(self, source: str) -> str:
-        """The name in the files of one of the module's tensors; its own if its elements are moved."""
+        """Return the name in the files of one of the module's tensors; its own if its elements are moved."""
         files = self.files_of(source)
         return files[0] if len(files) == 1 and not self.is_moved(files[0]) else source
 
     def files_of_all(self, sources: Iterable[str]) -> list[str]:
-        """The tensors of the files that hold several of the module's, each once."""
+        """Return the tensors of the files that hold several of the module's, each once."""
         return list(dict.fromkeys(name for source in sources for name in self.files_of(source)))
 
     def find(self, names: Iterable[str]) -> FileTensor | None:
-        """The tensor of the files that has one of these names, or else another spelling of one."""
+        """Return the tensor of the files that has one of these names, or else another spelling of one."""
         names = list(names)
         spelled = [other for name in names for other in self.spellings(name)]
         return next((self.files[name] for name in (*names, *spelled) if name in self.files), None)
 
     def to_files(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """View the module's tensors as those of the files: in the same memory, or copied where no view has them.
+        """View the module's tensors as those of the files: in the same memory, or copied if no view exists.
 
-        Asking for one that is computed raises `NotCarriedError`.
+        Access to a computed one raises `NotCarriedError`.
         """
         return _FileView(self, tensors) if self.files else tensors
 
     def places(self, names: Iterable[str]) -> dict[str, list[Any]]:
-        """Where the module has those of the files' tensors that are its own by another name, or a view of one.
+        """Return where the module holds the files' tensors that are its own under another name, or a view of one.
 
         Returns:
-            By name in the files `[name in the module, shape, strides, offset]`, as a trainer's record keeps it.
+            By name in the files, `[name in the module, shape, strides, offset]`, as in a trainer's record.
         """
         found = [self.files[name] for name in names if name in self.files]
         views = {one.name: one.view or (_row_major(one.shape), 0) for one in found if one.view or not one.moved}
@@ -132,7 +133,7 @@ class Coordinates:
         }
 
     def check_one_source(self, name: str) -> None:
-        """Raise `NotCarriedError` unless a tensor of the files is made of one of the module's."""
+        """Raise `NotCarriedError` unless a tensor of the files is made of exactly one of the module's."""
         if len(sources := self.files[name].sources if name in self.files else ()) > 1:
             raise NotCarriedError(
                 f"the tensor of the checkpoint files combines {len(sources)} sharded tensors, {', '.join(sources)}; "
@@ -141,7 +142,7 @@ class Coordinates:
             )
 
     def ties_in_files(self, tied: Mapping[str, str]) -> dict[str, str]:
-        """Other names of the module's tensors, to the names they go by: the same of the files."""
+        """Translate ties (other names of the module's tensors, to the names they go by) to the files' names."""
         pairs = ((self.files_of(alias), self.files_of(owner)) for alias, owner in tied.items())
         return {alias[0]: owner[0] for alias, owner in pairs if len(alias) == len(owner) == 1 and alias != owner}
 
@@ -152,7 +153,7 @@ class Coordinates:
             return self.push({source: tensors[source].detach() for source in self.group(tensor)})
 
     def group(self, tensor: FileTensor) -> list[str]:
-        """The sources of a tensor, and all that shares files with them."""
+        """Return the sources of a tensor, and all that share files with them."""
         found = dict.fromkeys(tensor.sources)
         waiting = list(found)
         while waiting:
@@ -172,7 +173,7 @@ def _no_others(name: str) -> Iterable[str]:
 
 
 PLAIN = Coordinates({}, _unchanged, _no_others)
-"""Of a module whose tensors are those of its files."""
+"""The coordinates of a module whose tensors are those of its files."""
 
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -182,7 +183,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 class _FileView(Mapping[str, Tensor]):
     def __init__(self, coordinates: Coordinates, tensors: Mapping[str, Tensor]) -> None:
         self._coordinates, self._tensors = coordinates, tensors
-        self._pushed: Mapping[str, Tensor] = {}  # of the group that was asked for last
+        self._pushed: Mapping[str, Tensor] = {}  # of the last requested group
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._coordinates.files[name]

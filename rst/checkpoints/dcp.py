@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint, saved by any number of processes, read tensor by tensor in one."""
+"""Folders of torch.distributed.checkpoint, saved by any number of processes and read tensor by tensor in one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from rst.checkpoints.unpickling import forget_failed_load
 from rst.errors import CheckpointError
 
 _RECORD_KEYS = {"format", "version", "base"}
-_EMPTY_IF_MISSING = ("base", "buffers", "tied")  # DCP saves nothing of an empty dict
+_EMPTY_IF_MISSING = ("base", "buffers", "tied")  # DCP does not save empty dicts
 
 
 @dataclass(frozen=True)
 class DcpWeights(Mapping[str, Tensor]):
-    """Tensors of a folder by name, read when asked for; memory follows the largest.
+    """Tensors of a folder by name, read on access; memory use follows the largest.
 
     Attributes:
         outlines: each tensor's dtype and shape, on the meta device.
-        record: the trainer's record, if it was saved in the same folder; its tensors are read when asked for.
+        record: the trainer's record, if it was saved in the same folder; its tensors are read on access.
     """
 
     outlines: Mapping[str, Tensor]
@@ -41,21 +41,21 @@ class DcpWeights(Mapping[str, Tensor]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        """Names."""
+        """Iterate over the names."""
         return iter(self.outlines)
 
     def __len__(self) -> int:
-        """Number of tensors."""
+        """Return the number of tensors."""
         return len(self.outlines)
 
 
 def open_dcp(path: Path, key: str | None = None) -> DcpWeights:
     """Open the weights of a folder: all tensors, or those saved under `model`, `state_dict` and the like.
 
-    Nothing is unpickled but plain data: see `rst.checkpoints.dcp_metadata`; the rest is read with `weights_only=True`.
+    Only plain data is unpickled: see `rst.checkpoints.dcp_metadata`; the rest is read with `weights_only=True`.
 
     Raises:
-        CheckpointError: the metadata are damaged, there are no weights, or several sets and no `key` says which.
+        CheckpointError: the metadata are damaged, there are no weights, or several sets and `key` is None.
     """
     folder = _Folder(path)
     try:
@@ -64,7 +64,7 @@ def open_dcp(path: Path, key: str | None = None) -> DcpWeights:
     except CheckpointError as error:
         error.file = error.file or str(path)
         raise
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # sizes or nesting that nothing can have
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # impossible sizes or nesting
         raise CheckpointError(f"not readable metadata of torch.distributed.checkpoint ({error})", file=path) from error
     if state is None:
         raise CheckpointError(
@@ -82,7 +82,7 @@ class _SafePlanner(DefaultLoadPlanner):
 
 
 class _Folder:
-    """What is saved under the flat keys of a folder."""
+    """The objects saved under the flat keys of a folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -92,7 +92,7 @@ class _Folder:
         self._keys: dict[int, str] = {}
 
     def tree(self) -> dict[str, Any]:
-        """The saved object, nested as it was: with outlines for tensors, and flat keys for everything else."""
+        """Return the saved object with its nesting: outlines for tensors, flat keys for everything else."""
         tree: dict[str, Any] = {}
         paths = self._metadata.planner_data or {}
         for key, entry in self._metadata.state_dict_metadata.items():
@@ -109,7 +109,7 @@ class _Folder:
         return tree
 
     def key_of(self, outline: Tensor) -> str:
-        """The flat key of a tensor in the tree."""
+        """Return the flat key of a tensor in the tree."""
         return self._keys[id(outline)]
 
     def read(self, key: str) -> Any:
@@ -130,14 +130,14 @@ class _Folder:
             planner = _SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
             planner.set_up_planner(state, Metadata({key: entry}))
             self._reader.read_data(planner.create_local_plan(), planner).wait()
-        except Exception as error:  # of the system, of torch.load, or of the reader's own checks
+        except Exception as error:  # from the system, torch.load, or the reader's own checks
             forget_failed_load()
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise CheckpointError(f"cannot read {key} ({reason})", file=self._path) from error
         return state[key]
 
     def lazily(self, tree: Mapping[str, Any]) -> Any:
-        """A branch of the tree with its plain data read, and its tensors when they are asked for."""
+        """Return a branch of the tree with its plain data read; its tensors are read on access."""
         if any(isinstance(value, Tensor) for value in tree.values()):
             return DcpWeights(tree, None, self)
         return {

@@ -1,4 +1,4 @@
-"""The `config.json` of a model: of a module of transformers what its `save_pretrained` writes, of a folder the file."""
+"""A model's `config.json`: what `save_pretrained` of a transformers module would write, or the file in a folder."""
 
 import copy
 import json
@@ -12,12 +12,12 @@ from torch import nn
 from rst.naming import unwrap
 
 CONFIG = "config.json"
-# Of the weights' own form, which a base has whatever was tuned from it.
+# These describe how weights are stored, so the base's values stay whatever was tuned from it.
 _OF_THE_BASE = ("dtype", "torch_dtype", "quantization_config")
 
 
 def config_of_module(module: nn.Module) -> Mapping[str, Any] | None:
-    """The settings that a module of transformers would be saved with; None of any other module."""
+    """Return the settings that a transformers module would be saved with; None for any other module."""
     module = unwrap(module)
     config = getattr(module, "config", None)
     if not (hasattr(config, "to_json_string") and hasattr(module, "save_pretrained")):
@@ -28,7 +28,7 @@ def config_of_module(module: nn.Module) -> Mapping[str, Any] | None:
 
 
 def config_in_folder(folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-    """The settings in a model's folder; None where there are none, or none that can be read."""
+    """Return the settings in a model's folder; None if there are none, or they cannot be read."""
     try:
         return _object((Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # whose it is nobody can tell; it is copied
@@ -36,7 +36,7 @@ def config_in_folder(folder: str | os.PathLike[str]) -> Mapping[str, Any] | None
 
 
 def tuned_config(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """A tuned model's settings for weights of the base's form: dtype and quantisation stay, at every level."""
+    """Return a tuned model's settings for weights in the base's form: its dtype and quantisation stay."""
     found = {name: value for name, value in tuned.items() if name not in _OF_THE_BASE}
     for name, value in base.items():
         if name in _OF_THE_BASE:

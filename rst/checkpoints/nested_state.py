@@ -1,4 +1,4 @@
-"""Where the weights and a trainer's record lie in a checkpoint that holds more than weights."""
+"""Locating the weights and a trainer's record in a checkpoint that holds more than weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
 
 
 def path_of_state(container: Any, key: str | None = None) -> list[str]:
-    """The keys that lead to the weights, each one of `NESTED_UNDER` or an average's; none where they are plain.
+    """Return the keys that lead to the weights, each in `NESTED_UNDER` or an average's; empty for a plain state dict.
 
     Args:
-        container: what was unpickled.
-        key: which of several sets of weights is meant, such as "state_dict_ema".
+        container: the unpickled object.
+        key: selects one of several sets of weights, such as "state_dict_ema".
 
     Raises:
-        CheckpointError: there are several and no key says which, there is none under the key, or it holds itself.
+        CheckpointError: there are several and `key` is None, there is none under `key`, or the object contains itself.
     """
     path: list[str] = []
     known: dict[int, bool] = {}
@@ -44,21 +44,21 @@ def path_of_state(container: Any, key: str | None = None) -> list[str]:
 
 
 def state_at(container: Any, path: Sequence[str]) -> Mapping[str, Tensor] | None:
-    """The weights at a path; None if there are none."""
+    """Return the weights at a path; None if there are none."""
     for key in path:
         container = container[key]
     return _tensors(container) or None
 
 
 def replace_state(container: Any, state: Mapping[str, Tensor], path: Sequence[str]) -> Any:
-    """Copy an unpickled checkpoint with other weights in place of those at a path, everything else as it was."""
+    """Copy an unpickled checkpoint with other weights at a path, and everything else as it was."""
     if not path:
         return {**container, **state}
     return {**container, path[0]: replace_state(container[path[0]], state, path[1:])}
 
 
 def find_record(container: Any) -> Mapping[str, Any] | None:
-    """What `ResidualSparseTrainer.state_dict` gave, under whatever key."""
+    """Find the result of `ResidualSparseTrainer.state_dict` under any key."""
     for value in container.values() if isinstance(container, Mapping) else ():
         if isinstance(value, Mapping) and value.get("format") == TRAINER_RECORD:
             return value
@@ -66,7 +66,7 @@ def find_record(container: Any) -> Mapping[str, Any] | None:
 
 
 def _sets(container: Any, known: dict[int, bool]) -> list[str]:
-    """Keys that weights lie under: the usual ones, and those of averaged weights."""
+    """Return the keys that hold weights: the usual ones, and those of averaged weights."""
     if not isinstance(container, Mapping):
         return []
     names = [name for name in container if isinstance(name, str) and (name in NESTED_UNDER or _AVERAGED.search(name))]
@@ -74,7 +74,7 @@ def _sets(container: Any, known: dict[int, bool]) -> list[str]:
 
 
 def _holds_weights(container: Mapping[str, Any], known: dict[int, bool]) -> bool:
-    """Whether there are weights at any depth. Each mapping is looked at once: an untrusted file may share them."""
+    """Return whether there are weights at any depth. Each mapping is visited once: an untrusted file may share them."""
     if id(container) not in known:
         known[id(container)] = False
         known[id(container)] = bool(_tensors(container)) or bool(_sets(container, known))

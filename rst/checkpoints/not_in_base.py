@@ -1,7 +1,7 @@
-"""Parameters that a model of transformers did not load from its base's files: a fresh head, a resized vocabulary.
+"""Parameters that a transformers model did not load from its base's files: a new head, a resized vocabulary.
 
-Base plus delta cannot give their values back unless the delta holds them whole: whoever loads the base again draws
-others. That is said while it can still be changed.
+Base plus delta cannot reproduce their values unless the delta stores them whole: loading the base again initialises
+others. The warning comes while this can still be changed.
 """
 
 import re
@@ -24,17 +24,17 @@ _NAMES_SHOWN = 3
 def warn_of_what_base_lacks(model: nn.Module, saved: Set[str], *, stacklevel: int) -> None:
     """Warn (`RSTWarning`) of parameters that the base's files lack, or have in another shape, and no delta will hold.
 
-    Says nothing of a model that is not one of transformers, or whose files are not at hand.
+    Does nothing for a model that is not from transformers, or whose files are not available.
 
     Args:
-        model: as it was loaded, possibly wrapped.
-        saved: names, in the model, of what a delta holds whole.
-        stacklevel: as in `warnings.warn`, of the caller.
+        model: the model as loaded, possibly wrapped.
+        saved: names, in the model, of the tensors that the delta stores whole.
+        stacklevel: as in `warnings.warn`, relative to the caller.
     """
     model = unwrap(model)
     coordinates = coordinates_of(model)
     in_base = frozenset(names_in_base(model)) if coordinates.files else frozenset()
-    if in_base.isdisjoint(coordinates.files):  # no files, or those of another model
+    if in_base.isdisjoint(coordinates.files):  # no files, or files of another model
         return
     parameters = _parameters(model)
     lacking, reshaped = _lacking(model, coordinates, in_base, parameters), _reshaped(model, coordinates, parameters)
@@ -55,7 +55,7 @@ def warn_of_what_base_lacks(model: nn.Module, saved: Set[str], *, stacklevel: in
 
 
 def warn_of_what_base_module_lacks(model: nn.Module, modules_to_save: Patterns, *, stacklevel: int) -> None:
-    """The same, for an export that reads `modules_to_save` by the names in the files."""
+    """Do the same for an export that reads `modules_to_save` by the names in the files."""
     coordinates = coordinates_of(model)
     saved = {
         source
@@ -67,7 +67,7 @@ def warn_of_what_base_module_lacks(model: nn.Module, modules_to_save: Patterns, 
 
 
 def _parameters(model: nn.Module) -> dict[str, set[str]]:
-    """All names of each parameter, by its first."""
+    """Return all names of each parameter, by its first."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(plain_name(name))
@@ -77,7 +77,7 @@ def _parameters(model: nn.Module) -> dict[str, set[str]]:
 def _lacking(
     model: nn.Module, coordinates: Coordinates, in_base: frozenset[str], parameters: Mapping[str, set[str]]
 ) -> set[str]:
-    """Those that the files have under none of their names."""
+    """Return the parameters that the files have under none of their names."""
     loaded = {plain_name(name) for name, parameter in model.named_parameters() if _was_loaded(parameter)}
     found = {
         first
@@ -88,13 +88,13 @@ def _lacking(
     }
     if not _is_quantised(model):
         return found
-    modules = {name.rpartition(".")[0] for name in in_base}  # which have blocks and scales in place of a weight
+    modules = {name.rpartition(".")[0] for name in in_base}  # their files have blocks and scales instead of a weight
     files = {first: coordinates.files_of(first)[0] for first in found}
     return {first for first, file in files.items() if file.rpartition(".")[0] not in modules}
 
 
 def _reshaped(model: nn.Module, coordinates: Coordinates, parameters: Mapping[str, set[str]]) -> dict[str, str]:
-    """Those that the files have in another shape, with both shapes said."""
+    """Return the parameters that the files have in another shape, with both shapes."""
     if _is_quantised(model):  # packed
         return {}
     shapes, found = shapes_in_base(model), {}
@@ -109,12 +109,12 @@ def _reshaped(model: nn.Module, coordinates: Coordinates, parameters: Mapping[st
 
 
 def _was_loaded(parameter: nn.Parameter) -> bool:
-    """Whether transformers 5 notes that it did not draw the values: some parts' names in the files are not known."""
+    """Return whether transformers 5 records that it loaded the values: not all names in the files can be predicted."""
     return getattr(parameter, "_is_hf_initialized", False) is True
 
 
 def _is_remade(model: nn.Module, name: str) -> bool:
-    """Whether transformers makes it of the settings alone, such as positions of sines, and writes or wants no copy."""
+    """Return whether transformers computes it from the settings, such as sinusoidal positions, and saves no copy."""
     attributes = ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
     return any(
         re.search(pattern, name) for attribute in attributes for pattern in getattr(model, attribute, None) or ()
@@ -130,7 +130,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _module(name: str, parameters: Mapping[str, Any], fresh: Collection[str]) -> str:
-    """The largest module around a parameter that has no others than fresh ones, by the shortest name that says it."""
+    """Return the largest module around a parameter with only new parameters, by the shortest name that matches it."""
     parts = name.split(".")
     for end in range(1, len(parts)):
         module = ".".join(parts[:end])

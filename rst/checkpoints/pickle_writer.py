@@ -1,4 +1,4 @@
-"""`torch.save` into a file, with the system's own error where the disk is full: torch tells of it without a reason."""
+"""`torch.save` to a file, with the system's own error if the disk is full, which torch reports without a reason."""
 
 from pathlib import Path
 from typing import IO, Any, cast
@@ -7,10 +7,10 @@ import torch
 
 
 def write_pickle(content: Any, path: Path) -> None:
-    """Write as `torch.save` does; the random name of a temporary file does not get into it.
+    """Write as `torch.save` does, without the random name of a temporary file in the result.
 
     Raises:
-        OSError: the disk is full, or the like.
+        OSError: the disk is full, or a similar error.
     """
     with path.open("wb") as file:
         remembering = _Remembering(file)
@@ -21,7 +21,7 @@ def write_pickle(content: Any, path: Path) -> None:
 
 
 class _Remembering:
-    """A file that keeps what the system said when it could not be written."""
+    """A file that remembers the system's error when writing failed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What a trainer leaves in a checkpoint to resume and to export from, read as untrusted."""
+"""The record that a trainer leaves in a checkpoint, to resume and to export from, read as untrusted data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ _NAME = (str, type(None))
 
 @dataclass(frozen=True)
 class ModulePlace:
-    """Where a live module has a tensor of the checkpoint files: a view of one of its own.
+    """The place of a checkpoint tensor in a live module: a view of one of the module's tensors.
 
     Attributes:
         name: the module's tensor.
-        shape: of the file's tensor.
-        strides: in the module's, row-major.
-        offset: in the module's.
+        shape: shape of the file's tensor.
+        strides: strides in the module's tensor, row-major.
+        offset: offset in the module's tensor.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ModulePlace:
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The file's tensor, of the module's. Raises `ParameterMismatchError` if it does not lie inside that."""
+        """Return the file's tensor from the module's. Raises `ParameterMismatchError` if it lies outside."""
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         if min(self.shape, default=1) > 0 and last >= tensor.numel():
             raise ParameterMismatchError(
@@ -44,22 +44,22 @@ class ModulePlace:
 
 @dataclass(frozen=True)
 class TrainerRecord:
-    """`ResidualSparseTrainer.state_dict()`, every part of the kind that it must be.
+    """The checked parts of `ResidualSparseTrainer.state_dict()`.
 
     Attributes:
         steps: optimiser steps seen.
         threshold: tau at that step; None if the selection has none.
         base: w0 by name.
         buffers: the buffers at the start, by name.
-        saved: names stored whole.
-        tied: other names of a tensor, to the name it has here.
-        name: the base model's, where known.
-        revision: the base model's, where known.
+        saved: names of tensors stored whole.
+        tied: other names of a tensor, mapped to its name here.
+        name: name of the base model, where known.
+        revision: revision of the base model, where known.
         config: the settings, in JSON types.
-        places: by name in the checkpoint files, where a module whose tensors are others has it.
+        places: by name in the checkpoint files, the place in the module of a tensor that differs from the module's own.
         coordinates: "checkpoint" if the names are known to be those of the files.
         ratio: the share that an export keeps; None if the selection has none.
-        kept: of parameters that are not in `base`, by name, where the weights differ from w0, and w0 there.
+        kept: for parameters not in `base`, by name, the positions where the weights differ from w0, and w0 there.
     """
 
     steps: int
@@ -78,7 +78,7 @@ class TrainerRecord:
 
 
 def read_trainer_record(state: Any, file: str | None = None) -> TrainerRecord:
-    """Check a trainer's state. Raises `ConfigError`, about `file`, if it is none, of another version, or malformed."""
+    """Check a trainer's state. Raises `ConfigError`, naming `file`, if it is none, malformed, or of another version."""
     if not isinstance(state, Mapping):
         raise ConfigError(f"a {type(state).__name__} is not a trainer's state", file=file)
     found = state.get("format")
@@ -136,13 +136,13 @@ def _tensors(state: Mapping[str, Any], key: str, kind: Callable[[Any], bool]) ->
     if not isinstance(found, Mapping):
         raise TypeError(f"{key} is not a mapping of tensors")
     strings(list(found), key)
-    if isinstance(found, dict) and not all(map(kind, found.values())):  # others read a tensor when it is asked for
+    if isinstance(found, dict) and not all(map(kind, found.values())):  # other mappings read tensors on access
         raise TypeError(f"{key} is not a mapping of tensors with values")
     return found
 
 
 def _is_tensor(value: Any) -> bool:
-    """A buffer that only passes through may have any layout."""
+    """Return whether it is a tensor; a buffer that only passes through may have any layout."""
     return isinstance(value, Tensor)
 
 

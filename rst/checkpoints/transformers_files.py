@@ -1,4 +1,4 @@
-"""What the tensors of a transformers model are in its checkpoint files, as transformers itself says."""
+"""The tensors of a transformers model in its checkpoint files, as transformers itself defines them."""
 
 import re
 import sys
@@ -18,12 +18,12 @@ from rst.naming import other_spellings, plain_name, unwrap
 def coordinates_of(module: nn.Module) -> Coordinates:
     """Map a module's tensors to those of its checkpoint files.
 
-    A model of transformers is asked how it saves itself: its tensors are pushed, without elements, through the
-    conversion of `save_pretrained`. Any other module has the tensors of its files, at no cost.
+    For a transformers model, the tensors are pushed, without elements, through the conversion of `save_pretrained`. Any
+    other module has the tensors of its files, at no cost.
 
     Args:
-        module: wrapped or not. The files that it was loaded from may lack the prefix of a head that was put on, have
-            that of one taken off, or say `gamma` for `weight`; where they are at hand, their names are taken.
+        module: wrapped or not. The files that it was loaded from may lack the prefix of an added head, have that of a
+            removed one, or say `gamma` for `weight`; if they are available, their names are used.
     """
     module = unwrap(module)
     if not _is_transformers_model(module):
@@ -45,13 +45,13 @@ def _ask(module: nn.Module, state: Mapping[str, Tensor]) -> Coordinates:
     spellings = partial(other_spellings, prefix=str(getattr(module, "base_model_prefix", "")))
     push = _Push(module, spellings, frozenset(names_in_base(module)))
     found = _trace(push, own)
-    if len(own) < len(state):  # other names of the same tensors
+    if len(own) < len(state):  # some are other names of the same tensors
         others = _trace(push, state)
         found = {**{name: one for name, one in others.items() if set(one.sources).isdisjoint(own)}, **found}
     return Coordinates(found, push, spellings)
 
 
-# The last answer for each model, with what was asked. A long one takes a tenth of a second.
+# The last result for each model, with its inputs. A long one takes a tenth of a second.
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Coordinates]] = weakref.WeakKeyDictionary()
 
 
@@ -80,7 +80,7 @@ class _Push:
         found = self._revert(dict(tensors))
         prefix = getattr(self._module(), "base_model_prefix", "")
         if prefix and self._base_files and not self._base_files.issuperset(found):
-            # As a part of the headed model whose files it comes from, which are converted otherwise.
+            # As part of the headed model whose files it comes from, which are converted differently.
             headed = self._revert({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
             if len(self._base_files & headed.keys()) > len(self._base_files & found.keys()):
                 return headed
@@ -105,7 +105,7 @@ def _revert(module: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _old_name(module: Any, name: str) -> str:
-    """The name in the files of transformers 4, which renames the parts of a few models when it loads them."""
+    """Return the name in the files of transformers 4, which renames parts of a few models when loading."""
     for in_file, in_module in getattr(module, "_checkpoint_conversion_mapping", {}).items():
         plain = re.sub(r"\(.*\)", "", in_file.removeprefix("^"))
         renamed, count = re.subn(f"^{in_module}" if in_file.startswith("^") else in_module, plain, name)

@@ -1,4 +1,4 @@
-"""Untrusted pickled checkpoints: nothing in them runs, and no tensor is more than its file holds."""
+"""Reading untrusted pickled checkpoints: nothing in them runs, and no tensor is larger than its file."""
 
 import re
 import tarfile
@@ -34,18 +34,18 @@ _LEGACY_PICKLES = 5  # two numbers, the system's sizes, the content, and the key
 
 
 def unpickle(path: Path) -> Any:
-    """Read a pickle with `weights_only=True`, mapped where its format allows. Raises `CheckpointError`."""
+    """Read a pickle with `weights_only=True`, mapped if its format allows. Raises `CheckpointError`."""
     try:
         return _load(path)
-    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+    except Exception as error:  # a damaged pickle can make the unpickler raise any class
         forget_failed_load()
         raise CheckpointError(_reason(error), file=path) from error
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, in one line without its terminal codes; of a class that it does not trust, which, and a way out.
+    """Return torch's message in one line without terminal codes; for an untrusted class, its name and how to allow it.
 
-    torch's own first line promises options that follow, or advises to trust the file, and names nothing.
+    torch's own first line announces options that follow, or advises to trust the file, and names nothing.
     """
     text = _TERMINAL_CODES.sub("", str(error)).strip()
     if found := _REFUSED_CLASS.search(text):
@@ -79,7 +79,7 @@ def _way_out(name: str) -> str:
 
 
 def forget_failed_load() -> None:
-    """Load nothing: torch checks the sparse tensors of a load that failed at the next one, and would refuse that."""
+    """Load an empty checkpoint: torch checks a failed load's sparse tensors at the next load, and would reject that."""
     nothing = BytesIO()
     torch.save(None, nothing)
     nothing.seek(0)

@@ -1,1 +1,1 @@
-"""What is done with deltas and checkpoints: export, merge, convert, combine, compare."""
+"""Operations on deltas and checkpoints: export, merge, convert, combine, compare."""

@@ -1,4 +1,4 @@
-"""Whether a base is that of a delta, by names, shapes and dtypes, and whether several deltas have one in common."""
+"""Checks that a base belongs to a delta, by names, shapes and dtypes, and that several deltas have a common base."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from rst.numerics.exactness import bit_equal
 
 
 def names_in_base(name: str, delta: SparseDelta, base: Checkpoint) -> list[str]:
-    """The names that a base has for a changed parameter, which may be tied.
+    """Return the names that a base has for a changed parameter, which may be tied.
 
     Raises:
-        ParameterMismatchError: it has none, or one of another shape or dtype.
+        ParameterMismatchError: the base lacks it, or has it in another shape or dtype.
     """
     change = delta[name]
     present = [candidate for candidate in delta.names_of(name) if candidate in base]
@@ -50,13 +50,13 @@ def warn_if_trained_quantized(delta: SparseDelta, stacklevel: int) -> None:
 
 
 def check_common_base(deltas: Mapping[str, SparseDelta]) -> None:
-    """Compare the deltas wherever two of them change one parameter; a base is unknown after arithmetic, and passes.
+    """Compare the deltas where two of them change the same parameter; a base is unknown after arithmetic, and passes.
 
     Args:
-        deltas: by what to call them in messages.
+        deltas: deltas by their names in messages.
 
     Raises:
-        ParameterMismatchError: shapes or dtypes differ, or a name is tied to another parameter in one of them only.
+        ParameterMismatchError: shapes or dtypes differ, or a name is tied to another parameter in only one of them.
         WrongBaseError: digests of the base differ.
     """
     first: dict[str, str] = {}
@@ -76,10 +76,10 @@ def check_common_base(deltas: Mapping[str, SparseDelta]) -> None:
 
 
 def common_dense(deltas: Mapping[str, SparseDelta]) -> dict[str, Tensor]:
-    """The tensors stored whole, which every delta must store, with the same bits.
+    """Return the tensors stored whole, which every delta must store, with the same bits.
 
     Raises:
-        ParameterMismatchError: one is missing somewhere, or differs.
+        ParameterMismatchError: a delta lacks one of them, or they differ.
     """
     (first, reference), *others = deltas.items()
     for label, delta in others:

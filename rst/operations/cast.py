@@ -1,4 +1,4 @@
-"""A delta for the same model in another dtype: the tuned weights cast, as casting the tuned model would."""
+"""Casting a delta for the same model in another dtype, with the result of casting the tuned model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,15 +15,15 @@ def cast(delta: SparseDelta, base: nn.Module, dtypes: Mapping[str, torch.dtype])
     """Cast the tuned values of a delta. Residuals would be rounded twice, so the result stores the values themselves.
 
     Args:
-        delta: with any operation.
+        delta: the delta, with any operation.
         base: the module that holds the weights it was made from, in their old dtype.
-        dtypes: the new dtype of each of its tensors, under any of their names; those not named stay as they are.
+        dtypes: the new dtype of each of its tensors, under any of their names; others keep their dtype.
 
     Returns:
         A delta with op "replace", without digests of a base: the cast base is not the one it was made from.
 
     Raises:
-        RSTError: as `rst.convert`; the base is not the delta's.
+        RSTError: as `rst.convert`; or the base is not the delta's.
     """
 
     def wanted(name: str, dtype: torch.dtype) -> torch.dtype:

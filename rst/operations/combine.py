@@ -1,4 +1,4 @@
-"""Several deltas of one base made into one: task arithmetic, TIES and DARE, in O(changed weights)."""
+"""Combining several deltas of one base: task arithmetic, TIES and DARE, in O(changed weights)."""
 
 import math
 import os
@@ -128,7 +128,7 @@ def _label(delta: SparseDelta | str | os.PathLike[str], number: int) -> str:
 
 
 def _entries(change: ParameterDelta) -> Entries:
-    residuals = change * 1.0  # refuses what has none, and leaves zeros out
+    residuals = change * 1.0  # raises without residuals, and drops zeros
     return residuals.indices, residuals.values.to(torch.promote_types(change.dtype, torch.float32))
 
 
@@ -141,7 +141,7 @@ def _prune(entries: Entries, method: Method, density: float | None, generator: t
 
 
 def _largest(entries: Entries, density: float) -> Entries:
-    """Keep the `int(density * nnz)` residuals of largest magnitude; among equals, those that come first."""
+    """Keep the `int(density * nnz)` residuals of largest magnitude; of equal ones, the first."""
     indices, values = entries
     kept = int(density * indices.numel())
     order = values.abs().argsort(descending=True, stable=True)
@@ -152,8 +152,8 @@ def _largest(entries: Entries, density: float) -> Entries:
 def _random_share(entries: Entries, density: float, generator: torch.Generator | None) -> Entries:
     """Keep each residual with probability `density` and divide it by that, so that the expected change is the same.
 
-    An unchanged weight stays unchanged whether it is drawn or not: this is DARE (Yu et al., 2024) on the dense
-    difference, at the cost of the changed entries alone.
+    An unchanged weight stays unchanged in either case: this is DARE (Yu et al., 2024) on the dense difference, at the
+    cost of the changed entries alone.
     """
     indices, values = entries
     drawn = torch.rand(indices.numel(), generator=generator, device=generator.device if generator else None)
@@ -168,14 +168,14 @@ def _add_up(
     weights: Sequence[float],
     sign_method: MajoritySignMethod | None,
 ) -> ParameterDelta:
-    """Sum weighted entries where they meet; with a sign method, average those of the elected sign."""
+    """Sum weighted entries at common positions; with a sign method, average those of the elected sign."""
     indices, slots = torch.unique(torch.cat([where for where, _ in entries]), return_inverse=True)
     slot_of = slots.split([where.numel() for where, _ in entries])
     tasks = [(slot, values) for slot, (_, values) in zip(slot_of, entries, strict=True)]
     total = tasks[0][1].new_zeros(indices.numel())
     if sign_method is None:
         for (slot, values), weight in zip(tasks, weights, strict=True):
-            total[slot] += weight * values  # a task has an index once
+            total[slot] += weight * values  # each index occurs once per task
     else:
         count = torch.zeros_like(total)
         majority = _elect(tasks, torch.zeros_like(total), sign_method)
@@ -207,12 +207,12 @@ def _elect(tasks: Sequence[tuple[Tensor, Tensor]], votes: Tensor, sign_method: M
 
 
 def _on_base(name: str, change: ParameterDelta, known: Iterable[BaseDigests], base: Checkpoint) -> ParameterDelta:
-    """Express residuals that no base was read for as the exact change of a base, with its digests.
+    """Express residuals without a known base as the exact change of a base, with its digests.
 
     Args:
         name: the parameter's name in `base`.
         change: residuals, meant for plain addition.
-        known: what the base's digests must be.
+        known: the digests that the base must have.
         base: the base.
 
     Raises:

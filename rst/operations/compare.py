@@ -121,10 +121,10 @@ def compare(
 
 @dataclass(frozen=True)
 class _Side:
-    """One delta's change of one parameter, and what is known of its values.
+    """One delta's change of one parameter, and its known values.
 
     Attributes:
-        change: on the CPU.
+        change: the change, on the CPU.
         tuned: wt at its positions, if the base was read.
         residuals: wt - w0 there in float64; None if unknown.
     """
@@ -184,7 +184,7 @@ def _alone(side: _Side, in_first: bool) -> tuple[Overlap, Angle]:
 
 
 def _shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Where two sorted vectors of unique positions meet: slots in the first, and in the second."""
+    """Return the indices, in each of two sorted vectors of unique positions, of their common positions."""
     if not second.numel():
         return second.long(), second.long()
     slots = torch.searchsorted(second, first).clamp(max=second.numel() - 1)
@@ -204,7 +204,7 @@ def _count_same(first: _Side, second: _Side, at_first: Tensor, at_second: Tensor
 
 
 def _stored(change: ParameterDelta) -> tuple[Tensor, Tensor, Tensor]:
-    """Bits of the values, whether each gives way to an absolute one, and the bits of that; each of shape (nnz,)."""
+    """Return the bits of the values, whether an absolute one replaces each, and its bits; each of shape (nnz,)."""
     slots = torch.searchsorted(change.indices, change.exact_indices)
     is_absolute = torch.zeros(change.nnz, dtype=torch.bool)
     absolute = torch.zeros(change.nnz, dtype=torch.int64)

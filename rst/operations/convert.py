@@ -1,4 +1,4 @@
-"""Residuals, tuned values, steps: the same change in another form, with the same result bit for bit."""
+"""Converting the form of a change (residuals, tuned values, steps), with the same result bit for bit."""
 
 import os
 from dataclasses import replace

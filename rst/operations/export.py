@@ -1,4 +1,4 @@
-"""Export of a delta from two sets of weights, or from one training checkpoint that remembers its base."""
+"""Export of a delta from two sets of weights, or from one training checkpoint that contains its base."""
 
 import os
 import warnings
@@ -123,7 +123,7 @@ def export(
 
 
 def _warn_of_cut(extraction: Extraction, share: float, changed: int) -> None:
-    """Say that a checkpoint of a running training has more changes than its record's own rule keeps."""
+    """Warn that a checkpoint of a running training has more changes than its record's own rule keeps."""
     outlines = map(extraction.outline, extraction.parameters())
     kept = round(share * sum(outline.numel() for outline in outlines if has_residuals(outline)))
     if changed > FAR * kept:
@@ -138,7 +138,7 @@ def _warn_of_cut(extraction: Extraction, share: float, changed: int) -> None:
 
 
 def _rule(threshold: float | None, ratio: float | None, select: Selection | None) -> dict[str, Any]:
-    """Those of the three settings that say what is kept, checked; none where every changed bit is."""
+    """Return the checked settings among the three that select what is kept; none if every changed bit is kept."""
     if threshold is None and ratio is None and select is None:
         return {}
     if select == "support" or callable(threshold) or callable(ratio):
@@ -165,7 +165,7 @@ def from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], o
     twins, apart = stored_twice(base, tuned)
     for alias, owner in twins.items():
         first, other = tied.get(owner, owner), tied.get(alias, alias)
-        if first != other:  # not known to be one yet
+        if first != other:  # not known to be the same yet
             tied |= {name: first for name, known in tied.items() if known == other} | {other: first}
     excluded = _meant(exclude, [*tuned, *base], tied)
     chosen = _meant(whole, [*tuned, *base], tied)
@@ -194,9 +194,9 @@ def _shape(weights: Checkpoint, name: str) -> torch.Size | None:
 
 
 def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extraction, dict[str, Any]]:
-    """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` beside the weights.
+    """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` with the weights.
 
-    Its own rule holds unless there is another.
+    Its own rule applies unless another is given.
     """
     record = tuned.record
     if record is None:
@@ -246,7 +246,7 @@ def _planned(
 
 
 class _KeptBase(Mapping[str, Tensor]):
-    """w0, built from tuned weights when it is asked for. Raises `ParameterMismatchError` for places of others."""
+    """w0, built from tuned weights on access. Raises `ParameterMismatchError` for places that do not fit them."""
 
     def __init__(self, kept: Mapping[str, KeptPlaces], tuned: Mapping[str, Tensor]) -> None:
         self._kept, self._tuned = kept, tuned
@@ -264,7 +264,7 @@ class _KeptBase(Mapping[str, Tensor]):
 
 
 def _other_config(base: Checkpoint, tuned: Checkpoint, exclude: Patterns) -> Mapping[str, Any] | None:
-    """The tuned model's settings, unless they are known to be the base's, or those of tensors that are left out."""
+    """Return the tuned model's settings, unless they are the base's, or those of tensors that are left out."""
     left_out = [name for name in (*base, *tuned) if matches(name, exclude)] if exclude else []
     if any(_shape(base, name) != _shape(tuned, name) for name in left_out):
         return None
@@ -275,14 +275,14 @@ def _other_config(base: Checkpoint, tuned: Checkpoint, exclude: Patterns) -> Map
 
 
 def _common_ties(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
-    """Ties that hold on both sides; a name that one side leaves out counts as tied there."""
+    """Return the ties that hold on both sides; a name that one side leaves out counts as tied there."""
     ties = {alias: owner for alias, owner in tuned.tied.items() if alias not in base or base.tied.get(alias) == owner}
     left_out = {alias: owner for alias, owner in base.tied.items() if alias not in tuned and owner in tuned}
     return ties | left_out
 
 
 def _meant(patterns: Patterns, names: Iterable[str], tied: Mapping[str, str]) -> set[str]:
-    """The names that patterns mean, each by any of the names it is tied to."""
+    """Return the names that match the patterns, each under any of the names it is tied to."""
     matched = {name for name in names if matches(name, patterns)}
     return matched | {tied[name] for name in matched if name in tied}
 

@@ -16,31 +16,30 @@ Progress = Callable[[int, int], None]
 
 
 def shifted(on_progress: Progress | None, start: int, total: int) -> Progress | None:
-    """Progress of a part, begun after `start` bytes, as progress of the whole of `total` bytes."""
+    """Return progress of a part that starts after `start` bytes, as progress of the whole of `total` bytes."""
     return on_progress and (lambda done, _: on_progress(start + done, total))
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What to compare with what.
+    """The tensors to compare, and what to keep of them.
 
     Attributes:
         base: w0 by name.
         tuned: wt by name.
-        names: tensors to look at, in this order.
-        whole: those stored whole, changed or not.
-        buffers: those that are no parameters: stored whole if they changed, never selected by `threshold`.
+        names: tensors to compare, in this order.
+        whole: tensors stored whole, changed or not.
+        buffers: tensors that are not parameters: stored whole if they changed, never selected by `threshold`.
         tied: other names of the same tensors.
         threshold: tau of Eq. 17; None keeps every changed bit.
-        ties: of the changes equal to `threshold`, how many first ones of each parameter are kept; None where no share
-            is asked for.
+        ties: number of changes equal to `threshold` that are kept, the first of each parameter; None without a share.
         left: parameters that stay as the base has them.
         identity: the base's name and revision.
         config: settings to record, in JSON types.
-        op: what to store of each parameter, as in `ParameterDelta`.
-        kept: those recorded even if they did not change: the base has them tied, which they no longer are.
-        source: where the tuned weights come from, for messages.
-        coordinates: whose names and positions these are, as in `SparseDelta`.
+        op: how to store each parameter, as in `ParameterDelta`.
+        kept: tensors recorded even if they did not change, because the base has them tied and the tuned model does not.
+        source: origin of the tuned weights, for messages.
+        coordinates: the coordinates of names and positions, as in `SparseDelta`.
         model_config: the tuned model's settings to record, as in `SparseDelta`.
     """
 
@@ -98,48 +97,48 @@ class Extraction:
         )
 
     def check_unchanged(self) -> None:
-        """Raise `CheckpointError` if a file was written to since it was opened, so that what was read is a mixture."""
+        """Raise `CheckpointError` if a file was written to since it was opened, so that the data read may be mixed."""
         for weights in (self.base, self.tuned):
             if isinstance(weights, Checkpoint):
                 weights.check_unchanged()
 
     def nbytes(self, name: str) -> int:
-        """Bytes of a tuned tensor."""
+        """Return the bytes of a tuned tensor."""
         return bytes_of_tensor(self.outline(name))
 
     def outline(self, name: str) -> Tensor:
-        """A tensor of a tuned one's dtype and shape, whose values must not be read."""
+        """Return a tensor with the dtype and shape of a tuned one, whose values must not be read."""
         return self.tuned.outline(name) if isinstance(self.tuned, Checkpoint) else self.tuned[name]
 
     def parameters(self) -> list[str]:
-        """Names of what is compared weight by weight, if it changed at all."""
+        """Return the names of the tensors that are compared weight by weight."""
         others = {*self.whole, *self.buffers}
         return [name for name in self.names if name not in others]
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """W0 and wt of one name. Raises `ParameterMismatchError` if shapes or dtypes differ."""
+        """Return w0 and wt of one name. Raises `ParameterMismatchError` if shapes or dtypes differ."""
         base, tuned = self.base[name].detach(), self.tuned[name].detach()
         with naming_file(self.source):
             check_like(name, tuned, base)
         return base, tuned
 
     def release(self, name: str) -> None:
-        """Give back the memory of one name's tensors, where they are mapped from files."""
+        """Release the memory of one name's tensors, if they are mapped from files."""
         for weights in (self.base, self.tuned):
             if isinstance(weights, Checkpoint):
                 weights.release(name)
 
     def _passes_through(self, name: str, tuned: Tensor) -> bool:
-        """Whether a tensor is not stored: what stayed as it was may be anything, for nobody computes with it."""
+        """Return whether a tensor is not stored; an unchanged one may be of any kind, as it is not used."""
         if name in self.left:
             return True
-        # What is compared weight by weight is read there; a file's tensor costs a read each time.
+        # Tensors compared weight by weight are read there; reading a file's tensor twice would cost time.
         if name in self.whole or (name not in self.buffers and is_judged(tuned)):
             return False
         return bit_equal(self.base[name], tuned)
 
     def _check_whole(self, name: str, tuned: Tensor) -> None:
-        """Check a tensor that is to be stored whole."""
+        """Check a tensor that will be stored whole."""
         if name not in self.whole:
             check_like(name, tuned, self.base[name])
         check_carried(name, tuned)

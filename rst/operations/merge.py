@@ -1,4 +1,4 @@
-"""Merge a delta into its base: the tuned weights again, bit for bit (Algorithm 2)."""
+"""Merging a delta into its base, which gives the tuned weights bit for bit (Algorithm 2)."""
 
 import os
 from collections.abc import Mapping
@@ -116,9 +116,9 @@ def rehearse(
 
 
 def is_folder(output: Path, max_shard_size: int | str | None, base: PathLike) -> bool:
-    """Whether `merge` writes shards into a folder of this name, or one file.
+    """Return whether `merge` writes shards into a folder of this name, or one file.
 
-    From a folder comes a folder, also under a name such as `llama-3.1`.
+    A base folder gives a folder, also under a name such as `llama-3.1`.
     """
     if output.is_dir() or not output.suffix or max_shard_size is not None:
         return True
@@ -163,7 +163,7 @@ def _check_output(merging: MergedTensors, base: PathLike, output: Path, max_shar
 
 
 def _check_storable(merging: MergedTensors, output: Path) -> None:
-    """Refuse what a safetensors file cannot hold, which a pickle of the base may."""
+    """Raise for tensors that a safetensors file cannot hold but a pickled base may."""
     for name in merging.base:
         tensor = merging.base.outline(name) if merging.base.container is not None else None
         if tensor is not None and not (is_plain(tensor) and tensor.dtype in NAME_OF_COPIED):

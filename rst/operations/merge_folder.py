@@ -1,4 +1,4 @@
-"""A merged model as a folder of shards, which appears whole or not at all, and which a killed merge continues."""
+"""A merged model as a folder of shards, which appears completely or not at all, and which a killed merge resumes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from rst.operations.extraction import Progress, shifted
 from rst.operations.merged_config import merged_config
 from rst.operations.merged_tensors import MergedTensors
 
-_COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py"}  # settings, tokenizer and code, without which none loads
+_COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py"}  # settings, tokenizer and code, which loading needs
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One model: the whole of a model folder, or one of a pipeline's in a folder of its own.
+    """One model: a whole model folder, or a pipeline's model in a folder of its own.
 
     Attributes:
         folder: its name, empty for the output folder itself.
-        names: of its tensors, to the name in a file.
+        names: names of its tensors, mapped to the name in a file.
         shards: its files, with the names of their tensors.
-        index: the file that says what is where, if there are several.
+        index: the index file, if there are several shards.
     """
 
     folder: str
@@ -41,11 +41,11 @@ def merge_into_folder(
 ) -> None:
     """Write the weights under the names that the base's files have, in shards of at most `largest` bytes of tensors.
 
-    A base that is a folder lends its settings and tokenizer; a pipeline of diffusers, those of every model. What an
-    earlier process finished from the same base and delta is kept; see `PartialFolder`.
+    The settings and tokenizer are copied from a base folder, or those of every model from a pipeline of diffusers. What
+    an earlier process finished from the same base and delta is kept; see `PartialFolder`.
 
     Raises:
-        ParameterMismatchError: a tensor that is new belongs to no model of the pipeline.
+        ParameterMismatchError: a new tensor belongs to no model of the pipeline.
     """
     specs = merged.specs()
     total, done = bytes_of(specs.values()), 0
@@ -100,9 +100,9 @@ def _parts(merged: MergedTensors, base: Path, specs: dict[str, TensorSpec], larg
 
 
 def _companions(base: Path, weights: Sequence[Path], models: Sequence[str]) -> dict[str, Path]:
-    """What lies beside a folder's weights and belongs to the model, by the name in the output; none for a file.
+    """Return the files beside a folder's weights that belong to the model, by output name; none for a single file.
 
-    Of the folders in it, a pipeline's alone, with those of schedulers and tokenizers.
+    Of its subfolders, only a pipeline's count, with those of schedulers and tokenizers.
     """
     if not base.is_dir():
         return {}

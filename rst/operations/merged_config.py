@@ -1,4 +1,4 @@
-"""The `config.json` of a merged folder: the tuned model's where the delta has it, else the base's, made to fit."""
+"""The `config.json` of a merged folder: the tuned model's if the delta has it, otherwise the base's, adjusted."""
 
 import json
 import warnings
@@ -14,11 +14,11 @@ _SIZE, _TYPE, _CLASSES = "vocab_size", "model_type", "architectures"
 
 
 def merged_config(folder: Path, merged: MergedTensors) -> str:
-    """The text of `config.json` for base plus delta, the base's in `folder` as it is if nothing in it changes.
+    """Return the text of `config.json` for base plus delta, that of the base in `folder` if nothing changes.
 
-    The tuned model's settings are taken, except dtype and quantisation, which are the base's; and its class, if it has
-    tensors that the base lacks. Of a delta without settings `vocab_size` follows whole tensors whose rows were as many;
-    of others with another shape a `RSTWarning` says that the settings are the base's.
+    The tuned model's settings are used, except dtype and quantisation, which are the base's; and its class, if it has
+    tensors that the base lacks. For a delta without settings, `vocab_size` follows whole tensors that had that many
+    rows; for other tensors with another shape, a `RSTWarning` says that the settings are the base's.
     """
     text = (folder / CONFIG).read_text(encoding="utf-8")
     base, tuned = config_in_folder(folder), merged.delta.model_config
@@ -54,7 +54,7 @@ def _resize(settings: dict[str, Any], merged: MergedTensors) -> None:
 
 
 def _holders(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings that have a vocabulary: the model's own, or those of its text part."""
+    """Yield the settings with a vocabulary: the model's own, or those of its text part."""
     for part in (settings, *settings.values()):
         if isinstance(part, dict) and isinstance(part.get(_SIZE), int):
             yield part

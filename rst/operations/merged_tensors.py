@@ -1,4 +1,4 @@
-"""The tensors of a base with a delta added, made one at a time."""
+"""The tensors of a base with a delta added, computed one at a time."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -20,10 +20,10 @@ from rst.operations.stored_twice import warn_of_twins
 
 
 class MergedTensors:
-    """A base and a delta that have been checked against each other by name, shape and dtype."""
+    """A base and a delta whose names, shapes and dtypes have been checked against each other."""
 
     def __init__(self, base: Checkpoint, delta: SparseDelta) -> None:
-        """Check one against the other. Raises `ParameterMismatchError` and `DeltaFormatError`."""
+        """Check the delta against the base. Raises `ParameterMismatchError` and `DeltaFormatError`."""
         self.base = base = base.named_as([*delta, *delta.dense])
         self.delta = delta
         self.changed: dict[str, ParameterDelta] = {}
@@ -42,7 +42,7 @@ class MergedTensors:
         warn_of_twins(base, changed, said)
 
     def _change_shared(self, said: Collection[str]) -> None:
-        """Change all names of one memory, of which a delta made from files may know one, as on a live module."""
+        """Change all names of shared memory, as on a live module; a delta made from files may know only one of them."""
         for owner in {*self.base.tied.values()}:
             names = [owner, *(alias for alias, other in self.base.tied.items() if other == owner)]
             unsaid = [name for name in names if name not in said]
@@ -53,12 +53,12 @@ class MergedTensors:
                     self.whole |= dict.fromkeys(unsaid, self.whole[name])
 
     def specs(self) -> dict[str, TensorSpec]:
-        """Dtype and shape of every merged tensor, by plain name."""
+        """Return dtype and shape of every merged tensor, by plain name."""
         specs = {name: _spec(self.base.outline(name)) for name in self.base}
         return specs | {name: _spec(tensor) for name, tensor in self.whole.items()}
 
     def tensor(self, name: str) -> Tensor:
-        """One merged tensor; the base's own where nothing changed. Raises `WrongBaseError`."""
+        """Return one merged tensor; the base's own if nothing changed. Raises `WrongBaseError`."""
         if name in self.whole:
             return self.whole[name]
         if name not in self.changed:
@@ -80,13 +80,13 @@ class MergedTensors:
         return merged
 
     def original(self, name: str) -> str:
-        """The base's own name for a tensor, with its wrapper's prefix; new tensors get the same prefix."""
+        """Return the base's own name for a tensor, with its wrapper's prefix; new tensors get the same prefix."""
         known = self.base.original_names
         prefixes = (own.removesuffix(plain) for plain, own in known.items() if own.endswith(plain))
         return known[name] if name in known else next(prefixes, "") + name
 
     def place(self, name: str) -> tuple[str, str]:
-        """Which model of a pipeline a tensor belongs to, empty where it is none, and the tensor's name in its file."""
+        """Return the model of a pipeline that a tensor belongs to, or an empty string, and its name in its file."""
         parts = [part for part in self.base.parts if name.startswith(f"{part}.")]
         if not self.base.parts:
             return "", self.original(name)
@@ -95,26 +95,26 @@ class MergedTensors:
         return part, known.removeprefix(f"{part}/") if known else name.removeprefix(f"{part}.")
 
     def metadata(self, part: str = "") -> dict[str, str]:
-        """What the merged file's header says: what the base's does, and that it holds tensors of torch."""
+        """Return the merged file's header: the base's entries, and that it holds torch tensors."""
         base = self.base.parts[part] if part else self.base
         return {**WEIGHTS_OF_TORCH, **base.metadata}
 
     def in_memory(self, on_progress: Progress | None = None) -> dict[str, Tensor]:
-        """All merged tensors under the base's own names; tied ones stay one tensor."""
+        """Return all merged tensors under the base's own names; tied ones stay one tensor."""
         specs = self.specs()
         shared = {alias: owner for alias, owner in self.base.tied.items() if self._alike(alias, owner)}
         own = {name: spec for name, spec in specs.items() if name not in shared}
-        # strict: the stream is asked to its end, where it looks at the base's files once more
+        # strict exhausts the stream, which checks the base's files once more at its end
         merged = dict(zip(own, self.stream(own, on_progress), strict=True))
         return {self.original(name): merged[shared.get(name, name)] for name in specs}
 
     def _alike(self, alias: str, owner: str) -> bool:
-        """Whether two names of one base tensor are still one afterwards; tuning may have untied them."""
+        """Return whether two names of one base tensor are still one afterwards; tuning may have untied them."""
         same_change = self.changed.get(alias) is self.changed.get(owner)
         return same_change and self.whole.get(alias) is self.whole.get(owner)
 
     def stream(self, specs: Mapping[str, TensorSpec], on_progress: Progress | None) -> Iterator[Tensor]:
-        """The merged tensors that `specs` names, one after another."""
+        """Yield the merged tensors named in `specs`, one after another."""
         total = bytes_of(specs.values())
         done, written = 0, ""
         for name in specs:
@@ -122,7 +122,7 @@ class MergedTensors:
             if name in self.changed:
                 self.base.release(name)  # copied
             yield tensor
-            self.base.release(written)  # a writer may still be busy with the last, not with the one before
+            self.base.release(written)  # a writer may still use the last tensor, but not the one before
             written = name
             done += bytes_of_tensor(tensor)
             if on_progress:

@@ -1,4 +1,4 @@
-"""The angle between two sparse residuals, without sums of squares that leave float64's range."""
+"""The angle between two sparse residuals, computed without sums of squares that overflow float64."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Angle:
-    """Two vectors of one parameter.
+    """The lengths of two vectors of one parameter, and the angle between them.
 
     Attributes:
-        first: the base-2 logarithm of the first's length, as lengths may leave float64's range: minus infinity if it
-            is zero, NaN if an entry is not finite or the vector is unknown.
-        second: that of the second.
-        cosine: of the angle between them; 0 where one is zero, None where one is not finite or unknown.
+        first: base-2 logarithm of the first length, because lengths may exceed float64's range: minus infinity if it is
+            zero, NaN if an entry is not finite or the vector is unknown.
+        second: the same of the second length.
+        cosine: cosine of the angle between them; 0 if one is zero, None if one is not finite or unknown.
     """
 
     first: float
@@ -25,13 +25,13 @@ class Angle:
 
 
 def angle_between(first: Tensor | None, second: Tensor | None, at_first: Tensor, at_second: Tensor) -> Angle:
-    """Take the angle between two vectors of which the entries other than zero are given.
+    """Compute the angle between two vectors of which the nonzero entries are given.
 
     Args:
         first: float64, shape (n,); None if unknown.
         second: float64, shape (m,); None if unknown.
-        at_first: slots of `first` that meet one of `second`, int64, shape (k,).
-        at_second: the slots of `second` that they meet.
+        at_first: indices in `first` of the entries at common positions, int64, shape (k,).
+        at_second: the matching indices in `second`.
     """
     lengths = (first_length, first_unit), (second_length, second_unit) = _normalize(first), _normalize(second)
     if any(math.isnan(length) for length, _ in lengths):
@@ -43,7 +43,7 @@ def angle_between(first: Tensor | None, second: Tensor | None, at_first: Tensor,
 
 
 def joint_cosine(angles: Sequence[Angle]) -> float | None:
-    """Take the cosine between two vectors of all parameters; None if one of them is zero, unknown or not finite."""
+    """Compute the cosine between two vectors of all parameters; None if one of them is zero, unknown or not finite."""
     first = _shares([angle.first for angle in angles])
     second = _shares([angle.second for angle in angles])
     if first is None or second is None:
@@ -53,12 +53,12 @@ def joint_cosine(angles: Sequence[Angle]) -> float | None:
 
 
 def log_length(vector: Tensor | None) -> float:
-    """Take the base-2 logarithm of the Euclidean length, as in `Angle`."""
+    """Compute the base-2 logarithm of the Euclidean length, as in `Angle`."""
     return _normalize(vector)[0]
 
 
 def _normalize(vector: Tensor | None) -> tuple[float, Tensor]:
-    """The logarithm of a vector's length, and the vector over its length."""
+    """Return the logarithm of a vector's length, and the vector divided by its length."""
     if vector is None:
         return math.nan, torch.empty(0)
     largest = float(vector.abs().max()) if vector.numel() else 0.0
@@ -72,7 +72,7 @@ def _normalize(vector: Tensor | None) -> tuple[float, Tensor]:
 
 
 def _shares(logarithms: Sequence[float]) -> list[float] | None:
-    """Lengths of parts over the length of the whole; None of a whole that is zero or unknown."""
+    """Return the lengths of parts divided by the total length; None if that is zero or unknown."""
     if any(map(math.isnan, logarithms)) or max(logarithms, default=-math.inf) == -math.inf:
         return None
     longest = max(logarithms)

@@ -1,4 +1,4 @@
-"""The export of a huge checkpoint in parts, which a killed process leaves behind and the next one uses."""
+"""Export of a huge checkpoint in parts, which a killed process leaves behind and the next one reuses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from rst.files.partial_folder import PartialFolder
 from rst.operations.extraction import Extraction, Progress, shifted
 
 PART_BYTES = 4 << 30
-"""Bytes of tuned weights that are compared between two savings: what a kill can lose."""
+"""Bytes of tuned weights that are compared between two saves: the most that a kill can lose."""
 
 
 def export_in_parts(
@@ -18,7 +18,7 @@ def export_in_parts(
     """Run an extraction and save its delta; the deltas of finished parts wait in a `PartialFolder` beside `output`.
 
     Args:
-        extraction: of files.
+        extraction: the comparison of two sets of files.
         job: a digest of everything that determines the delta.
         output: the delta's file.
         encoding: as in `SparseDelta.save`.
@@ -49,7 +49,7 @@ def export_in_parts(
 
 
 def _parts(extraction: Extraction) -> Iterator[tuple[str, Extraction]]:
-    """The extraction of so many names at a time, by the file for its delta."""
+    """Yield the extraction in parts, each with the name of the file for its delta."""
     names: list[str] = []
     number = size = 0
     for name in extraction.names:
@@ -62,7 +62,7 @@ def _parts(extraction: Extraction) -> Iterator[tuple[str, Extraction]]:
 
 
 def _joined(extraction: Extraction, parts: Sequence[SparseDelta]) -> SparseDelta:
-    """What one run over all names returns."""
+    """Join the deltas of all parts into what one run over all names returns."""
     parameters = {name: change for part in parts for name, change in part.parameters.items()}
     dense = {name: tensor for part in parts for name, tensor in part.dense.items()}
     return SparseDelta(

@@ -1,4 +1,4 @@
-"""Tied tensors that a file has twice, or once where the other side has them twice: found by their values."""
+"""Detecting, by value, tied tensors that one side's file stores twice and the other's once."""
 
 import warnings
 from collections.abc import Collection, Iterator
@@ -10,15 +10,15 @@ from rst.delta.parameter_delta import is_judged
 from rst.errors import RSTWarning
 from rst.numerics.exactness import RESIDUAL_DTYPES, as_bytes, bit_equal
 
-_GLANCE = 64  # elements that tell nearly all different tensors apart
+_GLANCE = 64  # elements that distinguish nearly all different tensors
 _NAMES_OF_ONE = 3  # as many as tied tensors usually have beside another
 
 
 def stored_twice(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], set[str]]:
     """Find ties by value, which files do not tell.
 
-    A side that lacks a name counts as one that has the two tied: a state dict or file may have a tied embedding once or
-    twice. Only matrices count, and not those of one value, which are alike by chance.
+    A side that lacks a name counts as having the two tied: a state dict or file may hold a tied embedding once or
+    twice. Only matrices count, and not constant ones, which are equal by chance.
 
     Returns:
         Names of which base and tuned weights have the same tensor as under another name, to that name; and names of
@@ -45,9 +45,9 @@ def stored_twice(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], s
 
 
 def warn_of_twins(base: Checkpoint, changed: Collection[str], said: Collection[str]) -> None:
-    """Warn where a tensor changes and another of the base with the same values, of which nothing is said, does not.
+    """Warn if a tensor changes and another one of the base with the same values, which is not mentioned, does not.
 
-    A delta that was made from a base that has a tied tensor once does not know the other name.
+    A delta made from a base that holds a tied tensor once does not know the other name.
     """
     first = {_key(tensor): name for name in changed if (tensor := _matrix(base, name)) is not None}
     twins = {
@@ -80,7 +80,7 @@ def _twins(weights: Checkpoint) -> Iterator[tuple[str, str]]:
 
 
 def _matrix(weights: Checkpoint, name: str) -> Tensor | None:
-    """A tensor that may be tied; None for vectors, and for what has no residuals or no values."""
+    """Return a tensor that may be tied; None for vectors, and for tensors without residuals or values."""
     outline = weights.outline(name)
     if not is_judged(outline) or outline.dtype not in RESIDUAL_DTYPES or outline.ndim < 2 or not outline.numel():
         return None
@@ -94,6 +94,6 @@ def _form(weights: Checkpoint, name: str) -> tuple[object, ...]:
 
 
 def _key(tensor: Tensor) -> tuple[object, ...]:
-    """What equal tensors have in common, without reading all of them."""
+    """Return a key that equal tensors share, without reading all of them."""
     first = tensor[0].reshape(-1)[:_GLANCE].cpu()
     return tensor.dtype, tensor.shape, bytes(as_bytes(first).numpy())

@@ -1,4 +1,4 @@
-"""What each tau of Eq. 17 would keep of the change between two checkpoints, and at what price.
+"""What each tau of Eq. 17 would keep of the change between two checkpoints, and at what cost.
 
 Two passes with one pair of tensors in memory: the first finds taus that keep round shares, the second tries each.
 """
@@ -36,10 +36,10 @@ class TauPoint:
 
     Attributes:
         tau: the threshold.
-        kept: weights that it keeps.
-        plain_bytes: what they take as index and value arrays.
-        packed_bytes: what they take in the encoding "packed".
-        dropped_l2: Euclidean norm of the changes that it puts back.
+        kept: number of weights that it keeps.
+        plain_bytes: their size as index and value arrays.
+        packed_bytes: their size in the encoding "packed".
+        dropped_l2: Euclidean norm of the changes that it resets.
         dropped_max: the largest of them.
     """
 
@@ -53,13 +53,13 @@ class TauPoint:
 
 @dataclass(frozen=True)
 class TauCurve:
-    """The points, and what they are to be held against.
+    """The points of the curve, and the totals for comparison.
 
     Attributes:
-        weights: weights that a tau selects from.
+        weights: number of weights that a tau selects from.
         tuned_bytes: bytes of all tuned tensors.
-        whole_bytes: bytes of what is stored whole beside the selected weights, at any tau.
-        l2: Euclidean norm of the whole change, where it is finite.
+        whole_bytes: bytes of the tensors stored whole beside the selected weights, at any tau.
+        l2: Euclidean norm of the whole change, if finite.
         points: with ascending tau.
     """
 
@@ -80,9 +80,9 @@ def tau_curve(
     base_key: str | None = None,
     on_progress: Progress | None = None,
 ) -> TauCurve:
-    """Try tau = 0 and those that keep about `SHARES` of the weights, rounded to two digits.
+    """Try tau = 0 and the taus that keep about `SHARES` of the weights, rounded to two digits.
 
-    The bytes are of the arrays; a file has a header as well, of some hundred bytes a parameter.
+    The bytes are those of the arrays; a file also has a header of some hundred bytes per parameter.
 
     Args:
         base: as in `rst.export`.
@@ -123,7 +123,7 @@ def tau_curve(
 
 
 def _histogram(extraction: Extraction, names: Sequence[str], on_progress: Progress | None) -> Tensor:
-    """How many changes lie in each bin of the upper bits of float32."""
+    """Count the changes in each bin of the upper bits of float32."""
     counts, done = torch.zeros(_BINS, dtype=torch.int64), 0
     for name in names:
         for change in changes(extraction, name, torch.float32):
