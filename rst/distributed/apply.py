@@ -1,4 +1,4 @@
-"""A delta on a sharded model: each process changes its own shard, and all of them do or none."""
+"""Applying a delta to a sharded model: each process changes its own shard, and all of them do or none."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,29 +22,29 @@ from rst.training.tracking import live_tensors
 
 
 class PreparedShards:
-    """A delta made ready for a sharded model: `apply()` and `remove()`, in every process, as often as you like."""
+    """A delta prepared for a sharded model: call `apply()` and `remove()` in every process, as often as you like."""
 
     def __init__(self, model: nn.Module, layout: ShardLayout, mine: PreparedDelta) -> None:
-        """Use `apply_sharded`, which checks everything first."""
+        """Create with `apply_sharded`, which checks everything first."""
         self._model, self._layout, self._mine = model, layout, mine
 
     @property
     def applied(self) -> bool:
-        """Whether the delta is on."""
+        """Whether the delta is applied."""
         return self._mine.applied
 
     def apply(self) -> "PreparedShards":
-        """Exchange the base's elements for the tuned ones. Returns itself; on already, it does nothing. Collective.
+        """Replace the base's elements by the tuned ones, and return itself. Does nothing if applied. Collective.
 
         Raises:
-            WrongBaseError: the model no longer has the base's elements, in any process; all raise, none is changed.
-            ParameterMismatchError: a tensor has gone, or has another shape since the delta was prepared.
+            WrongBaseError: the model no longer has the base's elements in some process; all raise, none is changed.
+            ParameterMismatchError: a tensor is missing, or has another shape than when the delta was prepared.
         """
         self._switch(self._mine.apply, self._mine.remove)
         return self
 
     def remove(self) -> None:
-        """Put back every overwritten element, bit for bit. Off already, it does nothing. Collective.
+        """Restore every overwritten element, bit for bit. Does nothing if not applied. Collective.
 
         Raises:
             RSTError: as `PreparedDelta.remove`, in any process; all raise, none is changed.
@@ -60,7 +60,7 @@ class PreparedShards:
         self.remove()
 
     def _switch(self, there: Callable[[], object], back: Callable[[], object]) -> None:
-        live_tensors(self._model)  # FSDP2 gives up what it has gathered, which would outlive the change of the shards
+        live_tensors(self._model)  # makes FSDP2 free what it has gathered, which would outlive the change
         try:
             together(there, self._layout.device)
         except BaseException:
@@ -76,12 +76,12 @@ def apply_sharded(model: nn.Module, delta: SparseDelta) -> PreparedShards:
     ...     model(images)  # tuned
     >>> model(images)  # the base again, every byte
 
-    The first process gathers the base's values at the changed positions, one parameter at a time, to hold them against
-    the digest that the delta has of them. Each process keeps the new and old elements of its own shard.
+    The first process gathers the base's values at the changed positions, one parameter at a time, to compare them with
+    the delta's digest. Each process keeps the new and old elements of its own shard.
 
     Args:
         model: sharded by `fully_shard` or `parallelize_module`; it holds the base weights.
-        delta: the same in every process.
+        delta: the delta, which must be the same in every process.
 
     Raises:
         ConfigError: no tensor of the model is sharded.
@@ -106,7 +106,7 @@ def apply_sharded(model: nn.Module, delta: SparseDelta) -> PreparedShards:
 
 
 class _Parts(Mapping[str, Tensor | None]):
-    """What this process has of a module's tensors, as they are when asked for."""
+    """This process' parts of a module's tensors, read on access."""
 
     def __init__(self, siblings: Mapping[str, Tensor | None]) -> None:
         self._siblings = siblings
@@ -123,7 +123,7 @@ class _Parts(Mapping[str, Tensor | None]):
 
 
 def _check_same(delta: SparseDelta, layout: ShardLayout) -> None:
-    """Raise, in every process, unless the delta is well formed and the same in all."""
+    """Raise, in every process, unless the delta is valid and the same in all."""
     together(lambda: validate(delta.parameters, "delta"), layout.device)
     digests = tell_all(delta.digest())
     if different := [rank for rank, found in enumerate(digests) if found != digests[0]]:
@@ -133,7 +133,7 @@ def _check_same(delta: SparseDelta, layout: ShardLayout) -> None:
 
 
 def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, layout: ShardLayout) -> dict[str, str]:
-    """The model's own name for each tensor of the delta, whose shape it has."""
+    """Return the model's own name for each tensor of the delta, checking its shape."""
     owner_of = {id(tensor): name for name, tensor in live.items()}
     places = places_of(model)
     shapes = {name: change.shape for name, change in delta.parameters.items()}
@@ -150,7 +150,7 @@ def _names(model: nn.Module, live: Mapping[str, Tensor], delta: SparseDelta, lay
 
 
 def _my_part(delta: SparseDelta, names: Mapping[str, str], layout: ShardLayout) -> SparseDelta:
-    """The delta of this process' blocks, as if each were a parameter of its own."""
+    """Return the delta of this process' blocks, as if each were a parameter of its own."""
     blocks = {name: layout.blocks[owner] for name, owner in names.items()}
     return replace(
         delta,
@@ -160,7 +160,7 @@ def _my_part(delta: SparseDelta, names: Mapping[str, str], layout: ShardLayout) 
 
 
 def _cut(change: ParameterDelta, block: Block) -> ParameterDelta:
-    """The entries of a change in a block. What it says of the base is about the whole parameter, so left out."""
+    """Return the entries of a change in a block, without the base's digest, which covers the whole parameter."""
     chosen, positions = block.cut(change.indices.long().cpu())
     exact, exact_positions = block.cut(change.exact_indices.long().cpu())
     return replace(

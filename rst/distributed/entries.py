@@ -1,4 +1,4 @@
-"""The changed weights of a shard, by their positions in the whole parameter, and how the first process gets them."""
+"""The changed weights of a shard, by position in the whole parameter, and gathering them in the first process."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,7 +15,7 @@ Entries = tuple[Tensor, Tensor, Tensor]
 
 
 def changed_entries(layout: ShardLayout, name: str, base: Tensor, tuned: Tensor) -> Entries:
-    """Compare this process' block of a parameter with that of w0, bit by bit; no entries where another owns it.
+    """Compare this process' block of a parameter with that of w0, bit by bit; no entries if another process owns it.
 
     Raises:
         ParameterMismatchError: shapes or dtypes differ.
@@ -29,7 +29,7 @@ def changed_entries(layout: ShardLayout, name: str, base: Tensor, tuned: Tensor)
 
 
 def collect(layout: ShardLayout, mine: Mapping[str, Entries]) -> dict[str, Entries] | None:
-    """Bring the entries of all processes to the first, sorted by position; None elsewhere. Collective."""
+    """Gather the entries of all processes in the first, sorted by position; None elsewhere. Collective."""
     counts = torch.tensor([positions.numel() for positions, _, _ in mine.values()], dtype=torch.int64)
     arrays = [counts, *(array for entries in mine.values() for array in entries)]
     received = gather_bytes(torch.cat([as_bytes(array) for array in arrays]), layout.device)
@@ -46,7 +46,7 @@ def _unpack(dtypes: Mapping[str, torch.dtype], raw: Tensor) -> dict[str, Entries
     def take(count: int, dtype: torch.dtype) -> Tensor:
         nonlocal start
         begin, start = start, start + count * dtype.itemsize
-        return raw[begin:start].clone().view(dtype)  # a copy, because views want aligned memory
+        return raw[begin:start].clone().view(dtype)  # a copy, because views need aligned memory
 
     counts = take(len(dtypes), torch.int64).tolist()
     return {

@@ -101,7 +101,7 @@ def export_sharded(trainer: ResidualSparseTrainer, op: Op = "add") -> SparseDelt
 
 
 def _changes(coordinates: Coordinates, name: str, base: Tensor, entries: Entries, op: Op) -> dict[str, ParameterDelta]:
-    """What the files say of one parameter's changed entries; `base` is all of its w0."""
+    """Return the files' changes of one parameter's changed entries; `base` is all of its w0."""
     positions, origin, target = entries
     files = coordinates.files_of(name)
     if not any(coordinates.is_moved(file) for file in files):
@@ -117,7 +117,7 @@ def _changes(coordinates: Coordinates, name: str, base: Tensor, entries: Entries
 def _compare(
     layout: ShardLayout, tracked: TrackedTensors, base: Mapping[str, Tensor], parts: Mapping[str, Tensor]
 ) -> dict[str, Entries]:
-    """The changed entries of this process' blocks, and a look for NaN in what is stored whole."""
+    """Compare this process' blocks, and check for NaN in tensors stored whole."""
     moved = [name for name in tracked.buffers if not bit_equal(base[name], parts[name])]
     for name in (*moved, *tracked.saved):
         check_no_nan(name, parts[name])
@@ -125,7 +125,7 @@ def _compare(
 
 
 def _whole(layout: ShardLayout, name: str, live: Tensor, stored: Tensor | None = None) -> Tensor:
-    """A tensor (or the `stored` copy of its shards) put together in the first process; anything elsewhere."""
+    """Assemble a tensor (or the `stored` copy of its shards) in the first process; arbitrary elsewhere."""
     part = local(live) if stored is None else stored
     if not is_sharded(live):
         return part.cpu()

@@ -1,1 +1,1 @@
-"""What is installed here, which backends work, and how fast they are: the facts behind `rst doctor`."""
+"""What is installed, which backends work, and how fast they are: the data of `rst doctor`."""

@@ -1,4 +1,4 @@
-"""What to type next, for each thing that is missing or slow."""
+"""Advice on what to install or change, for each thing that is missing or slow."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _INSTALL_COMPILER = {"darwin": "xcode-select --install", "win32": "winget instal
 
 
 def advice(backends: Backends, extras: Sequence[Extra]) -> list[str]:
-    """One sentence a finding, with the command that mends it; empty where nothing is amiss."""
+    """Return one sentence per finding, with the command that fixes it; empty if there are none."""
     return [*_compiler(backends), *_gpu(backends), *_threads(backends), *_half_installed(extras)]
 
 

@@ -1,4 +1,4 @@
-"""What this machine offers: cores, a compiler, GPUs, and whether Eq. 17 compiles."""
+"""The backends of this machine: cores, a compiler, GPUs, and whether Eq. 17 compiles."""
 
 import os
 import shutil
@@ -13,17 +13,17 @@ from rst.training.projection_compiled import compiles, has_compiler
 
 @dataclass(frozen=True)
 class Backends:
-    """What was found.
+    """The backends found.
 
     Attributes:
-        cores: that this process may use.
-        threads: that torch uses.
+        cores: number of cores that this process may use.
+        threads: number of threads that torch uses.
         cuda: names of the GPUs that torch sees.
-        has_driver: whether an NVIDIA driver's tool is installed, whatever torch sees.
-        has_compiler: whether what torch.compile needs is installed.
+        has_driver: whether an NVIDIA driver's tool is installed, whatever torch finds.
+        has_compiler: whether torch.compile's requirements are installed.
         compiles: whether the fused projection compiled and ran.
-        compile_seconds: how long that took; short if torch's cache had it.
-        reason: why it did not compile, in one line, if a compiler is there.
+        compile_seconds: duration of the compilation; short if it was in torch's cache.
+        reason: why it did not compile, in one line, if there is a compiler.
     """
 
     cores: int
@@ -37,7 +37,7 @@ class Backends:
 
 
 def find_backends() -> Backends:
-    """Look around, and compile the projection for the GPU if there is one, else for the CPU."""
+    """Find the backends, and compile the projection for the GPU if there is one, otherwise for the CPU."""
     device = best_device()
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as raised:
@@ -56,5 +56,5 @@ def find_backends() -> Backends:
 
 
 def best_device() -> torch.device:
-    """The GPU if torch sees one, else the CPU."""
+    """Return the GPU if torch finds one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""How fast the backends are on this machine, measured in about two seconds beside the speed of its memory."""
+"""The speed of the backends on this machine, measured in about two seconds together with that of its memory."""
 
 import math
 import os
@@ -33,9 +33,9 @@ class Speed:
 
     Attributes:
         name: what was measured.
-        value: in `unit`.
-        unit: of the value.
-        note: what it counts.
+        value: the value, in `unit`.
+        unit: unit of the value.
+        note: what the value counts.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Speed:
 
 
 def memory_and_projection(device: torch.device, compiled: bool) -> list[Speed]:
-    """Copying 16.8 million float32 weights, and Eq. 17 over as many, of which 0.1 % changed."""
+    """Measure copying 16.8 million float32 weights, and Eq. 17 on as many, of which 0.1 % changed."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(_WEIGHTS, generator=generator) * 0.02
     tuned = torch.where(torch.rand(_WEIGHTS, generator=generator) < 1e-3, base + 1e-3, base)
@@ -63,7 +63,7 @@ def memory_and_projection(device: torch.device, compiled: bool) -> list[Speed]:
 
 
 def codec() -> Speed:
-    """Unpacking a million residuals of float32, as they are in a packed delta."""
+    """Measure unpacking a million float32 residuals from a packed delta."""
     generator = torch.Generator().manual_seed(0)
     residuals = torch.randn(_ENTRIES, generator=generator) * 1e-4
     stream = compress(residuals, [_ENTRIES])
@@ -72,7 +72,7 @@ def codec() -> Speed:
 
 
 def disk(folder: Path) -> list[Speed]:
-    """Writing 67 MB to a file without a name in `folder`, fsync included, and reading it again.
+    """Measure writing 67 MB to an unnamed file in `folder`, fsync included, and reading it again.
 
     Raises:
         OSError: the folder is read-only or full.
@@ -111,7 +111,7 @@ def _streams(name: str, work: Callable[[], object], weights: Tensor, streams: in
 
 
 def _best(work: Callable[[], object]) -> float:
-    """The shortest of the rounds that fit into a moment, after one that does not count, in seconds."""
+    """Return the shortest time, in seconds, of the rounds that fit into a moment, after a warm-up round."""
     work()
     shortest, end = math.inf, time.perf_counter() + _SECONDS
     while shortest == math.inf or time.perf_counter() < end:

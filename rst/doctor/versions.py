@@ -1,4 +1,4 @@
-"""Versions of Python, of this library, of what it needs, and of its optional extras."""
+"""Versions of Python, this library, its requirements, and its optional extras."""
 
 import platform
 import re
@@ -15,10 +15,10 @@ _HIDDEN = ("dev", "docs", "all")
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional extra: the packages it asks for, each with the version found or None.
+    """An optional extra: the packages it requires, each with the installed version or None.
 
     Attributes:
-        name: as in `pip install "residual-sparse-training[name]"`.
+        name: name of the extra, as in `pip install "residual-sparse-training[name]"`.
         packages: name to version.
     """
 
@@ -27,18 +27,18 @@ class Extra:
 
     @property
     def missing(self) -> list[str]:
-        """Packages that are not installed."""
+        """Return the packages that are not installed."""
         return [name for name, version in self.packages.items() if version is None]
 
 
 def core_versions() -> dict[str, str | None]:
-    """Versions of Python, rst and every package that it always needs."""
+    """Return the versions of Python, rst and every package that rst always needs."""
     required = {name: _version(name) for name, extra in _requirements() if extra is None}
     return {"python": platform.python_version(), "rst": __version__, **required}
 
 
 def extras() -> list[Extra]:
-    """The extras for users, in the order of the distribution's metadata."""
+    """Return the extras for users, in the order of the distribution's metadata."""
     found: dict[str, dict[str, str | None]] = {}
     for name, extra in _requirements():
         if extra is not None and extra not in _HIDDEN and name != DISTRIBUTION:
@@ -47,7 +47,7 @@ def extras() -> list[Extra]:
 
 
 def _requirements() -> list[tuple[str, str | None]]:
-    """Package names and the extra that asks for each, None where it is always needed; empty if nothing is installed."""
+    """Return package names, each with the extra that requires it (None: always); empty if nothing is installed."""
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:  # run from a source folder

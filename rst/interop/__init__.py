@@ -1,1 +1,1 @@
-"""Ways in from other formats and out to them; nothing here is imported before it is used."""
+"""Import from and export to other formats; nothing here is imported before it is used."""

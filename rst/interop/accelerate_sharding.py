@@ -1,4 +1,4 @@
-"""What cuts the parameters of a `Trainer`'s model to pieces: its arguments say so, or accelerate's own configuration.
+"""How a `Trainer`'s parameters are sharded, from its arguments or accelerate's own configuration.
 
 `accelerate launch --use_fsdp`, a configuration file and `ACCELERATE_USE_DEEPSPEED` leave no trace in the arguments.
 """
@@ -12,10 +12,10 @@ Sharding = Literal["FSDP", "FSDP2", "DeepSpeed"]
 
 
 def sharding_of(args: TrainingArguments) -> Sharding | None:
-    """Name it; "FSDP" is the first version. None where every process has whole parameters."""
+    """Return the kind of sharding; "FSDP" is the first version. None if every process has whole parameters."""
     from accelerate.state import AcceleratorState
 
-    state: Mapping[str, Any] = AcceleratorState._shared_state  # empty before there is an Accelerator; making one writes
+    state: Mapping[str, Any] = AcceleratorState._shared_state  # empty before an Accelerator exists; creating one writes
     if args.deepspeed or state.get("deepspeed_plugins") is not None:
         return "DeepSpeed"
     plugin = state.get("fsdp_plugin")

@@ -1,4 +1,4 @@
-"""What an untrusted `adapter_config.json` may not make PEFT do: import, read elsewhere, or take memory without end."""
+"""Checks that an untrusted `adapter_config.json` makes PEFT neither import, nor read elsewhere, nor exhaust memory."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ from rst.limited_pattern import check_quick
 
 _WEIGHTS = "adapter_model.safetensors"
 _FILE = "adapter_config.json"
-# PEFT imports the module that `megatron_core` names, X-LoRA reads the folders that `adapters` names, and replicated
-# layers are no change of the base's weights.
+# PEFT imports the module named by `megatron_core`, X-LoRA reads the folders named by `adapters`, and replicated
+# layers are not a change of the base's weights.
 _REFUSED = ("megatron_config", "adapters", "layer_replication")
 _RANKS = (
     "r",
@@ -26,22 +26,22 @@ _RANKS = (
     "boft_block_size",
     "num_virtual_tokens",
 )
-_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")  # patterns where they are text, not lists
-_ALWAYS_PATTERNS = ("layers_pattern", "rank_pattern", "alpha_pattern")  # and the keys of these
+_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")  # patterns if they are strings, not lists
+_ALWAYS_PATTERNS = ("layers_pattern", "rank_pattern", "alpha_pattern")  # and their keys
 _FREE_ELEMENTS = 1 << 24
-_MOST_PATTERNS = 1000  # each is tried on each module
+_MOST_PATTERNS = 1000  # each is matched against each module
 
 
 def check_adapter_config(folder: Path, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Look at a configuration before PEFT does.
+    """Check a configuration before PEFT reads it.
 
     Args:
-        folder: the adapter's.
+        folder: folder of the adapter.
         shapes: of the base's parameters. Factors of a rank that all of them had must not be larger than twice the base.
 
     Raises:
-        CheckpointError: there is none, it is no JSON object, it asks for what a delta cannot be made from, for ranks
-            larger than the folder's tensors, or has a pattern that could take for ever.
+        CheckpointError: there is none, it is not a JSON object, it uses what a delta cannot represent, has ranks larger
+            than the folder's tensors, or a pattern that could take too long.
     """
     path = folder / _FILE
     if not path.is_file():
@@ -75,11 +75,11 @@ def check_adapter_config(folder: Path, shapes: Sequence[tuple[int, ...]]) -> Non
 
 
 def _largest_size(folder: Path) -> int:
-    """The largest dimension of a stored tensor, which any rank is one of; the bytes of the files where none tells."""
+    """Return the largest dimension of a stored tensor, which bounds any rank; the files' size if none is known."""
     try:
         with safe_open(folder / _WEIGHTS, framework="np") as file:
             return max((size for name in file.keys() for size in file.get_slice(name).get_shape()), default=0)  # noqa: SIM118
-    except (SafetensorError, OSError):  # weights of the other kind; or damaged ones, of which PEFT tells
+    except (SafetensorError, OSError):  # another kind of weights, or damaged ones (PEFT reports those)
         return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 

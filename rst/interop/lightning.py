@@ -52,7 +52,7 @@ class RSTCallback(Callback):
     """
 
     def __init__(self, rst: RSTConfig | ResidualSparseTrainer) -> None:
-        """Keep the settings, or a trainer made already, whose w0 is then the model's at that time."""
+        """Store the settings, or an existing trainer, whose w0 is then the model's when it was created."""
         super().__init__()
         self._config = rst if isinstance(rst, RSTConfig) else None
         self._trainer = None if isinstance(rst, RSTConfig) else rst
@@ -80,14 +80,14 @@ class RSTCallback(Callback):
         write_adapter(save_directory, self.export(), encoding)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the record until the model is on its device."""
+        """Store the record until the model is on its device."""
         self._record = checkpoint.get(RECORD_KEY)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep a support's weights out of DDP, which is about to wrap the model: their gradients go another way.
+        """Exclude a support's weights from DDP, which is about to wrap the model: their gradients go another way.
 
         Raises:
-            ConfigError: nothing else trains, so that DDP would refuse the model.
+            ConfigError: nothing else is trained, so DDP would reject the model.
         """
         if self._trainer is None or self._trainer.config.select != "support":
             return
@@ -103,7 +103,7 @@ class RSTCallback(Callback):
         leave_out_of_ddp(pl_module, pl_module, names)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Track w0, or take it from the checkpoint, and follow the optimiser.
+        """Track w0, or restore it from the checkpoint, and attach to the optimiser.
 
         Raises:
             ConfigError: the checkpoint to resume from has no record, the model is another one than before, there is no
@@ -121,23 +121,23 @@ class RSTCallback(Callback):
             self._record = None
         if math.isfinite(steps := trainer.estimated_stepping_batches):
             self.trainer.expect_steps(int(steps))
-        self.trainer.detach()  # from a run that an exception ended
+        self.trainer.detach()  # left by a run that ended with an exception
         self.trainer.attach(_last_optimizer(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the share and the boundary as often as the trainer logs."""
+        """Log the share and the boundary at the trainer's logging interval."""
         every, steps = trainer.log_every_n_steps, self.trainer.steps  # type: ignore[attr-defined]  # set when it is made
         if every and steps and steps % every == 0:
             pl_module.log_dict(self.trainer.status().logged())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put w0 and the steps beside the weights, where `rst export` finds them."""
+        """Add w0 and the steps to the checkpoint, where `rst export` finds them."""
         checkpoint[RECORD_KEY] = self.trainer.state_dict()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimiser; the model has the averaged weights of a schedule-free one then."""
+        """Detach from the optimiser; a schedule-free one then leaves its averaged weights in the model."""
         self.trainer.detach()
         for optimizer in trainer.optimizers:
             show_averaged_weights(optimizer)

@@ -1,4 +1,4 @@
-"""Where a model has its parameters, and which of them an adapter of a Linear layer can change."""
+"""The places of a model's parameters, and which of them an adapter of a Linear layer can change."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Place:
 
 
 def places_of_parameters(model: nn.Module) -> dict[str, list[Place]]:
-    """Every name of every parameter, to all the places that have this one parameter."""
+    """Map every name of every parameter to all places of that parameter."""
     found: dict[int, list[Place]] = defaultdict(list)
     modules = dict(model.named_modules(remove_duplicate=False))
     for module_name, module in modules.items():
@@ -35,7 +35,7 @@ def places_of_parameters(model: nn.Module) -> dict[str, list[Place]]:
 
 
 def obstacle(name: str, change: ParameterDelta, places: Mapping[str, Sequence[Place]]) -> str | None:
-    """Why adapters of Linear layers cannot carry a change; None if they can.
+    """Return the reason why adapters of Linear layers cannot carry a change; None if they can.
 
     Raises:
         ParameterMismatchError: the base's parameter has another shape.

@@ -1,4 +1,4 @@
-"""A model folder of transformers, as a module: loaded, or as a skeleton without weights."""
+"""A transformers model folder as a module: loaded, or as a skeleton without weights."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from rst.extras import install_command
 
 
 def load_model(folder: str | os.PathLike[str]) -> nn.Module:
-    """Load the model of a folder in the architecture and dtype that its `config.json` names, in evaluation mode.
+    """Load the model of a folder in the architecture and dtype that its `config.json` names, in eval mode.
 
     Raises:
         CheckpointError: transformers is not installed, knows no such architecture, or cannot load the folder.
@@ -26,7 +26,7 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
 
 
 def model_skeleton(folder: str | os.PathLike[str]) -> nn.Module:
-    """Build the model of a folder on the meta device: names, shapes and ties of its weights, and no memory for them.
+    """Build the model of a folder on the meta device: names, shapes and ties of its weights, without memory for them.
 
     Raises:
         CheckpointError: as `load_model`.
@@ -38,7 +38,7 @@ def model_skeleton(folder: str | os.PathLike[str]) -> nn.Module:
 
 
 def _architecture(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
-    """The class of transformers, and the configuration."""
+    """Return the transformers class and the configuration."""
     if not (Path(folder) / "config.json").is_file():
         raise CheckpointError("not a model folder of transformers, which contains a config.json", file=folder)
     with _errors_naming(folder):
@@ -60,7 +60,7 @@ def _errors_naming(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(
             f"reading a model folder needs transformers: {install_command('peft')} ({error})", file=folder
         ) from error
-    except Exception as error:  # what a malformed folder makes transformers raise has no common class
+    except Exception as error:  # a malformed folder can make transformers raise any class
         raise CheckpointError(f"transformers cannot load it ({error})", file=folder) from error
 
 

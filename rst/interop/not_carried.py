@@ -1,4 +1,4 @@
-"""The refusal to convert a delta into a format that has no place for parts of it."""
+"""Error for a delta that another format cannot hold completely."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,9 @@ def check_carried(output: str, reasons: Mapping[str, str], partial: bool, carrie
     """Raise `NotCarriedError` unless everything is carried, or with `partial` at least one tensor is.
 
     Args:
-        output: what is to be written, for the message.
-        reasons: names of tensors that are not carried as they are, to why.
-        partial: whether leaving them out was asked for.
+        output: the output, for the message.
+        reasons: names of tensors that are not carried exactly, with the reason.
+        partial: whether the caller allows leaving them out.
         carried: number of tensors that are carried.
     """
     if not reasons or (partial and carried):

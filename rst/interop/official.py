@@ -1,4 +1,4 @@
-"""The sparse checkpoints that the paper's authors released, as deltas."""
+"""Conversion of the sparse checkpoints that the paper's authors released into deltas."""
 
 import os
 import warnings
@@ -82,7 +82,7 @@ def from_official(
 def _read(source: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     if not Path(source).is_file():
         raise CheckpointError("no such file", file=source)
-    with warnings.catch_warnings():  # that looking at every position, as it should, takes time
+    with warnings.catch_warnings():  # the check of every position, which is intended, warns that it takes time
         warnings.filterwarnings("ignore", "Validating sparse tensor invariants", UserWarning)
         container = unpickle(Path(source))
     for key in (_BACKBONE, _HEAD):
@@ -103,7 +103,7 @@ def _base_tensor(stored_name: str, name: str, residual: Tensor, weights: Checkpo
             f"{weights.source} has no {name}; do you need to add a prefix?", parameter=stored_name
         )
     origin = weights[name].detach()
-    if (residual.dtype, residual.shape) != (origin.dtype, origin.shape):  # a sparse one belongs to a dense one
+    if (residual.dtype, residual.shape) != (origin.dtype, origin.shape):  # a sparse residual of a dense weight
         found, wanted = (f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (residual, origin))
         raise ParameterMismatchError(f"{found} does not fit the base's {wanted}", parameter=stored_name)
     check_real(stored_name, origin)
@@ -111,7 +111,7 @@ def _base_tensor(stored_name: str, name: str, residual: Tensor, weights: Checkpo
 
 
 def _sparse(name: str, residual: Tensor) -> Tensor:
-    """The residual as a coalesced COO tensor, whose positions an untrusted file may have put outside its shape."""
+    """Return the residual as a coalesced COO tensor; an untrusted file may hold positions outside its shape."""
     if residual.layout == torch.strided:
         return residual.to_sparse()
     if residual.layout != torch.sparse_coo:
@@ -124,7 +124,7 @@ def _sparse(name: str, residual: Tensor) -> Tensor:
 
 
 def _added(name: str, origin: Tensor, residual: Tensor) -> ParameterDelta:
-    """The change from `origin` to `origin + residual`, at the positions of the residual."""
+    """Return the change from `origin` to `origin + residual`, at the positions of the residual."""
     positions = torch.zeros(residual.values().numel(), dtype=torch.int64)
     for axis, size in zip(residual.indices(), residual.shape, strict=True):
         positions = positions * size + axis

@@ -1,4 +1,4 @@
-"""LoRA, DoRA, IA3, SHiRA and whatever else PEFT can merge into a base, as a delta of that base."""
+"""Conversion of LoRA, DoRA, IA3, SHiRA and any other adapter that PEFT can merge into a delta of its base."""
 
 import copy
 import os
@@ -78,7 +78,7 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
         raise CheckpointError(
             f"reading a PEFT adapter needs PEFT: {install_command('peft')} ({error})", file=adapter
         ) from error
-    except Exception as error:  # what a malformed configuration makes PEFT raise has no common class
+    except Exception as error:  # a malformed configuration can make PEFT raise any class
         raise CheckpointError(f"PEFT cannot load it ({error})", file=adapter) from error
     if not hasattr(adapted, "merge_and_unload"):
         raise CheckpointError(
@@ -90,7 +90,7 @@ def _attach(model: nn.Module, adapter: PathLike) -> "PeftModel":
 
 def _merge(adapter: PathLike, adapted: "PeftModel") -> nn.Module:
     try:
-        # SHiRA's positions may come from an untrusted file; torch writes outside the tensor unless told to look
+        # SHiRA's positions may come from an untrusted file; by default torch writes outside the tensor without checking
         with torch.sparse.check_sparse_tensor_invariants(True):  # type: ignore[no-untyped-call]
             merged: nn.Module = adapted.merge_and_unload()
     except Exception as error:  # as above
@@ -99,11 +99,11 @@ def _merge(adapter: PathLike, adapted: "PeftModel") -> nn.Module:
 
 
 def _check_complete(adapter: PathLike, adapted: "PeftModel", stored: Mapping[str, Any]) -> None:
-    """PEFT warns of missing weights and drops superfluous ones; neither gives the adapter that was trained."""
+    """Raise for missing or superfluous weights, of which PEFT only warns or which it drops."""
     from peft import get_peft_model_state_dict
 
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    own = adapted.state_dict()  # PEFT may save whole embeddings beside the adapter
+    own = adapted.state_dict()  # PEFT may save whole embeddings with the adapter
     for what, names in (
         ("the adapter lacks", wanted.keys() - stored.keys()),
         ("the base has no place for", stored.keys() - wanted.keys() - own.keys()),
@@ -130,9 +130,9 @@ def _modules_saved_whole(adapted: "PeftModel") -> list[str]:
 
 
 def _weights_of_base(base: Checkpoint, merged: Mapping[str, Tensor], whole: Collection[str]) -> dict[str, Tensor]:
-    """The merged weights that the base has or the adapter brings, then other names of the same tensors.
+    """Return the merged weights that the base has or the adapter adds, then other names of the same tensors.
 
-    A module may have more than its file: heads that were just initialised, ties that the file leaves out.
+    A module may have more than its file: newly initialised heads, ties that the file leaves out.
     """
     kept = {name: tensor for name, tensor in merged.items() if name in base or name in whole}
     places = {tensor.data_ptr() for tensor in kept.values() if tensor.numel()}

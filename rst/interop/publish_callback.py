@@ -1,4 +1,4 @@
-"""A chain of `rst.sync` out of `transformers.Trainer` and the trainers of TRL: the weights after each so many steps."""
+"""Publishing a chain of `rst.sync` from `transformers.Trainer` and TRL's trainers, at a fixed interval of steps."""
 
 import os
 from collections.abc import Callable
@@ -19,14 +19,14 @@ except ImportError as error:
 
 
 class PublishCallback(TrainerCallback):
-    """Publish the model's weights while it is trained.
+    """Publish the model's weights during training.
 
     >>> publish = PublishCallback("/shared/chain", every=1, dtype=torch.bfloat16)
     >>> Trainer(model, args, train_dataset=dataset, callbacks=[publish]).train()
 
-    The chain begins, or goes on, when training does. With DDP the first process publishes; with FSDP2 all do, each its
-    own part. The first FSDP flattens parameters and DeepSpeed hides them: both are refused, whether the `Trainer`'s
-    arguments name them or accelerate's own configuration.
+    The chain starts, or continues, when training does. With DDP the first process publishes; with FSDP2 all processes
+    do, each its own part. The first FSDP flattens parameters and DeepSpeed hides them: both are rejected, whether the
+    `Trainer`'s arguments or accelerate's own configuration select them.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class PublishCallback(TrainerCallback):
         on_publish: Callable[[Published], object] | None = None,
         **settings: Any,
     ) -> None:
-        """Keep the settings.
+        """Store the settings.
 
         Args:
-            store: as `Publisher` takes it.
-            every: publish after each so many optimiser steps, and once more at the end.
-            on_publish: called after each of them, in the first process: to have an engine updated, for example.
-            settings: those of `Publisher`: `dtype`, `anchor_every`, `op` and so on.
+            store: as in `Publisher`.
+            every: publish after this many optimiser steps, and once more at the end.
+            on_publish: called after each publication, in the first process: to update an engine, for example.
+            settings: settings of `Publisher`: `dtype`, `anchor_every`, `op` and so on.
 
         Raises:
             ConfigError: `every` is below 1.
@@ -56,13 +56,13 @@ class PublishCallback(TrainerCallback):
 
     @property
     def publisher(self) -> Publisher | None:
-        """The publisher; None before training, and in processes that publish nothing."""
+        """The publisher; None before training, and in processes that do not publish."""
         return self._publisher
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the chain, or go on with it.
+        """Start the chain, or continue it.
 
         Raises:
             ConfigError: DeepSpeed, or the first FSDP.
@@ -80,14 +80,14 @@ class PublishCallback(TrainerCallback):
             self._published = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Publish, if it is time."""
+        """Publish, if a publication is due."""
         if state.global_step % self._every == 0:
             self._publish(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Publish what the last steps have changed."""
+        """Publish the changes of the last steps."""
         if self._published != state.global_step:
             self._publish(state)
 

@@ -1,4 +1,4 @@
-"""A delta as a SHiRA adapter, a folder that PEFT loads without this library."""
+"""Export of a delta as a SHiRA adapter, a folder that PEFT loads without this library."""
 
 import os
 import re
@@ -37,19 +37,19 @@ def to_shira(
     """Write a PEFT adapter of type SHiRA with the same outputs, for `PeftModel.from_pretrained(base, folder)`.
 
     Every changed `nn.Linear` weight is carried, and every module that the delta stores whole, as `modules_to_save`.
-    PEFT wants the same r times (in + out) entries of each layer, so layers with fewer are filled up with entries of
-    -0.0, which change no weight, not even its sign of zero.
+    PEFT requires the same r times (in + out) entries in each layer, so layers with fewer are padded with entries of
+    -0.0, which change no weight, not even the sign of a zero.
 
     Args:
         delta: the delta or its file.
-        folder: made if it is not there. Its `adapter_config.json` and `adapter_model.safetensors` are replaced.
+        folder: created if missing. Its `adapter_config.json` and `adapter_model.safetensors` are replaced.
         base: the delta's base, a model folder of transformers or a module, read at the changed positions. A module on
             the meta device does as well, if the delta's op is "add"; whether it is the right one is not checked then.
         partial: leave out what cannot be carried, and write entries of the overlay, which plain addition misses, as
             the residual that comes nearest.
 
     Returns:
-        Names of what was left out or is not exact, with the reason. Empty unless `partial`.
+        Names of the tensors that were left out or are not exact, with the reason. Empty unless `partial`.
 
     Raises:
         CheckpointError: peft is missing, or the base cannot be read.
@@ -111,7 +111,7 @@ def _check_base(delta: SparseDelta, weights: Checkpoint) -> None:
 
 
 def _modules_saved_whole(delta: SparseDelta, model: nn.Module) -> tuple[dict[str, list[str]], list[str]]:
-    """Modules all of whose tensors the delta stores whole, with these, and the names of tensors that are left over."""
+    """Return the modules whose tensors the delta all stores whole, with their names, and the remaining names."""
     modules = dict(model.named_modules())
     by_module: dict[str, list[str]] = defaultdict(list)
     for name in delta.dense:
@@ -121,14 +121,14 @@ def _modules_saved_whole(delta: SparseDelta, model: nn.Module) -> tuple[dict[str
         for module_name, names in by_module.items()
         if module_name in modules
         and {f"{module_name}.{key}" for key in modules[module_name].state_dict()} == set(names)
-        # PEFT wraps every module whose name ends so
+        # PEFT wraps every module whose name ends with this
         and sum(other.endswith(module_name) for other in modules) == 1
     }
     return saved, [name for names in by_module.values() for name in names if name.rpartition(".")[0] not in saved]
 
 
 def _fill_up(change: ParameterDelta, slots: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns, int32 of shape (2, slots), and residuals, -0.0 where nothing changes."""
+    """Return rows and columns, int32 of shape (2, slots), and residuals, with -0.0 where nothing changes."""
     unused = torch.ones(change.numel, dtype=torch.bool)
     unused[change.indices.long().cpu()] = False
     filling = unused.nonzero().squeeze(1)[: slots - change.nnz]
@@ -149,7 +149,7 @@ def _write(
         ) from error
     config = ShiraConfig(
         r=rank,
-        target_modules="|".join(map(re.escape, targets)),  # a list would mean every module whose name ends so
+        target_modules="|".join(map(re.escape, targets)),  # a list would match every module whose name ends with one
         modules_to_save=saved or None,
         base_model_name_or_path=base_name,
         inference_mode=True,
@@ -161,4 +161,4 @@ def _write(
         temporary_config.write_bytes((Path(scratch) / CONFIG_FILE).read_bytes())
         with atomic_write(model_file) as temporary:
             write_safetensors(temporary, specs, (tensors[name] for name in specs))
-            config_file.unlink(missing_ok=True)  # between two adapters the folder is none
+            config_file.unlink(missing_ok=True)  # the folder is not an adapter in between

@@ -1,7 +1,7 @@
-"""The one number that says how many entries each layer of a SHiRA adapter has, chosen to hold given layers.
+"""The rank that determines how many entries each layer of a SHiRA adapter has, chosen to hold given layers.
 
-SHiRA (Bhardwaj et al., 2024) as PEFT has it stores exactly `r * (in + out)` entries of every layer's weight, with one r
-for all layers, and refuses to load any other number, and any r that exceeds a layer's weights.
+SHiRA (Bhardwaj et al., 2024) in PEFT stores exactly `r * (in + out)` entries of every layer's weight, with one r for
+all layers. PEFT does not load any other number, nor an r that exceeds a layer's weights.
 """
 
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight of shape (rows, columns), `nnz` of whose entries are to be stored."""
+    """A weight of shape (rows, columns) with `nnz` entries to store."""
 
     nnz: int
     rows: int
     columns: int
 
     def slots(self, rank: int) -> int:
-        """Number of entries that PEFT wants for this layer."""
+        """Return the number of entries that PEFT requires for this layer."""
         return rank * (self.rows + self.columns)
 
     @property
     def lowest_rank(self) -> int:
-        """The rank at which there are slots enough."""
+        """The lowest rank with enough slots."""
         return max(1, -(-self.nnz // (self.rows + self.columns)))
 
     def holds(self, rank: int) -> bool:
-        """Whether the changed entries have slots, and the slots have weights to be for."""
+        """Return whether the changed entries fit the slots, and the slots fit the weights."""
         return self.lowest_rank <= rank and self.slots(rank) <= self.rows * self.columns
 
 
 def choose_rank(layers: Mapping[str, Layer]) -> int:
-    """The lowest rank that holds all layers; where there is none, the lowest of those that hold most entries."""
+    """Return the lowest rank that holds all layers; if there is none, the lowest of those that hold most entries."""
     candidates = sorted({layer.lowest_rank for layer in layers.values()} | {1})
     return max(candidates, key=lambda rank: (_held(layers, rank), -rank))
 

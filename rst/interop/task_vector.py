@@ -1,4 +1,4 @@
-"""A delta as a dense task vector: a state dict of differences, for tools of task arithmetic."""
+"""Export of a delta as a dense task vector: a state dict of differences, for tools of task arithmetic."""
 
 import os
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def to_task_vector(
         partial: leave out what has no difference: tensors stored whole, and dtypes without residuals.
 
     Returns:
-        Names of what was left out, with the reason. Empty unless `partial`.
+        Names of the tensors that were left out, with the reason. Empty unless `partial`.
 
     Raises:
         ConfigError: the op needs a base, or the tensors would be so much larger than the delta that only a base can
@@ -64,7 +64,7 @@ def to_task_vector(
 def _check_shapes(
     delta: SparseDelta, changes: Mapping[str, ParameterDelta], dense_bytes: int, base: Weights | None
 ) -> None:
-    """A few hundred bytes may claim any shape, whose zeros would fill the disk."""
+    """Check the shapes: a file of a few hundred bytes may claim any shape, whose zeros would fill the disk."""
     if base is None:
         if dense_bytes > Budget(delta.nbytes).dense:
             raise ConfigError(

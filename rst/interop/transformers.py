@@ -65,7 +65,7 @@ class RSTCallback(TrainerCallback):
     """
 
     def __init__(self, rst: RSTConfig | ResidualSparseTrainer) -> None:
-        """Keep the settings, or a trainer made already, whose w0 is then the model's at that time."""
+        """Store the settings, or an existing trainer, whose w0 is then the model's when it was created."""
         self._config = rst if isinstance(rst, RSTConfig) else rst.config
         self._own = isinstance(rst, RSTConfig)
         self._trainer = None if isinstance(rst, RSTConfig) else rst
@@ -90,7 +90,7 @@ class RSTCallback(TrainerCallback):
         write_adapter(save_directory, self.trainer.export(), encoding)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Track w0, before a checkpoint is loaded and before the optimiser collects what trains.
+        """Track w0, before a checkpoint is loaded and before the optimiser collects the trainable parameters.
 
         Raises:
             ConfigError: FSDP or DeepSpeed.
@@ -101,7 +101,7 @@ class RSTCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Follow the optimiser, from where the checkpoint left off if the run is resumed.
+        """Attach to the optimiser, continuing from the checkpoint if the run is resumed.
 
         Raises:
             ConfigError: FSDP or DeepSpeed, another model than the one tracked, or a support whose gradients `Trainer`
@@ -118,21 +118,21 @@ class RSTCallback(TrainerCallback):
         if state.global_step > 0:
             self._resume(args, state.global_step)
         self.trainer.expect_steps(state.max_steps)
-        self.trainer.detach()  # from a run that an exception ended
+        self.trainer.detach()  # left by a run that ended with an exception
         self.trainer.attach(kwargs["optimizer"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop the gradients of a support: `Trainer` drops those of the model's own parameters only."""
+        """Clear the gradients of a support: `Trainer` clears only those of the model's own parameters."""
         if self.trainer.config.select == "support":
             kwargs["optimizer"].zero_grad()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the record and the adapter into the checkpoint.
+        """Add the record and the adapter to the checkpoint.
 
         Raises:
-            ConfigError: a hyperparameter search, whose checkpoints lie elsewhere.
+            ConfigError: a hyperparameter search, whose checkpoints are stored elsewhere.
         """
         if not args.should_save:
             return
@@ -144,11 +144,11 @@ class RSTCallback(TrainerCallback):
         if not args.save_only_model:
             _write_record(folder, self.trainer)
         every = self._config.every
-        if every and self.trainer.steps % every == 0:  # the weights are selected
+        if every and self.trainer.steps % every == 0:  # this step has selected
             write_adapter(folder, self.trainer.export(select=False))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the share and the boundary into an entry of the training's logs."""
+        """Add the share and the boundary to an entry of the training log."""
         entries = [logs for logs in (kwargs.get("logs"), *state.log_history[-1:]) if logs is not None]
         if self._trainer is not None and any("loss" in logs for logs in entries):
             status = self._trainer.status().logged()
@@ -158,13 +158,13 @@ class RSTCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Select for the last time and write the adapter to `output_dir`."""
+        """Select for the last time, and write the adapter to `output_dir`."""
         self.trainer.detach()
         if kwargs.get("optimizer") is not None:
             show_averaged_weights(kwargs["optimizer"])
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         if best is not None and (Path(best) / RECORD_FILE).is_file():
-            record = _read_record(Path(best))  # its steps tell a schedule which tau the best weights were selected with
+            record = _read_record(Path(best))  # its steps determine the tau that selected the best weights
             self.trainer.load_state_dict(record["trainer"])
         if args.should_save:
             self.save_pretrained(str(args.output_dir))
@@ -184,7 +184,7 @@ class RSTCallback(TrainerCallback):
         self._trainer = ResidualSparseTrainer(model, self._config)
 
     def _resume(self, args: TrainingArguments, step: int) -> None:
-        # A callback is not told the folder that train(resume_from_checkpoint=...) read; the weights tell it.
+        # A callback does not receive the folder of train(resume_from_checkpoint=...); the weights identify it.
         folders = [Path(args.resume_from_checkpoint)] if args.resume_from_checkpoint else []
         folders.append(_checkpoint_folder(args, step))
         loaded = _digest(self.trainer.model)

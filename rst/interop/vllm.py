@@ -1,7 +1,7 @@
-"""Deltas as the weight patches that inference engines apply in place, vLLM's sparse weight transfer first of all.
+"""Deltas as weight patches that inference engines apply in place, such as vLLM's sparse weight transfer.
 
-A patch says of one checkpoint tensor which elements get which values. The attributes are those of vLLM's
-`SparseWeightPatch` (`name, indices, values, full_shape`); nothing of vLLM is imported, so that a trainer needs none.
+A patch gives new values for some elements of one checkpoint tensor. The attributes are those of vLLM's
+`SparseWeightPatch` (`name, indices, values, full_shape`); nothing is imported from vLLM, so a trainer does not need it.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from rst.errors import ConfigError, NotCarriedError, RSTWarning
 from rst.numerics.fingerprint import digest
 from rst.operations.base_checks import names_in_base
 
-MOST_INDEXED = (1 << 31) - 1  # elements of a tensor whose positions int32 is sure to hold
+MOST_INDEXED = (1 << 31) - 1  # most elements of a tensor whose positions always fit int32
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ class EnginePatches:
     """A delta as patches.
 
     Attributes:
-        patches: what makes the tuned weights of the base's.
-        reverting: what makes the base's of the tuned again: its values at the same positions, in the same order. Empty
-            where no base was given.
+        patches: patches that turn the base's weights into the tuned ones.
+        reverting: patches that turn the tuned weights into the base's: its values at the same positions, in the same
+            order. Empty without a base.
     """
 
     patches: Sequence[SparsePatch]
@@ -58,7 +58,7 @@ def to_engine_patches(delta: SparseDelta, base: Weights | None = None) -> Engine
     """Express a delta as patches of absolute values, with those that revert it.
 
     Args:
-        delta: with any operation, of floating-point parameters.
+        delta: the delta, with any operation, of floating-point parameters.
         base: the weights it was made from (see `rst.open_checkpoint`); read at the changed positions. Patches lie on
             its device. A delta of absolute values (op "replace") needs none.
 
@@ -121,10 +121,10 @@ def _pair(where: str, name: str, change: ParameterDelta, base: Tensor) -> tuple[
 
 
 def register() -> None:
-    """Make the weight-transfer backend `rst` known to vLLM, whose `vllm.general_plugins` call this in every process.
+    """Register the weight-transfer backend `rst` in vLLM, whose `vllm.general_plugins` call this in every process.
 
     `LLM(..., weight_transfer_config=WeightTransferConfig(backend="rst"))` follows a chain of `rst.sync` from then on.
-    It warns where vLLM is older than 0.29, which has no patches in checkpoint coordinates, and lets it start.
+    If vLLM is older than 0.29, which has no patches in checkpoint coordinates, it warns and lets vLLM start.
     """
     try:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory

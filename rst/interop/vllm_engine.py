@@ -1,13 +1,13 @@
-"""vLLM's weight transfer out of a chain: at each update a worker reads the deltas published since and applies them.
+"""vLLM's weight transfer from a chain: at each update, a worker reads the deltas published since and applies them.
 
     llm = LLM(model, weight_transfer_config=WeightTransferConfig(backend="rst"))
     llm.init_weight_transfer_engine({"init_info": {"store": "/shared/chain"}})
     llm.start_weight_update(); llm.update_weights({"update_info": {}}); llm.finish_weight_update()
 
-Weights go through the model's own loader, in checkpoint coordinates, so that fused, tied and tensor-parallel ones get
-theirs. Where the engine keeps them as they are in the checkpoint, they are patched in place and read back; a chain of
-absolute values (`Publisher(..., op="replace")`) needs no copy of them then. Otherwise the worker keeps one in CPU
-memory and checks each state against it; where the engine packs its weights, it loads all of them at each update.
+Weights go through the model's own loader, in checkpoint coordinates, so that fused, tied and tensor-parallel weights
+are updated. Where the engine keeps weights as in the checkpoint, they are patched in place and read back; a chain of
+absolute values (`Publisher(..., op="replace")`) then needs no copy of them. Otherwise the worker keeps a copy in CPU
+memory and checks each state against it; if the engine packs its weights, each update loads all of them.
 """
 
 import warnings
@@ -40,21 +40,21 @@ class ChainInit(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class ChainUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """The step to bring the model to, forwards or back; None, for a single worker alone, for the last published one."""
+    """The step to move the model to, forwards or back; None, only for a single worker, is the last published one."""
 
     step: int | None = None
 
 
 class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
-    """The backend `rst`."""
+    """The weight-transfer backend `rst`."""
 
     init_info_cls, update_info_cls = ChainInit, ChainUpdate
     _chain: str
     _step: int
     _state: str
-    _loaded: str | None  # the state of the model itself; None while it is written, and where that failed
-    _in_place: bool  # whether the model keeps its weights as they are in the checkpoint
-    _copy: Follower | None  # all weights at `_step`; None where patches need none
+    _loaded: str | None  # the state of the model itself; None while it is written, and after a failure
+    _in_place: bool  # whether the model stores its weights as in the checkpoint
+    _copy: Follower | None  # all weights at `_step`; None if patches do not need them
 
     def init_transfer_engine(self, init_info: ChainInit) -> None:
         """Load the chain's last intact anchor. Raises `ChainError` if there is none."""
@@ -71,16 +71,16 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
             )
 
     def start_weight_update(self) -> None:
-        """Nothing: each update is whole in itself."""
+        """Do nothing: each update is complete in itself."""
 
     def receive_weights(self, update_info: ChainUpdate) -> None:
-        """Bring the model to a step: by deltas; by an anchor on the way back, and where a delta is missing or damaged.
+        """Move the model to a step: by deltas, or by an anchor if going back or if a delta is missing or damaged.
 
         Raises:
-            ChainError: the step is not published, or a file is missing or damaged and no anchor helps. The model is at
-                the last step that could be had.
+            ChainError: the step is not published, or a file is missing or damaged and no anchor helps. The model is
+                then at the last available step.
             ConfigError: no step is given and there are several workers, which could find different ones.
-            CheckpointError: the engine has other weights than it was given; the next update loads all of them.
+            CheckpointError: the engine has other weights than it received; the next update loads all of them.
         """
         if update_info.step is None and (workers := self.parallel_config.world_size_across_dp) > 1:
             raise ConfigError(f"step must be given, because {workers} workers could find different last steps")
@@ -100,14 +100,14 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
                 self._load_copy()
 
     def finish_weight_update(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
     def shutdown(self) -> None:
-        """Let go of the copy of the weights."""
+        """Release the copy of the weights."""
         self._copy = None
 
     def _advance(self, pointer: Pointer, goal: int) -> None:
-        """Go on by one step, or to an anchor."""
+        """Advance by one step, or to an anchor."""
         try:
             self._apply(self._step + 1)
         except ChainError as error:
@@ -115,7 +115,7 @@ class ChainEngine(WeightTransferEngine):  # type: ignore[misc]
                 self._take_anchor(pointer, self._step, goal)
             except ChainError:
                 raise error from None
-            if not isinstance(error, ChainGapError):  # pruned steps are no damage
+            if not isinstance(error, ChainGapError):  # pruned steps are not damage
                 warnings.warn(f"{error}; continued from the anchor of step {self._step}", RSTWarning, stacklevel=2)
 
     def _apply(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""A server of vLLM that is told, over HTTP, to go to a step of a chain."""
+"""A vLLM server that is moved, over HTTP, to a step of a chain."""
 
 import json
 import os
@@ -19,8 +19,8 @@ class VLLMServer:
     >>> server.update()
     17
 
-    The server needs this package beside vLLM, sees the chain under the same name, and has `VLLM_SERVER_DEV_MODE=1`,
-    without which vLLM serves no such requests.
+    The server needs this package beside vLLM, access to the chain under the same name, and `VLLM_SERVER_DEV_MODE=1`,
+    without which vLLM does not serve these requests.
     """
 
     def __init__(
@@ -31,29 +31,29 @@ class VLLMServer:
         in_flight: Literal["abort", "wait", "keep"] = "wait",
         timeout: float = 600,
     ) -> None:
-        """Keep the settings; nothing is sent yet.
+        """Store the settings; nothing is sent yet.
 
         Args:
-            url: the server's.
+            url: the server's URL.
             store: the chain's folder, or its URL for fsspec.
-            in_flight: what becomes of requests that are being answered: vLLM's modes of pausing.
-            timeout: of each request, in seconds.
+            in_flight: how to treat requests that are being answered: vLLM's pause modes.
+            timeout: timeout of each request, in seconds.
         """
         self.url = url.rstrip("/")
         self._store, self._in_flight, self._timeout = os.fspath(store), in_flight, timeout
         self._begun = False
 
     def update(self, step: int | None = None) -> int:
-        """Pause, bring all workers to a step, forget the cached prefixes, resume; returns the step.
+        """Pause, move all workers to a step, clear the prefix cache, and resume; return the step.
 
-        vLLM's `/weight_info` names the step as the weights' version from then on.
+        vLLM's `/weight_info` then reports the step as the version of the weights.
 
         Args:
             step: a published one, before or after the server's; None for the last.
 
         Raises:
             ChainError: there is no chain.
-            RSTError: the server cannot be reached or refuses. It stays paused, for its workers may differ, until an
+            RSTError: the server cannot be reached or refuses. It stays paused, because its workers may differ, until an
                 update succeeds.
         """
         goal = read_pointer(open_store(self._store)).step if step is None else step

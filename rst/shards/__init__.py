@@ -1,1 +1,1 @@
-"""Which process of a sharded model has which part of each tensor."""
+"""The distribution of a sharded model's tensors over processes."""

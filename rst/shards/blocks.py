@@ -1,4 +1,4 @@
-"""Which part of a sharded tensor (a DTensor) this process has, and where in the whole that part lies."""
+"""This process' part of a sharded tensor (a DTensor), and its place in the whole."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from rst.errors import ParameterMismatchError
 
 @dataclass(frozen=True)
 class Block:
-    """An N-D box of a tensor: what one process has of it.
+    """An N-D box of a tensor: the part of one process.
 
     Attributes:
         shape: the shape of the whole tensor.
-        offset: the first element's coordinates in it.
+        offset: coordinates of its first element in the tensor.
         size: the shape of the box.
     """
 
@@ -27,16 +27,16 @@ class Block:
 
     @property
     def numel(self) -> int:
-        """Elements of the box."""
+        """Return the number of elements of the box."""
         return math.prod(self.size)
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The box as an index of the whole tensor."""
+        """Return the box as an index of the whole tensor."""
         return tuple(slice(start, start + size) for start, size in zip(self.offset, self.size, strict=True))
 
     def to_global(self, positions: Tensor) -> Tensor:
-        """Turn flat row-major positions in the box, int64 of shape (n,), into those in the whole tensor."""
+        """Convert flat row-major positions in the box, int64 of shape (n,), to positions in the whole tensor."""
         if self.size[1:] == self.shape[1:]:  # whole rows, so one run of memory
             return positions + self.offset[0] * math.prod(self.shape[1:]) if self.shape else positions
         axes = torch.unravel_index(positions, self.size)
@@ -46,10 +46,10 @@ class Block:
         return flat
 
     def cut(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Find which of sorted flat positions in the whole tensor, int64 of shape (n,), lie in the box.
+        """Return the sorted flat positions in the whole tensor, int64 of shape (n,), that lie in the box.
 
         Returns:
-            Their places among `positions`, and their flat positions in the box, both int64 of shape (m,).
+            Their indices in `positions`, and their flat positions in the box, both int64 of shape (m,).
         """
         if self.size[1:] == self.shape[1:]:  # whole rows, so one run of memory
             row = math.prod(self.shape[1:])
@@ -66,26 +66,26 @@ class Block:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; told by its interface, as importing DTensor takes a second."""
+    """Return whether a tensor is a DTensor, by its interface, because importing DTensor takes a second."""
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, detached, in the same memory: all of it, unless it is a DTensor."""
+    """Return this process' part of a tensor, detached, in the same memory: all of it, unless it is a DTensor."""
     part: Any = tensor
     return (part.to_local() if is_sharded(tensor) else part).detach()  # type: ignore[no-any-return]
 
 
 def locals_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`local` of each tensor."""
+    """Return `local` of each tensor."""
     return {name: local(tensor) for name, tensor in tensors.items()}
 
 
 def block_of(name: str, tensor: Tensor) -> Block:
-    """Where `local(tensor)` lies in the whole.
+    """Return the place of `local(tensor)` in the whole.
 
     Raises:
-        ParameterMismatchError: the tensor is a DTensor that waits for a reduction, or is cut other than evenly.
+        ParameterMismatchError: the tensor is a DTensor with a pending reduction, or is split unevenly.
     """
     shape = tuple(tensor.shape)
     if not is_sharded(tensor):
@@ -105,7 +105,7 @@ def block_of(name: str, tensor: Tensor) -> Block:
 
 
 def like(tensor: Tensor, part: Tensor) -> Tensor:
-    """A DTensor placed as `tensor`, of which this process has `part`; `part` itself if `tensor` is none."""
+    """Return a DTensor placed as `tensor` with `part` in this process, or `part` itself if `tensor` is not one."""
     if not is_sharded(tensor):
         return part
     from torch.distributed.tensor import DTensor

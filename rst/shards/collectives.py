@@ -1,4 +1,4 @@
-"""What the processes of a sharded model tell each other: sums, bytes for the first of them, and failures."""
+"""Communication between the processes of a sharded model: sums, bytes for the first process, and failures."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -13,29 +13,29 @@ Result = TypeVar("Result")
 
 
 def is_first() -> bool:
-    """Whether this is the process that gathers."""
+    """Return whether this is the process that gathers."""
     return dist.get_rank() == 0
 
 
 def add_up(numbers: Tensor, device: torch.device) -> Tensor:
-    """Sum a tensor of integers over all processes; `device` is one that the process group serves. On the CPU."""
+    """Sum a tensor of integers over all processes, on the CPU; `device` is one that the process group supports."""
     shared = numbers.to(device, copy=True)
     dist.all_reduce(shared)
     return shared.cpu()
 
 
 def tell_all(what: Result) -> list[Result]:
-    """What each process has to tell, in the order of their ranks."""
+    """Gather a value from each process, in the order of their ranks."""
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, what)
     return told
 
 
 def together(work: Callable[[], Result], device: torch.device) -> Result:
-    """Do `work`, and where it fails in one process, fail alike in all: none is left waiting for another.
+    """Do `work`; if it fails in one process, raise in all, so that none waits for another.
 
     Raises:
-        RSTError: the failure of the process of lowest rank that had one.
+        RSTError: the failure of the process of lowest rank that failed.
         OSError: likewise.
     """
     result: Any = None
@@ -51,14 +51,14 @@ def together(work: Callable[[], Result], device: torch.device) -> Result:
 
 
 def gather_bytes(raw: Tensor, device: torch.device) -> list[Tensor] | None:
-    """Bring the bytes of all processes to the first.
+    """Gather the bytes of all processes in the first.
 
     Args:
-        raw: uint8 of shape (n,), n its own in each process.
-        device: one that the process group serves.
+        raw: uint8 of shape (n,); n may differ between processes.
+        device: a device that the process group supports.
 
     Returns:
-        In the first process one tensor a process, on the CPU; elsewhere None.
+        In the first process, one tensor per process, on the CPU; elsewhere None.
     """
     sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64)
     sizes[dist.get_rank()] = raw.numel()

@@ -1,4 +1,4 @@
-"""Which process has which block of each tensor of a sharded model, and which of them speaks for it."""
+"""The layout of a sharded model: which process has which block of each tensor, and which of them owns it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ _FLAT = "FullyShardedDataParallel"
 
 
 def find_layout(model: nn.Module, live: Mapping[str, Tensor]) -> "ShardLayout | None":
-    """How the tensors of a model lie over the processes; None, and no communication, where none is a DTensor.
+    """Return the layout of a model's tensors; None, without communication, if none is a DTensor.
 
     Raises:
-        ConfigError: the model is cut by the first FSDP, whose pieces have no place in their parameter.
-        ParameterMismatchError: a tensor is placed in a way that is not supported, or not complete.
+        ConfigError: the model is sharded by the first FSDP, whose pieces have no position in their parameter.
+        ParameterMismatchError: a tensor has an unsupported placement, or is not complete.
     """
     if any(kind.__name__ == _FLAT for module in model.modules() for kind in type(module).__mro__):
         raise ConfigError(f"{_FLAT} flattens parameters; shard with torch.distributed.fsdp.fully_shard instead")
@@ -30,17 +30,18 @@ def find_layout(model: nn.Module, live: Mapping[str, Tensor]) -> "ShardLayout | 
 
 
 class ShardLayout:
-    """The blocks of one model's tensors over all processes of the default group, each of which must have a part.
+    """The blocks of one model's tensors over all processes of the default group; each process must have a part.
 
     A block that several processes have (replicated parameters, hybrid sharding, data parallelism around tensor
     parallelism) is owned by the one of lowest rank, so that every weight counts once.
     """
 
     def __init__(self, live: Mapping[str, Tensor]) -> None:
-        """Look at this process' parameters and buffers by name, and exchange the places. Collective.
+        """Exchange the places of the blocks of all parameters and buffers, by name. Collective.
 
         Raises:
-            ParameterMismatchError: processes have other tensors, or the blocks of one are no grid that covers it.
+            ParameterMismatchError: processes have different tensors, or the blocks of one are not a grid that covers
+                it.
         """
         placed = {name: getattr(tensor, "placements", "no DTensor") for name, tensor in live.items()}
         meshes = [tensor.device_mesh for tensor in live.values() if is_sharded(tensor)]  # type: ignore[attr-defined]
@@ -61,20 +62,20 @@ class ShardLayout:
         self._owners = owners if is_first() else {}
 
     def owns(self, name: str) -> bool:
-        """Whether this process speaks for the block that it has of a tensor."""
+        """Return whether this process owns its block of a tensor."""
         return name in self._owned
 
     def numel(self, name: str) -> int:
-        """Elements of the whole tensor."""
+        """Return the number of elements of the whole tensor."""
         return math.prod(self.blocks[name].shape)
 
     def add_up(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Sum, by name, what this process counted in its blocks over the blocks of all. Collective."""
+        """Sum, by name, the counts of each process' owned blocks over all processes. Collective."""
         mine = [count if self.owns(name) else 0 for name, count in counts.items()]
         return dict(zip(counts, add_up(torch.tensor(mine), self.device).tolist(), strict=True))
 
     def assemble(self, name: str, part: Tensor) -> Tensor | None:
-        """Put a tensor together in the first process, on its CPU; None elsewhere. Collective.
+        """Assemble a tensor in the first process, on its CPU; None elsewhere. Collective.
 
         Args:
             name: the tensor's.
@@ -90,7 +91,7 @@ class ShardLayout:
         return whole
 
     def gather_at(self, name: str, positions: Tensor, values: Tensor) -> Tensor | None:
-        """Put together a tensor's values at sorted flat positions in the first process; None elsewhere. Collective.
+        """Assemble a tensor's values at sorted flat positions in the first process; None elsewhere. Collective.
 
         Args:
             name: the tensor's.
@@ -107,7 +108,7 @@ class ShardLayout:
 
 
 def _device(kind: str) -> torch.device:
-    """The device that collectives run on; that of the mesh, wherever the weights are offloaded to."""
+    """Return the device for collectives: that of the mesh, wherever the weights are offloaded to."""
     if kind == "cpu":
         return torch.device("cpu")
     return torch.device(kind, torch.get_device_module(kind).current_device())  # pragma: no cover  (CUDA)
