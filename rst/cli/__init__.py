@@ -18,7 +18,7 @@ from rst.errors import RSTError, RSTWarning
 from rst.version import __version__
 
 _OK, _REFUSED, _INTERRUPTED = 0, 2, 130
-# click's own class for errors in the arguments, wherever this version of typer keeps click
+# click's class of argument errors, wherever this version of typer keeps click
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 _START = "Start with [bold]rst export --base base.pt tuned.pt[/bold]; [bold]rst doctor[/bold] checks this machine."
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    as_json = "--json" in words  # the words themselves may be what is wrong, so no command has read them yet
+    as_json = "--json" in words  # checked in the words, because invalid words never reach a command
     try:
         code = app(words, prog_name="rst", standalone_mode=False) or _OK
     except _UsageError as error:
@@ -75,7 +75,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _showing(otherwise: Callable[..., None]) -> Callable[..., None]:
-    """What shows a warning: one of this library in one sentence, without the line of code that it comes from."""
+    """Return a function that shows warnings: those of this library in one sentence, without the source line."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, RSTWarning):

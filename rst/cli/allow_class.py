@@ -1,4 +1,4 @@
-"""`--allow-class`, of every command that reads checkpoints."""
+"""The option `--allow-class` of every command that reads checkpoints."""
 
 from typing import Annotated
 

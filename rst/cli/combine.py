@@ -21,7 +21,7 @@ EXAMPLE = (
 
 
 class Method(str, Enum):
-    """The methods of `rst.combine`; the choices of --method are known before torch is imported."""
+    """The methods of `rst.combine`, defined here so that the choices of --method do not import torch."""
 
     LINEAR = "linear"
     TIES = "ties"
@@ -41,7 +41,7 @@ class WeightsInARow(TyperCommand):
     """A command whose --weights is followed by any number of numbers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before each number, as click wants it."""
+        """Repeat the option before each number, as click requires."""
         return super().parse_args(ctx, _repeated(args))
 
 
@@ -124,7 +124,7 @@ def combine(
 
 
 def _repeated(words: Sequence[str]) -> list[str]:
-    """`--weights 0.5 0.5` as `--weights 0.5 --weights 0.5`.
+    """Turn `--weights 0.5 0.5` into `--weights 0.5 --weights 0.5`.
 
     >>> _repeated(["a", "-w", "0.5", "-1", "--json"])
     ['a', '-w', '0.5', '-w', '-1', '--json']

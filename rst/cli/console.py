@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, for people or as JSON, and errors in one sentence on stderr."""
+"""Output of the commands: results on stdout, as text or JSON, and errors in one sentence on stderr."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ _UNBOUNDED = 10_000
 
 
 def say(text: str) -> None:
-    """Print one line of a result. Every command prints by this or its neighbours: names and paths may hold anything."""
+    """Print one line of a result. All commands print through this module, because names and paths may hold anything."""
     typer.echo(printable(text))
 
 
@@ -32,17 +32,17 @@ def print_error(kind: str, message: str, as_json: bool) -> None:
 
 
 def print_warning(message: str) -> None:
-    """Print one sentence on stderr that stops nothing."""
+    """Print a warning, one sentence on stderr."""
     typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {in_one_line(message)}", err=True)
 
 
 def print_advice(message: str) -> None:
-    """Print what could be better, as part of a result."""
+    """Print advice as part of a result."""
     typer.echo(f"{typer.style('advice:', fg='yellow', bold=True)} {printable(message)}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, its first column aligned left and all others right; as wide as need be where no terminal is."""
+    """Print a table, the first column left-aligned, others right-aligned; at full width without a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -59,7 +59,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def human_size(nbytes: int) -> str:
-    """Bytes with a decimal unit.
+    """Format bytes with a decimal unit.
 
     >>> human_size(104_200)
     '104.2 kB'

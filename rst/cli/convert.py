@@ -1,4 +1,4 @@
-"""`rst convert`: a delta in another form, an adapter of PEFT as a delta, a delta as an adapter of PEFT."""
+"""`rst convert`: converts a delta to another form, a PEFT adapter to a delta, or a delta to a PEFT adapter."""
 
 import warnings
 from enum import Enum
@@ -27,7 +27,7 @@ _DELTA_ONLY, _ADAPTER_ONLY = "To a delta", "From PEFT or a released checkpoint"
 
 
 class Operation(str, Enum):
-    """The operations of `ParameterDelta`; the choices of --op are known before torch is imported."""
+    """The operations of `ParameterDelta`, defined here so that the choices of --op do not import torch."""
 
     ADD = "add"
     REPLACE = "replace"
@@ -35,7 +35,7 @@ class Operation(str, Enum):
 
 
 class Target(str, Enum):
-    """What to write."""
+    """The output formats."""
 
     DELTA = "delta"
     SHIRA = "shira"
@@ -110,7 +110,7 @@ def convert(
     is_folder = target is Target.SHIRA
     kind = None if is_folder else f"a {target.value.replace('-', ' ')}"
     check_output(output, inputs, force, kind=kind, is_folder=is_folder)
-    with warnings.catch_warnings():  # which nobody at a command line can do anything about
+    with warnings.catch_warnings():  # a user of the command line cannot act on them
         warnings.simplefilter("ignore", FutureWarning)
         delta = read_source(source, base, threshold, backbone_prefix, head_prefix)
         op = operation.value if operation else delta.op
@@ -145,7 +145,7 @@ def _check_options(target: Target, encoding: Encoding | None, operation: Operati
 def _write(
     delta: "SparseDelta", output: Path, target: Target, base: Path | None, op: str, encoding: Encoding, partial: bool
 ) -> dict[str, str]:
-    """Write the delta in the form asked for; what that has no place for is returned."""
+    """Write the delta in the requested form; return what that form cannot hold."""
     from rst.interop.shira import to_shira
     from rst.interop.task_vector import to_task_vector
     from rst.operations.convert import convert as convert_delta

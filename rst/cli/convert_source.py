@@ -1,4 +1,4 @@
-"""What `rst convert` is given: a delta, an adapter of PEFT, or a released checkpoint of the paper."""
+"""The sources of `rst convert`: a delta, a PEFT adapter, or a released checkpoint of the paper."""
 
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Source(str, Enum):
-    """Kinds of sources, and what to call them."""
+    """Kinds of sources, and their names in messages."""
 
     DELTA = "a delta"
     ADAPTER = "an adapter of PEFT"
@@ -19,7 +19,7 @@ class Source(str, Enum):
 
 
 def source_kind(path: Path) -> Source:
-    """Tell by the name: pickles are released checkpoints; a folder is what the configuration in it says."""
+    """Determine the kind by name: pickles are released checkpoints; a folder's configuration tells its kind."""
     from rst.checkpoints.checkpoint import PICKLED_SUFFIXES
     from rst.delta.file import CONFIG_FILE
 
@@ -29,14 +29,14 @@ def source_kind(path: Path) -> Source:
 
 
 def source_files(path: Path) -> list[Path]:
-    """The files of a source, which no output may overwrite."""
+    """Return the files of a source, which no output may overwrite."""
     return [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
 
 
 def read_source(
     path: Path, base: Path | None, threshold: float | None, backbone_prefix: str | None, head_prefix: str | None
 ) -> "SparseDelta":
-    """Read any source as a delta. Raises `ConfigError` for settings that the source has no use for."""
+    """Read any source as a delta. Raises `ConfigError` for settings that the source does not use."""
     from rst.delta.sparse_delta import SparseDelta
     from rst.interop.official import from_official
     from rst.interop.peft_adapters import from_peft

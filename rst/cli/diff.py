@@ -131,7 +131,7 @@ def _cosine(cosine: float | None) -> str:
 
 
 def _next(paths: tuple[Path, Path], deltas: tuple["SparseDelta", "SparseDelta"], found: "Comparison") -> str:
-    """The command that combines them, with what it needs, or why there is none."""
+    """Return the command that combines them, with its options, or why there is none."""
     if found.total.same_base is False:
         return "deltas of different bases cannot be combined"
     for path, delta in zip(paths, deltas, strict=True):

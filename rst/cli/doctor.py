@@ -55,7 +55,7 @@ def _measure(backends: "Backends") -> list["Speed"]:
     speeds = [*memory_and_projection(best_device(), backends.compiles), codec()]
     try:
         return [*speeds, *disk(Path())]
-    except OSError:  # a read-only folder is no illness; a temporary one tells as much of the machine
+    except OSError:  # the folder is read-only; a temporary one measures the same disk speed
         import tempfile
 
         return [*speeds, *disk(Path(tempfile.gettempdir()))]
@@ -94,7 +94,7 @@ def _backend_lines(backends: "Backends") -> list[tuple[str, str]]:
 
 @contextmanager
 def _working(label: str) -> Iterator[None]:
-    """Show on a terminal's stderr that something goes on; keep torch's compiler from logging there."""
+    """Show on a terminal's stderr that work is in progress; suppress torch's compiler logs there."""
     from rich.console import Console
 
     logging.disable(logging.WARNING)

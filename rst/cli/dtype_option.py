@@ -1,4 +1,4 @@
-"""`--dtype`, of commands that cast: the one step at which the result is no longer exact bit for bit."""
+"""The option `--dtype` of commands that cast: the only step whose result is not exact bit for bit."""
 
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class FloatDtype(str, Enum):
-    """Dtypes that residuals have; the choices are known before torch is imported."""
+    """Dtypes of residuals, defined here so that the choices do not import torch."""
 
     FLOAT64 = "float64"
     FLOAT32 = "float32"
@@ -19,7 +19,7 @@ class FloatDtype(str, Enum):
 
     @property
     def in_torch(self) -> "torch.dtype":
-        """As torch has it."""
+        """Return the torch dtype."""
         import torch
 
         found: torch.dtype = getattr(torch, self.value)

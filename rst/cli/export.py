@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: [bold]rst export --ratio 0.002 --base base.pt model.ckpt[/bold] writes model.delta.safetensors"
 
 _HEADERS = 1 << 16
-"""Bytes of a file that its header may take; of smaller files there is nothing to say."""
+"""Largest header of a file in bytes; smaller files get no size warning."""
 
 
 class Select(str, Enum):
@@ -37,7 +37,7 @@ class Select(str, Enum):
 
 
 class Encoding(str, Enum):
-    """The encodings of `SparseDelta.save`; the choices of --encoding are known before torch is imported."""
+    """The encodings of `SparseDelta.save`, defined here so that the choices of --encoding do not import torch."""
 
     COO = "coo"
     PACKED = "packed"

@@ -1,4 +1,4 @@
-"""What a user should hear after `rst export`: the same that a trainer's own export says (`rst.training.outcome`)."""
+"""Warnings after `rst export`: those of a trainer's own export (`rst.training.outcome`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ def warn_of_outcome(delta: "SparseDelta", tuned: Path, record: Mapping[str, Any]
     """Warn, on stderr, of a delta with nothing, nearly everything or far too little in it, and of an unseen training.
 
     Args:
-        delta: what was exported.
-        tuned: where the weights were.
-        record: the trainer's, where its base was used.
+        delta: the exported delta.
+        tuned: path of the tuned weights.
+        record: the trainer's record, if its base was used.
     """
     from rst.operations.top_share import FAR
     from rst.training.outcome import LARGE_SHARE

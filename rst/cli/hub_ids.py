@@ -1,23 +1,23 @@
-"""`owner/name` or `owner/name@revision` in place of a path: the hub's files, downloaded to its cache or found there."""
+"""Hub ids (`owner/name` or `owner/name@revision`) in place of paths: downloaded to the hub's cache, or found there."""
 
 import re
 from pathlib import Path
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _FILE_SUFFIXES = frozenset((".safetensors", ".pt", ".pth", ".ckpt", ".th", ".bin", ".json"))
-_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # a merged folder gets the settings and the tokenizer
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # settings and tokenizer, for merged folders
 _NOT_NEEDED = ("*.fp16.*", "*.bf16.*", "onnx/*", "openvino/*", "original/*", "checkpoint-*")
 
 
 def local_delta(path: Path, *, whole: bool = False) -> Path:
-    """Where a delta is: `path` itself if it is there, else the adapter's folder of that id in the hub's cache.
+    """Return a delta's path: `path` itself if it exists, otherwise the adapter folder of that id in the hub's cache.
 
     Args:
-        path: of this machine, or an id.
-        whole: download all files, which a signature is about.
+        path: a local path, or an id.
+        whole: download all files, which a signature covers.
 
     Raises:
-        CheckpointError: neither a file or folder here nor an adapter on the hub.
+        CheckpointError: neither a local file or folder nor an adapter on the hub.
     """
     from rst.live.hub import download_adapter, find_adapter
 
@@ -28,12 +28,12 @@ def local_delta(path: Path, *, whole: bool = False) -> Path:
 
 
 def local_weights(path: Path) -> Path:
-    """Where weights are: `path` itself if it is there, else the folder of that id in the hub's cache.
+    """Return the path of weights: `path` itself if it exists, otherwise the folder of that id in the hub's cache.
 
-    Of a repository, safetensors and what lies beside them are downloaded; pickles only where it has nothing else.
+    From a repository, safetensors and the files beside them are downloaded; pickles only if it has nothing else.
 
     Raises:
-        CheckpointError: neither a file or folder here nor a repository on the hub.
+        CheckpointError: neither a local file or folder nor a repository on the hub.
     """
     if (found := hub_id(path)) is None:
         return path
@@ -44,7 +44,7 @@ def local_weights(path: Path) -> Path:
 
 
 def hub_id(path: Path) -> tuple[str, str | None] | None:
-    """Repository and revision, if nothing of that name is here, nor a folder that it would be in."""
+    """Return repository and revision, unless a local path of that name, or its parent folder, exists."""
     text = path.as_posix()
     if path.exists() or path.parent.is_dir() or path.suffix in _FILE_SUFFIXES or not (found := _ID.fullmatch(text)):
         return None

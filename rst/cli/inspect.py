@@ -1,4 +1,4 @@
-"""`rst inspect`: what a delta contains, what it was made from, and where its weights are."""
+"""`rst inspect`: what a delta contains, what it was made from, and where its changed weights are."""
 
 from dataclasses import asdict
 from pathlib import Path

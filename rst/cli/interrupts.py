@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command in one sentence at any moment, also while torch is imported or Python shuts down."""
+"""Ctrl-C ends a command with one sentence at any moment, even while torch is imported or Python shuts down."""
 
 import _thread
 import signal
@@ -13,12 +13,12 @@ _AGAIN_S = 0.05
 
 @contextmanager
 def interruptible(*, owns_process: bool) -> Iterator[None]:
-    """Let Ctrl-C raise `KeyboardInterrupt` in the body, but amid an import only when it is done.
+    """Let Ctrl-C raise `KeyboardInterrupt` in the body, but during an import only once it is done.
 
-    The extension modules of torch are C++: an exception while they set themselves up aborts the process.
+    torch's extension modules are C++: an exception during their initialisation aborts the process.
 
     Args:
-        owns_process: nothing but the exit of Python comes after the body, so Ctrl-C is ignored from then on.
+        owns_process: only Python's exit follows the body, so Ctrl-C is ignored afterwards.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():

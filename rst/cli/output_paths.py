@@ -1,4 +1,4 @@
-"""Where results go: names derived from the inputs, and a refusal to overwrite what is not meant to be."""
+"""Output paths: names derived from the inputs, and protection against overwriting."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
 class OutputError(RSTError):
-    """The output would overwrite something, or has no folder to be in."""
+    """The output would overwrite something, or its folder does not exist."""
 
 
 def delta_beside(tuned: Path) -> Path:
@@ -22,7 +22,7 @@ def delta_beside(tuned: Path) -> Path:
 def merged_beside(base: Path) -> Path:
     """Name a merged checkpoint: `base.pt` gives `base.merged.pt`, `base/` the folder `base.merged`, shards one file.
 
-    What is on the hub as `owner/name` gives the folder `name.merged` here.
+    For `owner/name` on the hub, the folder is `name.merged` here.
     """
     if base.is_dir() or hub_id(base):
         return _beside(base, ".merged")
@@ -46,15 +46,15 @@ def check_output(
 ) -> None:
     """Raise `OutputError` before any work is done, unless `output` can be written without harm.
 
-    An input is never overwritten, under whatever name it is reached; another existing file only with `force`, which
-    a folder with something in it needs as well.
+    An input is never overwritten, under whatever name it is reached; another existing file, or a folder that is not
+    empty, only with `force`.
 
     Args:
-        output: what is to be written.
-        inputs: the files that are read.
+        output: the output path.
+        inputs: the input files.
         force: whether to overwrite.
-        kind: what is written, where that must be a `.safetensors` file.
-        is_folder: whether files are put into a folder.
+        kind: the kind of output, if it must be a `.safetensors` file.
+        is_folder: whether the output is a folder.
     """
     if kind and output.suffix != ".safetensors":
         raise OutputError(f"{kind} must be a .safetensors file; choose a name with that suffix", file=output)

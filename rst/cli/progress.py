@@ -1,4 +1,4 @@
-"""A progress bar in bytes for work that takes more than a moment."""
+"""A progress bar in bytes for longer work."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -25,7 +25,7 @@ VERIFY_EXAMPLE = "Example: [bold]rst sync verify s3://bucket/chain --json[/bold]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The chain's folder, or a URL that fsspec supports.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-_LONGEST_PAUSE = 60.0  # seconds between two tries, while a store does not answer
+_LONGEST_PAUSE = 60.0  # seconds between two attempts while a store does not answer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Exact weight sync by a chain of deltas.")
 

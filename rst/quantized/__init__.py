@@ -1,7 +1,7 @@
-"""Sparse deltas beside quantised layers: `y = Q(x) + S x`, whose base stays as it is.
+"""Sparse deltas beside quantised layers: `y = Q(x) + S x`, where the base does not change.
 
 The layers of bitsandbytes (`Linear4bit`, `Linear8bitLt`) and linear layers whose weight torchao has quantised compute
-as they always do. A sparse matrix adds its product to their output, and is all that trains:
+as usual. The product of a sparse matrix is added to their output, and only this matrix is trained:
 
 >>> support = random_support(model, 0.002)
 >>> trainer = QuantizedTrainer(model, support)
@@ -9,8 +9,8 @@ as they always do. A sparse matrix adds its product to their output, and is all 
 >>> ...  # train as always; there is nothing to attach
 >>> trainer.export().save("delta.safetensors")
 
-A delta is served there as it is on any model, whether it was trained beside a quantised base or on the float one:
-`delta.apply(model)`, and the verbs of `RSTModel`.
+Such a model serves deltas like any other, whether they were trained beside a quantised base or on the float one:
+`delta.apply(model)`, and the methods of `RSTModel`.
 """
 
 from rst.quantized.layers import QuantizedLinear, quantized_layers

@@ -14,27 +14,27 @@ from rst.quantized.sparse_matrix import SparseMatrix
 
 
 class SparseBeside:
-    """`y = Q(x) + S x`: while it is on, a layer's output has the product of a sparse matrix in it.
+    """Adds the product of a sparse matrix to a layer's output while it is on: `y = Q(x) + S x`.
 
     Attributes:
         target: the layer.
-        positions: of the elements of S in the float weight, flat, row-major and sorted, shape (n,).
-        values: S there, shape (n,): residuals. A parameter where it trains.
-        dtype: what the values count as: they are rounded to it, so that a delta of this dtype has the same product.
+        positions: positions of S's elements in the float weight, flat, row-major and sorted, shape (n,).
+        values: S there, shape (n,): residuals. A parameter if it is trained.
+        dtype: dtype that the values are rounded to, so that a delta of this dtype has the same product.
     """
 
     def __init__(self, target: QuantizedLinear, positions: Tensor, values: Tensor, dtype: torch.dtype) -> None:
-        """Prepare the product; it is off."""
+        """Prepare the product, which starts off."""
         self.target, self.positions, self.values, self.dtype = target, positions, values, dtype
         self._matrix: SparseMatrix | None = None
         self._handle: RemovableHandle | None = None
 
     @classmethod
     def of(cls, target: QuantizedLinear, change: ParameterDelta) -> "SparseBeside":
-        """A delta's change of the layer's weight.
+        """Create it from a delta's change of the layer's weight.
 
         Raises:
-            ParameterMismatchError: it is of another shape, or its values are no residuals.
+            ParameterMismatchError: the change has another shape, or its values are not residuals.
             NonFiniteError: a residual is infinite or NaN.
         """
         if change.shape != target.shape:
@@ -53,22 +53,22 @@ class SparseBeside:
 
     @property
     def is_on(self) -> bool:
-        """Whether the product is in the layer's output."""
+        """Whether the product is added to the layer's output."""
         return self._handle is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of positions and values."""
+        """Return the bytes of positions and values."""
         return self.positions.nbytes + self.values.nbytes
 
     def check_alone(self) -> None:
-        """Raise `WrongBaseError` if another matrix is beside the layer already."""
+        """Raise `WrongBaseError` if another matrix is already beside the layer."""
         hooks = self.target.layer._forward_hooks.values()
         if any(isinstance(hook, SparseBeside) and hook is not self for hook in hooks):
             raise WrongBaseError("another delta is on beside this quantised layer", parameter=self.target.name)
 
     def turn(self, on: bool) -> None:
-        """Add the product from now on, or no more."""
+        """Switch the product on or off."""
         if on and self._handle is None:
             self._handle = self.target.layer.register_forward_hook(self, with_kwargs=True)
         if not on and self._handle is not None:
@@ -76,12 +76,12 @@ class SparseBeside:
             self._handle = None
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-        """The layer's forward hook."""
+        """Add the product, as the layer's forward hook."""
         inputs: Tensor = next(iter((*args, *kwargs.values())))
         return output + self.product(inputs.reshape(-1, inputs.shape[-1])).to(output.dtype).view_as(output)
 
     def product(self, inputs: Tensor) -> Tensor:
-        """`S x` of inputs (n, in). Shape (n, out), in float32, or float64 for values of that dtype."""
+        """Return `S x` of inputs (n, in), shape (n, out), in float32, or float64 for values of that dtype."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         values = self.values.to(self.dtype).to(inputs.device, wide)  # rounded as the delta's are
         return self._on(inputs.device).product(inputs, values)

@@ -1,4 +1,4 @@
-"""Which linear layers of a model are quantised, by whom, and what their weight was before."""
+"""The quantised linear layers of a model: by which library, and the dtype of their weight before."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from rst.naming import plain_name
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLinear:
-    """A linear layer whose weight cannot be read as the float matrix that it stands for.
+    """A linear layer whose weight cannot be read as the float matrix it represents.
 
     Attributes:
-        name: of the weight, as in the float model.
+        name: name of the weight, as in the float model.
         layer: the layer.
-        dtype: the weight's before it was quantised.
-        scheme: who quantised it, and how.
+        dtype: dtype of the weight before quantisation.
+        scheme: the library and the method of quantisation.
     """
 
     name: str
@@ -27,15 +27,15 @@ class QuantizedLinear:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The float weight's: outputs, inputs."""
+        """The shape of the float weight: outputs, inputs."""
         return self.layer.out_features, self.layer.in_features
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """The quantised linear layers of a model, by the name of their weight in the float model.
+    """Return the quantised linear layers of a model, by the name of their weight in the float model.
 
-    Known are bitsandbytes' `Linear4bit` and `Linear8bitLt` (with int8 weights), and linear layers whose weight is one
-    of torchao's tensors.
+    Supported are bitsandbytes' `Linear4bit` and `Linear8bitLt` (with int8 weights), and linear layers whose weight is a
+    tensor of torchao.
 
     Raises:
         ConfigError: a layer of bitsandbytes has no quantised weight yet.
@@ -50,7 +50,7 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
 
 
 def _scheme(name: str, layer: nn.Linear) -> tuple[torch.dtype | None, str] | None:
-    """The weight's dtype before, where it is known, and how it was quantised; None if it was not."""
+    """Return the weight's dtype before, if known, and how it was quantised; None if it was not."""
     weight = layer.weight
     if type(weight).__module__.partition(".")[0] == "torchao":
         return weight.dtype, f"torchao {type(weight).__name__}"
@@ -60,7 +60,7 @@ def _scheme(name: str, layer: nn.Linear) -> tuple[torch.dtype | None, str] | Non
         if state is None:
             raise ConfigError(f"{type(layer).__name__} is not quantised yet: move it to its device", parameter=name)
         nested = ", nested" if state.nested else ""
-        dtype = getattr(state, "original_dtype", state.dtype)  # laid out for a CPU's kernel it counts as bfloat16
+        dtype = getattr(state, "original_dtype", state.dtype)  # in the layout of a CPU kernel it reports bfloat16
         return dtype, f"bitsandbytes {state.quant_type}, blocks of {state.blocksize}{nested}"
     if "Linear8bitLt" in kinds and weight.dtype == torch.int8:
         return None, "bitsandbytes int8"
@@ -68,6 +68,6 @@ def _scheme(name: str, layer: nn.Linear) -> tuple[torch.dtype | None, str] | Non
 
 
 def _float_dtype(model: nn.Module, layer: nn.Linear) -> torch.dtype:
-    """What a layer that does not say it computes in: its bias' dtype, or that of the model's first float parameter."""
+    """Return the dtype of a layer that does not record it: that of its bias or of the model's first float parameter."""
     candidates: list[Tensor] = [*layer.parameters(), *model.parameters()]
     return next((one.dtype for one in candidates if one.is_floating_point()), torch.float32)

@@ -1,4 +1,4 @@
-"""The product of a sparse matrix whose elements train; the backward pass keeps no more than the inputs."""
+"""The product of a sparse matrix with trainable elements; the backward pass stores only the inputs."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +12,13 @@ from rst.training.support_linear import Pattern, make_first_csr_quietly, pattern
 
 @dataclass(frozen=True)
 class SparseMatrix:
-    """Where the elements of a matrix (outputs, inputs) are, in the orders that its products want.
+    """The positions of a matrix' elements (outputs, inputs), in the orders that its products need.
 
     Attributes:
         shape: outputs and inputs.
         by_output: for `S x`.
         by_input: for `S.T y`.
-        order: of the elements in `by_input`.
+        order: order of the elements in `by_input`.
         pattern: for the gradient of the elements.
     """
 
@@ -30,7 +30,7 @@ class SparseMatrix:
 
     @classmethod
     def at(cls, positions: Tensor, shape: tuple[int, int]) -> "SparseMatrix":
-        """Sorted flat positions, shape (n,)."""
+        """Create it from sorted flat positions, shape (n,)."""
         make_first_csr_quietly()
         positions, nothing = positions.long(), torch.empty(0, device=positions.device)
         rows, columns = positions // shape[1], positions % shape[1]
@@ -44,7 +44,7 @@ class SparseMatrix:
         )
 
     def product(self, inputs: Tensor, values: Tensor) -> Tensor:
-        """`S x` of inputs (n, in), differentiable in them and in the values. Shape (n, out), in the values' dtype."""
+        """Return `S x` of inputs (n, in), differentiable in inputs and values, shape (n, out), in the values' dtype."""
         found: Tensor = _Product.apply(inputs, values, self)
         return found
 

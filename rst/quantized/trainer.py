@@ -27,10 +27,10 @@ RECORD = "rst.quantized"
 
 
 def random_support(model: nn.Module, ratio: float, *, seed: int = 0, target_modules: Patterns = None) -> Support:
-    """Draw a share of the weights of a model's quantised linear layers; the same as on the float model's.
+    """Draw a share of the weights of a model's quantised linear layers, the same weights as on the float model.
 
     Args:
-        model: with quantised layers, possibly wrapped.
+        model: a model with quantised layers, possibly wrapped.
         ratio: share of the weights of these layers, in (0, 1].
         seed: of the draw.
         target_modules: which of the layers, as in `RSTConfig`; None means all.
@@ -64,7 +64,7 @@ class QuantizedTrainer:
         """Put S beside each layer of the support, and freeze the model's own parameters.
 
         Args:
-            model: with quantised layers, possibly wrapped.
+            model: a model with quantised layers, possibly wrapped.
             support: of their weights, by their names in the float model: `random_support`, or `Support.from_delta`.
             modules_to_save: modules trained freely and stored whole (a task head); none of them quantised.
 

@@ -1,1 +1,1 @@
-"""A delta as one self-contained page: no scripts, nothing from the network. `rst inspect --html` writes it."""
+"""Reports of a delta as one self-contained page, without scripts or network access; `rst inspect --html` writes it."""

@@ -1,4 +1,4 @@
-"""A chart of bars as numbers: where bars, ticks and marks lie in an SVG. The template draws it."""
+"""A bar chart as numbers: the positions of bars, ticks and marks in an SVG, which the template draws."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Bar:
-    """A rectangle, with the text that a pointer on it shows; `kind` is its class in the style sheet."""
+    """A rectangle with its tooltip text; `kind` is its class in the style sheet."""
 
     x: float
     y: float
@@ -22,7 +22,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis, in the SVG's units, and its label."""
+    """A position on an axis, in SVG units, and its label."""
 
     at: float
     label: str
@@ -30,19 +30,19 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and its words.
+    """A chart and its texts.
 
     Attributes:
-        title: what it shows, for those who cannot see it too.
-        description: the main thing to see, in a sentence.
+        title: what it shows, also for screen readers.
+        description: the main result, in a sentence.
         x_label: name and unit of the horizontal axis.
-        y_label: those of the vertical axis.
-        width: of the SVG, in its units.
-        height: of the SVG.
+        y_label: name and unit of the vertical axis.
+        width: width of the SVG, in its units.
+        height: height of the SVG.
         bars: in any order.
-        x_ticks: along the horizontal axis.
-        y_ticks: along the vertical axis.
-        rules: vertical lines with a label, over the bars.
+        x_ticks: ticks of the horizontal axis.
+        y_ticks: ticks of the vertical axis.
+        rules: labelled vertical lines over the bars.
     """
 
     title: str
@@ -58,27 +58,27 @@ class Chart:
 
     @property
     def left(self) -> float:
-        """Where the plot begins."""
+        """The left edge of the plot."""
         return LEFT
 
     @property
     def right(self) -> float:
-        """Where it ends."""
+        """The right edge of the plot."""
         return self.width - RIGHT
 
     @property
     def top(self) -> float:
-        """Its upper edge."""
+        """The upper edge of the plot."""
         return TOP
 
     @property
     def bottom(self) -> float:
-        """Its lower edge, on which the bars stand."""
+        """The lower edge of the plot, on which the bars stand."""
         return self.height - BOTTOM
 
 
 def power_of_ten(exponent: int) -> str:
-    """Write a power.
+    """Format a power of ten.
 
     >>> power_of_ten(-6)
     '10⁻⁶'
@@ -87,7 +87,7 @@ def power_of_ten(exponent: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share in percent with three digits.
+    """Format a share in percent with three digits.
 
     >>> percent(0.00123456)
     '0.123 %'
@@ -96,7 +96,7 @@ def percent(share: float) -> str:
 
 
 def round_steps(largest: float, count: int = 4) -> list[float]:
-    """Numbers from 0 to at least `largest` in equal round steps (1, 2, 2.5 or 5 times a power of ten).
+    """Return numbers from 0 to at least `largest` in equal round steps (1, 2, 2.5 or 5 times a power of ten).
 
     >>> round_steps(0.7)
     [0.0, 0.2, 0.4, 0.6, 0.8]

@@ -1,4 +1,4 @@
-"""The changed share of every block of a stack of blocks, found by the numbers in the parameters' names."""
+"""The changed share of every block in a stack of blocks, found by the numbers in the parameter names."""
 
 import re
 from collections import defaultdict
@@ -10,14 +10,14 @@ from rst.report.tensors import TensorRecord
 
 _WIDTH, _HEIGHT, _FLOOR = 440.0, 220.0, 180.0
 _WIDEST = 36.0
-_FEWEST = 2  # blocks that make a stack
+_FEWEST = 2  # fewest blocks of a stack
 _BLOCK = re.compile(r"^(?:(.*?)\.)?([0-9]{1,6})(?:\.|$)")
 _MOST_TICKS = 12
 
 
 @dataclass(frozen=True)
 class Block:
-    """The parameters of a stack that have one number."""
+    """The parameters of a stack with the same number."""
 
     number: int
     changed: int
@@ -25,23 +25,23 @@ class Block:
 
     @property
     def density(self) -> float:
-        """Changed share."""
+        """Return the changed share."""
         return self.changed / self.of if self.of else 0.0
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks with one name before their number, in the order of the numbers."""
+    """Blocks with the same name before their number, in the order of the numbers."""
 
     name: str
     blocks: Sequence[Block]
 
 
 def stacks(tensors: Sequence[TensorRecord]) -> list[Stack]:
-    """Group parameters by what stands before the first number in their names, and by that number.
+    """Group parameters by the text before the first number in their names, and by that number.
 
-    `visual.layers.3.attn.weight` belongs to block 3 of the stack `visual.layers`. Tensors stored whole are left out,
-    and so are stacks of one block.
+    `visual.layers.3.attn.weight` belongs to block 3 of the stack `visual.layers`. Tensors stored whole and stacks of
+    one block are left out.
     """
     counts: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for tensor in tensors:
@@ -58,7 +58,7 @@ def stacks(tensors: Sequence[TensorRecord]) -> list[Stack]:
 
 
 def depth_chart(stack: Stack, largest: float) -> Chart:
-    """Draw one bar for each block; `largest` is the density that the axis must reach, the same for all stacks."""
+    """Draw one bar per block; `largest` is the density that the axis must reach, the same for all stacks."""
     steps = round_steps(largest)
     slot = (_WIDTH - LEFT - RIGHT) / len(stack.blocks)
     width = min(slot * 0.7, _WIDEST)

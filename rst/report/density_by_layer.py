@@ -8,11 +8,11 @@ from rst.report.tensors import TensorRecord
 
 _WIDTH, _HEIGHT, _FLOOR = 960.0, 280.0, 240.0
 _WIDEST = 28.0
-_STUB = 2.0  # what is drawn of a tensor without changes
+_STUB = 2.0  # bar height of a tensor without changes
 
 
 def layer_chart(tensors: Sequence[TensorRecord]) -> Chart:
-    """Draw one bar for each tensor."""
+    """Draw one bar per tensor."""
     lowest = lowest_decade(tensors)
     slot = (_WIDTH - LEFT - RIGHT) / max(len(tensors), 1)
     width = min(slot * (0.7 if slot > 3 else 0.9), _WIDEST)
@@ -36,18 +36,18 @@ def layer_chart(tensors: Sequence[TensorRecord]) -> Chart:
 
 
 def lowest_decade(tensors: Sequence[TensorRecord]) -> int:
-    """The power of ten below the smallest density, at most -1."""
+    """Return the power of ten below the smallest density, at most -1."""
     densities = [tensor.density for tensor in tensors if tensor.density > 0]
     return min(-1, math.ceil(math.log10(min(densities, default=1.0))) - 1)
 
 
 def bar_share(density: float, lowest: int) -> float:
-    """How much of the axis from 10^lowest to 1 a density takes, in [0, 1]."""
+    """Return the share of the axis from 10^lowest to 1 that a density takes, in [0, 1]."""
     return 1 - math.log10(density) / lowest if density > 0 else 0.0
 
 
 def describe(tensor: TensorRecord) -> str:
-    """A tensor's change in words."""
+    """Describe a tensor's change in words."""
     if tensor.kind == "sparse":
         return f"{tensor.dsp:,} of {tensor.of:,} weights changed ({percent(tensor.density)})"
     if tensor.kind == "unchanged":

@@ -1,4 +1,4 @@
-"""The page itself: gathers what the sections show and fills the template."""
+"""The page: collects the data of the sections and fills the template."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ def render(path: Path, base: Path | None = None) -> str:
 
     Args:
         path: the delta.
-        base: the weights it was made from, a file or folder (see `open_checkpoint`). With them the page also shows
-            parameters that the delta leaves alone, and residuals of deltas whose op is not "add".
+        base: the weights it was made from, a file or folder (see `open_checkpoint`). With them, the page also shows
+            unchanged parameters, and residuals of deltas whose op is not "add".
 
     Raises:
         CheckpointError: a missing file, or an unreadable base.

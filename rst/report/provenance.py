@@ -1,4 +1,4 @@
-"""Where a delta comes from: base, settings, versions and digests, as the file tells them."""
+"""The origin of a delta: base, settings, versions and digests, as recorded in the file."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _UNKNOWN = "unknown"
 
 
 def provenance(path: Path, metadata: Mapping[str, str], delta: SparseDelta) -> list[tuple[str, str]]:
-    """Labels and texts in the order to show them."""
+    """Return labels and texts in display order."""
     return [
         ("File", path.name),
         ("Base", delta.base.name or "unnamed"),

@@ -1,4 +1,4 @@
-"""How large the residuals are, on a logarithmic axis, beside the tau that they had to exceed."""
+"""A histogram of residual magnitudes on a logarithmic axis, with the tau that they had to exceed."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from rst.report.chart import LEFT, RIGHT, TOP, Bar, Chart, Tick, power_of_ten, r
 _WIDTH, _HEIGHT, _FLOOR = 960.0, 280.0, 240.0
 _BINS = 40
 _FEW_DECADES, _MOST_DECADE_LABELS = 4, 16
-_NEAR = 3  # decades beside the residuals within which tau is drawn
+_NEAR = 3  # tau is drawn if within this many decades of the residuals
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class ResidualHistogram:
     """Counts of residuals by magnitude.
 
     Attributes:
-        edges: base-10 logarithms of the bins' edges, one more than counts. Empty where there is no residual.
-        counts: residuals in each bin.
-        zeros: entries whose residual is zero, as their tuned value alone is stored.
-        unknown: changed weights that have no residual: tuned values or steps, without the base.
+        edges: base-10 logarithms of the bin edges, one more than counts. Empty without residuals.
+        counts: number of residuals in each bin.
+        zeros: number of entries whose residual is zero, because only their tuned value is stored.
+        unknown: number of changed weights without a residual: tuned values or steps, without the base.
     """
 
     edges: Sequence[float]
@@ -34,7 +34,7 @@ class ResidualHistogram:
 
     @property
     def bins(self) -> list[tuple[float, float, int]]:
-        """Each bin's edges and count."""
+        """Return each bin's edges and count."""
         return [(*edges, count) for edges, count in zip(pairwise(self.edges), self.counts, strict=True)]
 
 
@@ -61,7 +61,7 @@ def residual_histogram(delta: SparseDelta, tau: float | None) -> ResidualHistogr
 
 
 def histogram_chart(histogram: ResidualHistogram, tau: float | None) -> Chart:
-    """Draw a histogram that has bins."""
+    """Draw a histogram, which must have bins."""
     low, high = histogram.edges[0], histogram.edges[-1]
     steps = round_steps(max(histogram.counts))
     across = (_WIDTH - LEFT - RIGHT) / (high - low)
@@ -96,12 +96,12 @@ def histogram_chart(histogram: ResidualHistogram, tau: float | None) -> Chart:
 
 
 def is_drawn(histogram: ResidualHistogram, tau: float | None) -> bool:
-    """Whether tau lies on the axis."""
+    """Return whether tau lies on the axis."""
     return bool(histogram.edges and tau and histogram.edges[0] <= math.log10(tau) <= histogram.edges[-1])
 
 
 def rows(histogram: ResidualHistogram) -> list[tuple[str, int]]:
-    """The bins that have residuals, as a table."""
+    """Return the bins with residuals, as a table."""
     return [(_bin(left, right), count) for left, right, count in histogram.bins if count]
 
 
@@ -113,13 +113,13 @@ def _edges(smallest: float, largest: float, tau: float | None) -> "np.ndarray[tu
         high = math.floor(math.log10(tau)) + 1
     a_decade = max(1, _BINS // (high - low))
     edges = np.linspace(low, high, (high - low) * a_decade + 1)
-    # the logarithm that decided the edges and numpy's may differ in the last place
+    # the logarithm used for the edges and numpy's may differ in the last digit
     edges[0], edges[-1] = edges[0] - 1e-9, edges[-1] + 1e-9
     return edges
 
 
 def _labels(low: float, high: float) -> list[tuple[float, str]]:
-    """Exponents to label: powers of ten, thinned out on a long axis, with their double and fivefold on a short one."""
+    """Return the labelled exponents: powers of ten, thinned on a long axis, with their 2- and 5-fold on a short one."""
     decades = range(math.ceil(low), math.floor(high) + 1)
     factors = (1, 2, 5) if len(decades) <= _FEW_DECADES else (1,)
     exponents = [

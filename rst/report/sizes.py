@@ -1,4 +1,4 @@
-"""The file beside what the same change takes otherwise: measured where it is written, computed where it is not."""
+"""The size of the file compared with other formats: measured where it is written, computed where not."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _INT32, _INT64 = 4, 8
 
 @dataclass(frozen=True)
 class Size:
-    """One way to keep the change.
+    """One way to store the change.
 
     Attributes:
-        label: what is kept.
-        bytes: how much it takes.
-        basis: "measured", or "computed" and from what.
+        label: what is stored.
+        bytes: its size.
+        basis: "measured", or "computed" with its basis.
         is_file: whether this is the file itself.
     """
 

@@ -1,4 +1,4 @@
-"""The page of `rst tau`: what each tau keeps, takes and puts back."""
+"""The page of `rst tau`: what each tau keeps, costs and resets."""
 
 import math
 

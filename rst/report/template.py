@@ -1,4 +1,4 @@
-"""The templates of the pages: HTML without scripts, in which names from untrusted files cannot do harm."""
+"""The templates of the pages: HTML without scripts, in which names from untrusted files can do no harm."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from rst.report.density_by_layer import bar_share
 
 
 def load_template(name: str) -> Template:
-    """A template with the filters that pages use; what is not given to it is an error."""
+    """Load a template with the filters that pages use; undefined variables are errors."""
     environment = Environment(
         loader=PackageLoader("rst.report"),
         autoescape=True,
@@ -31,7 +31,7 @@ def load_template(name: str) -> Template:
 
 
 def _shown(value: Any) -> Any:
-    """Names come from an untrusted file: jinja escapes HTML, this what steers the reading of a line."""
+    """Escape characters that control the reading direction, in names from an untrusted file; jinja escapes HTML."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

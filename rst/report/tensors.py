@@ -1,4 +1,4 @@
-"""The tensors of a delta as records: what `rst inspect` lists and draws."""
+"""The tensors of a delta as records, which `rst inspect` lists and draws."""
 
 import re
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ class TensorRecord:
 
     Attributes:
         name: the delta's own.
-        kind: a sparse change, a tensor stored whole, a buffer stored whole, or a parameter of the base left as it is.
+        kind: a sparse change, a tensor stored whole, a buffer stored whole, or an unchanged parameter of the base.
         shape: its shape.
         dtype: torch's name of its dtype.
         dsp: its downstream parameters.
         of: number of elements.
-        density: changed share, in [0, 1]; 1 of tensors stored whole.
-        overlay: number of entries stored as tuned values because no residual reaches them.
-        bytes: of its arrays in memory.
+        density: changed share, in [0, 1]; 1 for tensors stored whole.
+        overlay: number of entries stored as tuned values because no residual is exact.
+        bytes: size of its arrays in memory.
     """
 
     name: str
@@ -42,9 +42,9 @@ class TensorRecord:
 
 
 def tensor_records(delta: SparseDelta, base: Checkpoint | None = None) -> list[TensorRecord]:
-    """List a delta's tensors in the order of their names, numbers in them by value.
+    """List a delta's tensors in natural order of their names (numbers by value).
 
-    With the base, the parameters that the delta leaves alone are listed too; other names of one tensor count once.
+    With the base, unchanged parameters are listed too; other names of one tensor count once.
     """
     sparse = [
         TensorRecord(
@@ -79,7 +79,7 @@ def _untouched(delta: SparseDelta, base: Checkpoint) -> Iterator[TensorRecord]:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """A key that sorts `blocks.2` before `blocks.10`."""
+    """Return a key that sorts `blocks.2` before `blocks.10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]{1,9})", name)]
 
 

@@ -1,4 +1,4 @@
-"""Tau as a delta's settings tell it; they are untrusted and may hold anything."""
+"""Tau according to a delta's settings, which are untrusted and may hold anything."""
 
 import sys
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Threshold:
-    """The last tau of the run where one was used, and how entries were selected, in a sentence."""
+    """The last tau of the run, if one was used, and how entries were selected, in a sentence."""
 
     tau: float | None
     text: str
