@@ -1,4 +1,4 @@
-"""A sparse matrix, its entries grouped by output, and its product with dense inputs."""
+"""A sparse matrix with its entries grouped by output, and its product with dense inputs."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Bags:
 
     Attributes:
         outputs: the outputs that have entries, shape (k,), int64.
-        starts: where their entries begin, shape (k,), int64.
+        starts: index of the first entry of each output, shape (k,), int64.
         sources: the input of each entry, shape (nnz,), int64.
         weights: shape (nnz,).
     """
@@ -30,6 +30,6 @@ class Bags:
         return cls(distinct, counts.cumsum(0) - counts, sources, weights)
 
     def sums(self, inputs: Tensor) -> Tensor:
-        """The sum of each bag for each of `inputs` (n, in). Shape (k, n). Differentiable in inputs and weights."""
+        """Return each bag's sum for each of `inputs` (n, in), shape (k, n). Differentiable in inputs and weights."""
         columns = inputs.to(self.weights.dtype).t().contiguous()
         return functional.embedding_bag(self.sources, columns, self.starts, mode="sum", per_sample_weights=self.weights)

@@ -1,7 +1,7 @@
-"""What kernels over a `TensorTable` share: reading and writing one block, 16 bytes at a time where that is possible.
+"""Common parts of kernels over a `TensorTable`: reading and writing one block, 16 bytes at a time where possible.
 
-A full block whose addresses are multiples of 16 bytes needs no masks. Ends, and views that start elsewhere, go element
-by element.
+A full block whose addresses are multiples of 16 bytes needs no masks. Ends, and views with other start addresses, are
+processed element by element.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 WORD = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
-"""Elements are moved as integers of their width, so that a NaN stays as it is."""
+"""Elements are moved as integers of their width, so that NaN payloads do not change."""
 FLOAT: dict[torch.dtype, Any] = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -22,13 +22,13 @@ _BYTES = 1 << 12
 
 
 def block_of(width: int) -> int:
-    """Elements of so many bytes that one program has."""
+    """Return the number of elements of `width` bytes per program."""
     return _BYTES // width
 
 
 @triton.jit
 def load(at, offsets, left, FULL: tl.constexpr):
-    """The elements of a block at an address, zero beyond the end."""
+    """Load the elements of a block at an address, zero beyond the end."""
     if FULL:
         return tl.load(tl.multiple_of(at + offsets, 16))
     else:
@@ -37,7 +37,7 @@ def load(at, offsets, left, FULL: tl.constexpr):
 
 @triton.jit
 def store(at, offsets, left, elements, FULL: tl.constexpr):
-    """Write a block, up to the end."""
+    """Store a block, up to the end."""
     if FULL:
         tl.store(tl.multiple_of(at + offsets, 16), elements)
     else:
@@ -46,7 +46,7 @@ def store(at, offsets, left, elements, FULL: tl.constexpr):
 
 @triton.jit
 def widened(word, FLOAT: tl.constexpr, WIDE: tl.constexpr):
-    """The numbers that words are, in a dtype as wide or wider. Exact."""
+    """Convert words to the numbers they encode, in a dtype as wide or wider. Exact."""
     if FLOAT == tl.bfloat16:
         return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(WIDE)
     else:

@@ -1,18 +1,18 @@
-"""A quick checksum of a tensor's bits: tells whether weights are as they were, for a fraction of a hash's time."""
+"""A fast checksum of a tensor's bits, which detects changed weights in a fraction of a hash's time."""
 
 import torch
 from torch import Tensor
 
-_ROW = 64  # words whose order within a row is not told
+_ROW = 64  # words; the order within a row is not detected
 
 Checksum = tuple[torch.dtype, torch.Size, int]
 
 
 def checksum(tensor: Tensor) -> Checksum | None:
-    """Sum the bits as 8-byte words, each row of words times its own factor, on the tensor's device.
+    """Sum the bits as 8-byte words, each row of words with its own factor, on the tensor's device.
 
     Returns:
-        Dtype, shape and the sum; None for what has no plain memory (quantised, sparse, nested, meta) or no elements.
+        Dtype, shape and the sum; None for tensors without plain memory (quantised, sparse, nested, meta) or elements.
     """
     own = tensor.detach()
     if (

@@ -1,4 +1,4 @@
-"""Where two tensors differ in any bit, found in one pass without full-size temporaries, on all cores."""
+"""Positions where two tensors differ in any bit, found in one pass without full-size temporaries, on all cores."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,7 +21,7 @@ _INFINITIES = {
     torch.float16: 0x7C00,
     torch.bfloat16: 0x7F80,
 }
-_HELD = 1 << 28  # bytes of w0, which may be on the device for the comparison alone
+_HELD = 1 << 28  # bytes of w0, which may be on the device only for the comparison
 
 
 def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
@@ -53,9 +53,9 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
 
 
 def changed_positions_of_each(pairs: Iterable[Pair]) -> Iterator[tuple[Tensor, bool]]:
-    """What `changed_positions` finds of each two tensors, w0 and wt.
+    """Yield what `changed_positions` returns for each pair of tensors, w0 and wt.
 
-    Pairs are asked for one after another. Where kernels run, two launches look at as many as may be held in memory.
+    Pairs are requested one after another. Where kernels run, two launches process as many as fit the memory limit.
     """
     for batch in _batches(pairs):
         if not kernels.run_on(batch[0][1].device):
@@ -69,9 +69,9 @@ def changed_positions_of_each(pairs: Iterable[Pair]) -> Iterator[tuple[Tensor, b
 
 
 def count_changed(pairs: Iterable[Pair]) -> list[int]:
-    """How many elements of each two tensors, w0 and wt of one shape, dtype and device, differ in any bit.
+    """Count the elements of each pair of tensors, w0 and wt of one shape, dtype and device, that differ in any bit.
 
-    Pairs are asked for one after another. Where kernels run, a launch looks at as many as may be held in memory.
+    Pairs are requested one after another. Where kernels run, a launch processes as many as fit the memory limit.
     """
     counts = []
     for batch in _batches(pairs):
@@ -111,7 +111,7 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def may_hold_nan(tensor: Tensor) -> bool:
-    """False if a tensor of any non-complex dtype is sure to have no NaN; on a CPU one pass over its bits tells."""
+    """Return False if a tensor of any non-complex dtype surely has no NaN; on a CPU one pass over its bits tells."""
     infinity = _infinity(tensor.dtype)
     if infinity is None or not tensor.numel():
         return False
@@ -124,7 +124,7 @@ def may_hold_nan(tensor: Tensor) -> bool:
 
 
 def _exceeds(raw: Raw, infinity: int) -> bool:
-    """Whether a magnitude has larger bits than infinity has."""
+    """Return whether any magnitude has larger bits than infinity."""
     buffer, largest = np.empty(min(CHUNK, raw.size), dtype=raw.dtype), np.iinfo(raw.dtype).max
     for start in range(0, raw.size, CHUNK):
         part = raw[start : start + CHUNK]
@@ -134,13 +134,13 @@ def _exceeds(raw: Raw, infinity: int) -> bool:
 
 
 def _infinity(dtype: torch.dtype) -> int | None:
-    """The bits of +infinity: a magnitude with larger bits is a NaN. None for dtypes without NaN."""
+    """Return the bits of +infinity: a magnitude with larger bits is a NaN. None for dtypes without NaN."""
     # float8's NaNs differ by format: say that there may be some
     return _INFINITIES.get(dtype, 0) if dtype.is_floating_point else None
 
 
 def _compare(base: Raw, tuned: Raw, share: slice, infinity: int | None) -> tuple[list[Raw], bool]:
-    # numpy compares several times as fast as torch does here
+    # numpy compares several times as fast as torch here
     mask = np.empty(min(CHUNK, share.stop - share.start), dtype=np.bool_)
     buffer = np.empty_like(mask, dtype=base.dtype)
     found, may_have_nan = [], False

@@ -1,4 +1,4 @@
-"""Where tensors on a GPU differ from others in any bit: one launch to count, one to write the positions down."""
+"""Positions where tensors on a GPU differ in any bit: one launch to count, one to write the positions."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def count_changed_of_all(pairs: Sequence[Pair]) -> list[int]:
-    """How many elements of each two tensors, of one shape and dtype, differ in any bit. The host waits once."""
+    """Count the elements of each pair of tensors, of one shape and dtype, that differ in any bit. The host waits."""
     flat = [(base.reshape(-1), tuned.reshape(-1)) for base, tuned in pairs]
     counts = [0] * len(pairs)
     for numbers, table, by_block in _compare(flat):
@@ -49,7 +49,7 @@ def changed_positions_of_all(pairs: Sequence[Pair]) -> list[Tensor]:
 
 
 def _compare(pairs: Sequence[Pair]) -> list[tuple[list[int], TensorTable, Tensor]]:
-    """For each element width and device: which pairs these are, their table, and changed elements by block."""
+    """Return, for each element width and device, the pairs' indices, their table, and changed elements by block."""
     groups: defaultdict[tuple[int, torch.device], list[int]] = defaultdict(list)
     for number, (base, _) in enumerate(pairs):
         groups[base.element_size(), base.device].append(number)
@@ -68,7 +68,7 @@ def _compare(pairs: Sequence[Pair]) -> list[tuple[list[int], TensorTable, Tensor
 
 @triton.jit
 def count(rows, row_of_block, counts, WORD: tl.constexpr, BLOCK: tl.constexpr):
-    """How many elements of each block differ."""
+    """Count the differing elements of each block."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 4
     start = (program - tl.load(row + 3)) * BLOCK
@@ -84,7 +84,7 @@ def count(rows, row_of_block, counts, WORD: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def write_positions(rows, row_of_block, ends, positions, WORD: tl.constexpr, BLOCK: tl.constexpr):
-    """The positions of each block's differing elements, behind those of the blocks before."""
+    """Write the positions of each block's differing elements, after those of the blocks before."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 4
     start = (program - tl.load(row + 3)) * BLOCK
@@ -101,6 +101,6 @@ def write_positions(rows, row_of_block, ends, positions, WORD: tl.constexpr, BLO
 
 @triton.jit
 def differs(base, tuned, left, BLOCK: tl.constexpr, FULL: tl.constexpr):
-    """1 where two blocks differ, else 0."""
+    """Return 1 where two blocks differ, else 0."""
     offsets = tl.arange(0, BLOCK)
     return (load(base, offsets, left, FULL) != load(tuned, offsets, left, FULL)).to(tl.int32)

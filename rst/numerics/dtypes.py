@@ -27,7 +27,7 @@ for _dtype, _name in (
     ("float8_e4m3fnuz", "F8_E4M3FNUZ"),
     ("float8_e5m2fnuz", "F8_E5M2FNUZ"),
 ):
-    if isinstance(_found := getattr(torch, _dtype, None), torch.dtype):  # an older torch lacks it
+    if isinstance(_found := getattr(torch, _dtype, None), torch.dtype):  # older versions of torch lack some
         NAME_OF_DTYPE[_found] = _name
 DTYPE_OF_NAME: dict[str, torch.dtype] = {name: dtype for dtype, name in NAME_OF_DTYPE.items()}
 

@@ -1,8 +1,9 @@
 """Residuals whose addition gives back the tuned weight bit for bit, and what no residual can reach.
 
-`w0 + fl(wt - w0)` is `wt` whenever `w0 / 2 <= wt <= 2 w0` (Sterbenz' lemma), and often but not always elsewhere. Every
-residual is therefore tried out; one that fails gives way to a neighbour that works, and where none does (rounding ate
-the small operand, `wt` is -0.0, an infinity is involved) the position is reported for the overlay of absolute values.
+`w0 + fl(wt - w0)` is `wt` whenever `w0 / 2 <= wt <= 2 w0` (Sterbenz' lemma), and often but not always elsewhere.
+Therefore every residual is tested; one that fails is replaced by a neighbour that works. If none does (rounding
+absorbed the small operand, `wt` is -0.0, an infinity is involved), the position is reported for the overlay of absolute
+values.
 """
 
 import torch
@@ -19,24 +20,24 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The elements in row-major order as uint8 of shape (bytes,); of other layouts than a strided one, all parts."""
-    # `is_plain`, without a call: every swap comes through here.
+    """Return the elements in row-major order as uint8 of shape (bytes,); all parts of tensors that are not strided."""
+    # `is_plain`, inlined: every swap passes through here.
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return torch.cat([torch.empty(0, dtype=torch.uint8), *map(as_bytes, plain_parts(tensor))])
     plain = tensor.detach().resolve_conj().resolve_neg()
     if plain.element_size() == 1:
-        plain = plain.view(torch.uint8)  # not every dtype that narrow can be copied
+        plain = plain.view(torch.uint8)  # not every dtype of this width can be copied
     flat = plain.contiguous().reshape(-1)
     return flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8)  # whose stride may be 0
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is strided memory and nothing more: not sparse, nested, quantised or without values."""
+    """Return whether a tensor is plain strided memory: not sparse, nested, quantised or without values."""
     return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
 
 
 def plain_parts(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that hold all values of a tensor of any layout; none of one on the meta device."""
+    """Return the plain tensors that hold all values of a tensor of any layout; none for the meta device."""
     if tensor.is_meta:
         return []
     tensor = tensor.detach()
@@ -60,12 +61,12 @@ def _scales(tensor: Tensor) -> list[Tensor]:
 
 
 def bytes_of_tensor(tensor: Tensor) -> int:
-    """The bytes of a tensor of any layout."""
+    """Return the bytes of a tensor of any layout."""
     return tensor.nbytes if is_plain(tensor) else sum(part.nbytes for part in plain_parts(tensor))
 
 
 def same_form(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors of any layout agree in dtype, layout and shape."""
+    """Return whether two tensors of any layout agree in dtype, layout and shape."""
     kinds = [(one.dtype, one.layout, one.is_nested, one.is_quantized) for one in (left, right)]
     if kinds[0] != kinds[1]:
         return False
@@ -75,9 +76,9 @@ def same_form(left: Tensor, right: Tensor) -> bool:
 
 
 def bit_equal(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit (so NaN equals NaN and -0.0 differs from 0.0).
+    """Return whether two tensors agree in dtype, shape and every bit (so NaN equals NaN and -0.0 differs from 0.0).
 
-    Tensors of any dtype and layout; two on the meta device are equal in what they have, dtype and shape.
+    Tensors may have any dtype and layout; two on the meta device are equal if dtype and shape are.
     """
     if not same_form(left, right) or left.is_meta != right.is_meta:
         return False
@@ -99,7 +100,7 @@ def ordered_keys(tensor: Tensor) -> Tensor:
 
 def from_ordered_keys(keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Invert `ordered_keys`."""
-    if dtype == torch.bool:  # steps of an untrusted file may lead to neither 0 nor 1
+    if dtype == torch.bool:  # steps in an untrusted file may give neither 0 nor 1
         return keys != 0
     if not dtype.is_floating_point:
         return keys.view(dtype)
@@ -107,7 +108,7 @@ def from_ordered_keys(keys: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def step_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The signed integer dtype of the same width, that of the keys of `dtype` and of their differences."""
+    """Return the signed integer dtype of the same width, used for keys of `dtype` and their differences."""
     return _INTEGER_OF_WIDTH[dtype.itemsize]
 
 
@@ -134,7 +135,7 @@ def exact_residuals(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
         residuals[hits] = candidate[found]
         failed[hits] = False
         positions = positions[~found]
-    # An infinite residual cannot be stored as a number to add; the overlay carries the entry alone.
+    # An infinite residual cannot be stored as a number to add; only the overlay holds the entry.
     residuals[~residuals.isfinite()] = 0.0
     return residuals, failed
 

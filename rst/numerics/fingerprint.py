@@ -1,4 +1,4 @@
-"""BLAKE3 digests of tensors: they tell one base model from another, and an altered file from an intact one."""
+"""BLAKE3 digests of tensors, which identify a base model and detect altered files."""
 
 import os
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from rst.numerics.exactness import as_bytes
 if TYPE_CHECKING:
     from blake3 import blake3
 
-# A tensor's digest guards against accidents (the wrong checkpoint, a flipped bit), one tensor at a time: at 64 bits a
-# million wrong tensors have one chance in 2^44 to pass for right. Who can choose the base needs no collision.
+# A tensor's digest detects accidents (the wrong checkpoint, a flipped bit), one tensor at a time: at 64 bits, a million
+# wrong tensors pass with a chance of one in 2^44. An attacker who can choose the base needs no collision.
 _TENSOR_DIGITS = 16
 _PROCESS = os.getpid()
 _PIECE = 1 << 24  # bytes
@@ -22,19 +22,19 @@ TEXT_DIGITS = 32
 
 
 def hasher() -> "blake3":
-    """A BLAKE3 hasher on all cores; on one in a forked process, which lacks the threads that blake3 would wait for."""
+    """Return a BLAKE3 hasher on all cores; on one core in a forked process, which lacks the threads of blake3."""
     from blake3 import blake3
 
     return blake3(max_threads=blake3.AUTO if os.getpid() == _PROCESS else 1)
 
 
 def digest(tensor: Tensor) -> str:
-    """Digest the elements of a tensor in row-major order, 16 hexadecimal digits; shape and dtype are not part of it."""
+    """Digest the elements of a tensor in row-major order, 16 hexadecimal digits; shape and dtype are not included."""
     return hasher().update(as_bytes(tensor.cpu()).numpy().data).hexdigest()[:_TENSOR_DIGITS]
 
 
 def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
-    """Digest consecutive parts of a tensor, so many elements long, each as `digest` would."""
+    """Digest consecutive parts of a tensor with these lengths in elements, each as `digest` would."""
     data, width = as_bytes(tensor.cpu()).numpy().data, tensor.element_size()
     edges = pairwise([0, *accumulate(length * width for length in lengths)])
     return [hasher().update(data[a:b]).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
@@ -43,7 +43,7 @@ def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
 def digest_file(path: Path) -> str:
     """Digest a file's bytes, 64 hexadecimal digits."""
     found = hasher()
-    # Not mapped: pages of a whole shard would count as this process' memory, and a file cut short would kill it.
+    # Not mapped: pages of a whole shard would count as this process' memory, and truncating the file would kill it.
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             found.update(piece)

@@ -1,4 +1,4 @@
-"""Where a parameter differs from its w0, and w0 there: enough to give all of w0 back beside the weight."""
+"""The positions where a parameter differs from its w0, and w0 there: enough to rebuild w0 from the weight."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from rst.numerics.places import write_at_
 
 @dataclass(frozen=True)
 class KeptPlaces:
-    """What stands in for w0 of one parameter.
+    """The replacement for w0 of one parameter.
 
     Attributes:
         positions: sorted, flat and row-major, int32 (int64 where numel >= 2^31), shape (n,). Everywhere else the weight
@@ -24,7 +24,7 @@ class KeptPlaces:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both."""
+        """Return the bytes of both tensors."""
         return self.positions.nbytes + self.origin.nbytes
 
     def to(self, device: torch.device) -> "KeptPlaces":
@@ -32,7 +32,7 @@ class KeptPlaces:
         return KeptPlaces(self.positions.to(device), self.origin.to(device))
 
     def check(self, name: str, weight: Tensor) -> None:
-        """Raise `ParameterMismatchError` unless these are places of `weight`, and the values of its dtype."""
+        """Raise `ParameterMismatchError` unless the positions fit `weight`, and the values have its dtype."""
         positions, origin = self.positions, self.origin
         check_positions(name, positions, weight.numel())
         if origin.shape != positions.shape or origin.dtype != weight.dtype:
@@ -43,14 +43,14 @@ class KeptPlaces:
 
     @torch.no_grad()
     def rebuild(self, weight: Tensor) -> Tensor:
-        """w0, from the weight as it is now: a copy of the same strides and device."""
+        """Rebuild w0 from the current weight, with the same strides and device."""
         base = weight.detach().clone()
         write_at_(base, self.positions.to(base.device), self.origin.to(base.device))
         return base
 
 
 def check_positions(name: str, positions: Tensor, numel: int) -> None:
-    """Raise `ParameterMismatchError` unless these are sorted flat positions in a parameter of so many elements."""
+    """Raise `ParameterMismatchError` unless these are sorted flat positions in a parameter of `numel` elements."""
     if positions.dtype not in (torch.int32, torch.int64) or positions.dim() != 1:
         raise ParameterMismatchError(
             f"positions are {positions.dtype} {tuple(positions.shape)}, not int32 or int64 (n,)", parameter=name

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels run on a device: on CUDA and ROCm, where Triton and what it needs are installed."""
+"""Availability of Triton's kernels on a device: on CUDA and ROCm, if Triton and its requirements are installed."""
 
 import warnings
 from functools import cache
@@ -8,7 +8,7 @@ import torch
 
 @cache
 def run_on(device: torch.device) -> bool:
-    """Whether kernels run there, found by running one; the result is kept. Warns of Triton that fails."""
+    """Return whether kernels run there, by running one; the result is cached. Warns if Triton fails."""
     if device.type != "cuda" or not torch.utils._triton.has_triton():
         return False
     from rst.numerics.difference_triton import count_changed_of_all  # pragma: no cover  (CUDA)

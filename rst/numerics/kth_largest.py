@@ -1,7 +1,7 @@
-"""The exact k-th largest of very many numbers in O(N), without a sort: App. M's top-r % needs it at every step.
+"""The exact k-th largest of very many numbers in O(N), without sorting, which App. M's top-r % needs at every step.
 
-A sample brackets the answer. One pass counts what lies above the bracket and collects the little inside it, where the
-k-th is found exactly. Should the bracket miss, its failing end is opened and the pass repeated.
+A sample brackets the result. One pass counts the numbers above the bracket and collects the few inside it, among which
+the k-th is found exactly. If the bracket misses, its failing end is opened and the pass repeated.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ Floats = np.ndarray[tuple[int], np.dtype[np.floating[Any]]]
 Positions = np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]
 
 _SAMPLE = 1 << 18
-# Standard errors of the sample on either side: less than one bracket in ten thousand misses.
+# Standard errors of the sample on either side: fewer than one bracket in ten thousand misses.
 _ERRORS = 4.0
 
 
 @dataclass(frozen=True)
 class KthLargest:
-    """The k-th largest number: its value, how many are strictly larger, and where it stands.
+    """The k-th largest number: its value, the count of strictly larger ones, and its positions.
 
-    `ties` has, for each item, the positions of the numbers equal to `value`, in order.
+    `ties` holds, for each item, the positions of the numbers equal to `value`, in order.
     """
 
     value: float
@@ -37,11 +37,11 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
     """Find the k-th largest of all numbers.
 
     Args:
-        numbers: gives every `step`-th number of an item from the first on, `step` being its second argument.
+        numbers: returns every `step`-th number of an item from the first on, `step` being its second argument.
             Non-negative, without NaN, the same each time, in one dtype for all items; called from several threads.
-        items: what the numbers are divided into.
+        items: the parts that the numbers are divided into.
         k: rank, at least 1 and at most `total`.
-        total: how many numbers there are.
+        total: count of all numbers.
     """
     stride = -(-total // _SAMPLE)
     sample = np.concatenate(on_all_cores(lambda item: numbers(item, stride), items))
@@ -62,7 +62,7 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
 
 
 def _bracket(sample: Floats, share: float) -> tuple[float, float]:
-    """Between which two numbers of a sorted sample the one lies that `share` of all are at least as large as."""
+    """Return two numbers of a sorted sample that enclose the one that a `share` of all numbers reaches or exceeds."""
     error = _ERRORS * (share * (1 - share) * sample.size) ** 0.5 + 2
     middle = sample.size * (1 - share)
     low = sample[max(int(middle - error), 0)] if middle > error else 0.0
@@ -71,7 +71,7 @@ def _bracket(sample: Floats, share: float) -> tuple[float, float]:
 
 
 def _look(numbers: Floats, low: float, high: float) -> tuple[int, Positions, Floats]:
-    """How many numbers lie above `high`, and which lie in `[low, high]`, with their positions."""
+    """Count the numbers above `high`, and return those in `[low, high]` with their positions."""
     positions = np.flatnonzero(numbers >= low)
     values = numbers[positions]
     inside = values <= high

@@ -1,11 +1,11 @@
-"""Elements of a tensor at flat row-major positions, read and written bit for bit whatever its strides."""
+"""Reading and writing elements of a tensor at flat row-major positions, bit for bit, whatever its strides."""
 
 import torch
 from torch import Tensor
 
 
 def read_at(tensor: Tensor, positions: Tensor) -> Tensor:
-    """The elements of a tensor of any shape at `positions`, integers of shape (n,). Shape (n,), its own memory."""
+    """Return the elements at `positions`, integers of shape (n,), of a tensor of any shape, as a copy of shape (n,)."""
     tensor = tensor.detach()
     if tensor.is_contiguous():
         return tensor.view(-1)[positions]
@@ -13,7 +13,7 @@ def read_at(tensor: Tensor, positions: Tensor) -> Tensor:
 
 
 def write_at_(tensor: Tensor, positions: Tensor, elements: Tensor) -> None:
-    """Replace the elements at `positions`, all different, by `elements` of the same dtype; both of shape (n,)."""
+    """Replace the elements at distinct `positions` by `elements` of the same dtype; both of shape (n,)."""
     tensor = tensor.detach()
     if tensor.is_contiguous():
         tensor.view(-1)[positions] = elements

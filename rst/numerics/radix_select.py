@@ -1,4 +1,4 @@
-"""The k-th smallest of integers that are too many to hold: a histogram of 16 bits at a time, highest first."""
+"""The k-th smallest of more integers than fit in memory: a histogram of 16 bits at a time, highest first."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,17 +13,17 @@ _MASK = _DIGITS - 1
 
 
 def rounds(width: int) -> int:
-    """How often `kth_smallest` looks at keys of so many bits."""
+    """Return how often `kth_smallest` reads keys of this width in bits."""
     return -(-width // _DIGIT)
 
 
 def keys_of(changes: Tensor) -> Tensor:
-    """Integers in the order of numbers that are not negative, float32 or float64: their bits, as int64 (n,)."""
+    """Return integers in the order of non-negative float32 or float64 numbers: their bits, as int64 (n,)."""
     return changes.view(torch.int64 if changes.dtype == torch.float64 else torch.int32).long().cpu()
 
 
 def number_of(key: int, *dtypes: torch.dtype) -> float:
-    """Invert `keys_of`, for numbers in the dtype that is wide enough for all of these."""
+    """Invert `keys_of`, for numbers in the widest of these dtypes."""
     wide = wide_dtype(*dtypes)
     return float(torch.tensor(key, dtype=torch.int64 if wide == torch.float64 else torch.int32).view(wide))
 
@@ -37,13 +37,13 @@ def kth_smallest(
     """Find the k-th smallest, k >= 1, of non-negative keys of at most `width` bits.
 
     Args:
-        keys: gives all of them, int64 of shape (n,) at a time, the same ones at every call.
+        keys: yields all of them, int64 of shape (n,) at a time, the same ones at every call.
         k: rank.
-        width: in bits.
-        add_up: sums a histogram over the processes that have keys.
+        width: width of the keys in bits.
+        add_up: sums a histogram over all processes with keys.
 
     Returns:
-        The key, how many are smaller, and how many are equal.
+        The key, the count of smaller keys, and the count of equal ones.
     """
     prefix = below = equal = 0
     top = rounds(width) - 1

@@ -1,4 +1,4 @@
-"""Comparing a difference of half-precision weights without rounding it first, with the same outcome."""
+"""Comparing differences of half-precision weights without rounding them first, with the same result."""
 
 from functools import lru_cache
 
@@ -9,16 +9,16 @@ from rst.numerics.exactness import bits
 
 
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype in which differences of weights of all `dtypes` compare exactly: float64 if it is one, else float32."""
+    """Return the dtype that compares differences of weights exactly: float64 if it is included, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-@lru_cache(maxsize=64)  # a schedule asks for another threshold at every step
+@lru_cache(maxsize=64)  # a schedule has another threshold at every step
 def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
-    """The largest number of `wide_dtype` that rounds to at most `threshold` in `dtype`.
+    """Return the largest number of `wide_dtype` that rounds to at most `threshold` in `dtype`.
 
-    torch computes the difference of half-precision weights in float32 and rounds it. Comparing what was not rounded
-    with this bound decides exactly as comparing the rounded difference with the rounded threshold does.
+    torch computes the difference of half-precision weights in float32 and rounds it. Comparing the unrounded difference
+    with this bound gives the same result as comparing the rounded difference with the rounded threshold.
     """
     limit = torch.tensor(threshold, dtype=dtype)
     if dtype == wide_dtype(dtype):

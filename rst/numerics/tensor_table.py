@@ -1,4 +1,4 @@
-"""One kernel launch for any number of tensors: a table of where each lies and of whose every block of the work is."""
+"""One kernel launch for any number of tensors: a table with the address of each, and the tensor of each block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorTable:
-    """What a kernel reads first. It holds addresses, not tensors: these must live on, where they are.
+    """The table that a kernel reads first. It holds addresses, not tensors: these must stay alive and in place.
 
     Attributes:
-        rows: int64 of shape (tensors, columns + 2): what each tensor needs (addresses and other numbers), its elements,
-            and the number of its first block.
+        rows: int64 of shape (tensors, columns + 2): the data of each tensor (addresses and other numbers), its number
+            of elements, and its first block.
         row_of_block: int32 of shape (blocks,).
     """
 
@@ -24,20 +24,20 @@ class TensorTable:
 
     @property
     def blocks(self) -> int:
-        """How many programs there are to launch."""
+        """Return the number of programs to launch."""
         return self.row_of_block.numel()
 
     @classmethod
     def build(
         cls, columns: Sequence[Sequence[int]], sizes: Sequence[int], block: int, device: torch.device
     ) -> "TensorTable":
-        """Divide tensors into blocks of so many elements; the last of each is shorter.
+        """Divide tensors into blocks of `block` elements; the last block of each is shorter.
 
         Args:
-            columns: numbers in [-2^63, 2^63), one of each column for every tensor.
-            sizes: elements of each tensor. An empty one has no blocks.
-            block: elements.
-            device: where the kernels run.
+            columns: numbers in [-2^63, 2^63), one per column and tensor.
+            sizes: number of elements of each tensor. An empty one has no blocks.
+            block: number of elements per block.
+            device: device of the kernels.
         """
         counts = -(-np.array(sizes, dtype=np.int64) // block)
         firsts = np.cumsum(counts) - counts
@@ -46,7 +46,7 @@ class TensorTable:
         return cls(_to(rows, device), _to(row_of_block, device))
 
     def sums(self, by_block: Tensor) -> list[int]:
-        """Add up a number of each block, shape (blocks,), to one for each tensor. The host waits for them."""
+        """Sum a number per block, shape (blocks,), to one per tensor. The host waits for the result."""
         upto = torch.cat([by_block.new_zeros(1, dtype=torch.int64), by_block.cumsum(0)]).cpu()
         firsts = torch.cat([self.rows[:, -1].cpu(), torch.tensor([self.blocks])])
         return upto[firsts].diff().tolist()

@@ -1,4 +1,4 @@
-"""Numpy's work in pieces, on as many threads as torch is allowed."""
+"""Running numpy in pieces on as many threads as torch may use."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Elements an operation gets at a time. Small enough that a chunk with its temporaries stays in a shared cache; large
-# enough that threads seldom wait for each other's turn at the interpreter between two operations.
+# Elements per operation. Small enough that a chunk with its temporaries stays in a shared cache; large enough that
+# threads rarely wait for the interpreter between two operations.
 CHUNK = 1 << 18
 
 
@@ -26,13 +26,13 @@ def on_all_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> l
 
 
 def divide(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """Divide items into a few shares a core, for work that keeps its buffers: fresh memory costs more than the work."""
+    """Divide items into a few shares per core, for work that reuses its buffers: allocating costs more than it."""
     shares = min(2 * torch.get_num_threads(), len(items))
     return [items[start::shares] for start in range(shares)]
 
 
 @cache
 def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork."""
-    # Whether gradients are recorded is a setting of each thread: the caller's does not reach these.
+    """Return the pool of this process: threads do not survive a fork."""
+    # Gradient mode is set per thread: the caller's setting does not apply to these threads.
     return ThreadPoolExecutor(workers, "rst", initializer=torch.set_grad_enabled, initargs=(False,))
