@@ -1,1 +1,1 @@
-"""What the library costs, beside its peers and the limits of the machine, measured in one run: `make bench`."""
+"""What the library costs, compared with its peers and the limits of the machine, measured in one run: `make bench`."""

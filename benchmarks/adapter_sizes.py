@@ -1,4 +1,4 @@
-"""What PEFT's adapters take on disk for a ViT-B/16: files really saved, counted in bytes."""
+"""Size on disk of PEFT's adapters for a ViT-B/16, counted from files that were saved."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A base and a tuned model under one name: what every layout and tool is measured on."""
+"""A base and a tuned model under one name, on which every layout and tool is measured."""
 
 import math
 from dataclasses import dataclass

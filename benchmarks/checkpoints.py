@@ -1,6 +1,6 @@
 """Export and merge of checkpoints from 0.1 to 7 billion bf16 weights: time, share of read bandwidth, peak memory.
 
-Each measurement runs in a process of its own, so that its peak resident memory is its own.
+Each measurement runs in a process of its own, so that its peak resident memory can be measured.
 """
 
 import json

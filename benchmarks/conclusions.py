@@ -1,4 +1,4 @@
-"""What the recorded tables say, in a sentence each, from their own numbers."""
+"""Conclusions from the recorded tables, one sentence each, from their own numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What weight sync costs, on paper: bytes, seconds and memory from the number of weights, the density and the ranks.
+"""A cost model of weight sync: bytes, seconds and memory from the number of weights, the density and the ranks.
 
 A step of a chain (`rst.sync`) changes a share d of N weights of b bytes; R processes share the work:
 

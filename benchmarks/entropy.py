@@ -1,4 +1,4 @@
-"""The fewest bits a changed weight can take on average: for its position, and for its value."""
+"""The entropy bound: the fewest bits that a changed weight can take on average, for its position and for its value."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""zstd and xdelta3, the programs: what tools that know nothing of weights make of a pair of files."""
+"""zstd and xdelta3 as programs: the result of general tools on a pair of files."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Where the bytes of a delta file are: positions, values, and all that describes them."""
+"""The parts of a delta file in bytes: positions, values, and all that describes them."""
 
 import json
 from dataclasses import dataclass

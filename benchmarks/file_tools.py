@@ -1,4 +1,4 @@
-"""What general tools make of two checkpoint files, checked by undoing it, beside the deltas of this library."""
+"""The result of general tools on two checkpoint files, checked by reversing it, compared with this library's deltas."""
 
 import filecmp
 from collections.abc import Callable

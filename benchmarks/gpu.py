@@ -1,4 +1,4 @@
-"""What the kernels do on a GPU: projection beside a copy, its share of a step, swaps, mixed batches, a published step.
+"""The kernels on a GPU: projection against a copy, its share of a step, swaps, mixed batches, a published step.
 
 Part of `make gpu`. With --quick it is a rehearsal: tiny tensors, by Triton's interpreter where TRITON_INTERPRET=1.
 """

@@ -1,6 +1,6 @@
-"""How sparse changes are stored elsewhere, each layout written out; `LAYOUTS` names them all.
+"""The layouts in which others store sparse changes, each written out; `LAYOUTS` names them all.
 
-A layout writes one file for all tensors that changed, in safetensors unless it says otherwise.
+A layout writes one file for all changed tensors, in safetensors unless it says otherwise.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""One batch of 1 to 256 adapters on ViT-B/16's layers, beside a swap for each group and PEFT's LoRA in one forward."""
+"""One batch of 1 to 256 adapters on ViT-B/16's layers, against a swap per group and PEFT's LoRA in one forward."""
 
 from collections.abc import Callable
 from pathlib import Path

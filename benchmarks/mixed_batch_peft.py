@@ -1,4 +1,4 @@
-"""PEFT's way to serve several adapters in one batch: LoRA layers that take `adapter_names`."""
+"""PEFT's way to serve several adapters in one batch: LoRA layers that accept `adapter_names`."""
 
 import copy
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The pictures beside the tables: bars of times on a logarithmic axis, and curves over the size of a model."""
+"""The figures of the tables: bars of times on a logarithmic axis, and curves over the size of a model."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Eq. 17 on all weights of a ViT-B/16, beside the paper's code, `torch.where` and the speed of memory."""
+"""Eq. 17 on all weights of a ViT-B/16, against the paper's code, `torch.where` and the speed of memory."""
 
 from pathlib import Path
 

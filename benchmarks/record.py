@@ -1,4 +1,4 @@
-"""One JSON file a family of measurements, with the machine, the versions and the command that made it."""
+"""One JSON file per family of measurements, with the machine, the versions and the command that made it."""
 
 import json
 import os

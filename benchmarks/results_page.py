@@ -1,4 +1,4 @@
-"""RESULTS.md: what to conclude, then every recorded family as a table, with its machine, versions and command."""
+"""RESULTS.md: conclusions, then every recorded family as a table, with its machine, versions and command."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Bytes on disk for each changed weight: every layout in use, this library's files, and the entropy bound.
+"""Bytes on disk per changed weight: every layout in use, this library's files, and the entropy bound.
 
-Every size is that of a file that was written; every file of this library is read back and merged, and the result is
-the tuned model bit for bit.
+Every size is that of a written file; every file of this library is read back and merged, and the result equals the
+tuned model bit for bit.
 """
 
 import tempfile

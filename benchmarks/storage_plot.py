@@ -1,4 +1,4 @@
-"""The figure of the storage family: bits a changed weight against density, for each dtype, and the trained models."""
+"""The figure of the storage family: bits per changed weight against density, for each dtype, and the trained models."""
 
 from pathlib import Path
 

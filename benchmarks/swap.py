@@ -1,4 +1,4 @@
-"""Changing the active domain of a ViT-B/16 in memory and from a file, beside a reload and PEFT's merge and unmerge."""
+"""Changing the active domain of a ViT-B/16 in memory and from a file, against a reload and PEFT's merge and unmerge."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""PEFT's verbs on the linear layers of a ViT-B/16: what the swap of a LoRA or a SHiRA adapter takes."""
+"""PEFT's operations on the linear layers of a ViT-B/16: the cost of swapping a LoRA or a SHiRA adapter."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Weight sync from 10 million to 7 billion weights beside the cost model, and the model alone up to a trillion.
+"""Weight sync from 10 million to 7 billion weights against the cost model, and the model alone up to a trillion.
 
-The model's rates come from one size, 100 million weights; the other sizes show how far it carries. Publisher and
+The model's rates come from one size, 100 million weights; the other sizes show how well it extrapolates. Publisher and
 follower run in processes of their own.
 """
 

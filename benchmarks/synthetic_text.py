@@ -1,4 +1,4 @@
-"""Text without a download: sentences from a small grammar, as bytes. Enough for a model to learn something from."""
+"""Text without a download: sentences from a small grammar, as bytes, from which a model can learn something."""
 
 import torch
 from torch import Tensor

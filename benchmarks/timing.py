@@ -1,4 +1,4 @@
-"""Timings that can be compared: every contender in turn, round after round, so that a busy moment hits them all."""
+"""Comparable timings: every contender in turn, round after round, so that a busy moment affects them all."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Changes that training made: the quickstart's CLIP adapted with RST, a causal language model tuned at RL's rates."""
+"""Changes made by training: the quickstart's CLIP adapted with RST, and a causal language model tuned at RL's rates."""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What training takes: peak memory and step time of full fine-tuning, LoRA, SHiRA and RST's modes, a process each."""
+"""The cost of training: peak memory and step time of full fine-tuning, LoRA, SHiRA and RST's modes, a process each."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the projection adds to a training step of open_clip's ViT-B-16 image encoder."""
+"""The cost that the projection adds to a training step of open_clip's ViT-B-16 image encoder."""
 
 from pathlib import Path
 

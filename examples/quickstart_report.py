@@ -1,4 +1,4 @@
-"""What the quickstart reports: one table, and one figure of stored parameters and of where the kept weights lie."""
+"""The report of the quickstart: one table, and one figure of stored parameters and the places of the kept weights."""
 
 import statistics
 from collections import Counter

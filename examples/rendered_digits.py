@@ -1,4 +1,4 @@
-"""The source domain: digits rendered in the fonts that matplotlib ships, with captions."""
+"""The source domain: captioned digits rendered in the fonts that matplotlib ships."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the quickstart's CLIP is pretrained on: a fixed set of rendered digits, each with its caption."""
+"""The pretraining data of the quickstart's CLIP: a fixed set of rendered digits, each with its caption."""
 
 from dataclasses import dataclass
 

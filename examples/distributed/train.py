@@ -3,9 +3,10 @@
     torchrun --nproc-per-node 2 -m examples.distributed.train --parallelism fsdp
     torchrun --nproc-per-node 2 -m examples.distributed.train --parallelism ddp
 
-A small network learns scikit-learn's handwritten digits, each process from its share of every batch, on GPUs if there
-is one a process, else on the CPU. The process of rank 0 writes `base.safetensors` and `delta.safetensors`, merges them,
-and holds the result against the sharded model's own checkpoint, bit for bit.
+A small network is trained on scikit-learn's handwritten digits. Each process uses its share of every batch, on GPUs if
+there is one per process, otherwise on the CPU. The process of rank 0 writes `base.safetensors` and `delta.safetensors`,
+merges them,
+and compares the result with the sharded model's own checkpoint, bit for bit.
 """
 
 import os

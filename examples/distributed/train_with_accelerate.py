@@ -1,4 +1,4 @@
-"""The same training with accelerate, which decides from its own settings how the processes share the work.
+"""The same training with accelerate, whose own settings determine how the processes share the work.
 
     ACCELERATE_USE_CPU=true \\
         accelerate launch --multi_gpu --num_processes 2 -m examples.distributed.train_with_accelerate

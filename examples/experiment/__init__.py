@@ -1,1 +1,1 @@
-"""What the experiments share: settings, cells, stopping and going on, command lines."""
+"""Common parts of the experiments: settings, cells, checkpoints, command lines."""

@@ -1,4 +1,4 @@
-"""Stop and go on: everything a run needs to end, bit for bit on a CPU, as if it had not been stopped."""
+"""Stopping and resuming a run: on a CPU, it ends bit for bit as if it had not been stopped."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the command lines share: refusals in one message, and a bar of iterations for a run."""
+"""Common parts of the command lines: errors in one message, and a progress bar of a run's iterations."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What all settings have in common: types checked when made, to JSON and back, a fingerprint."""
+"""The base of all settings: type checks on creation, conversion to JSON and back, a fingerprint."""
 
 import hashlib
 import json

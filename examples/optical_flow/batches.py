@@ -1,4 +1,4 @@
-"""Endless training batches, each known by its number alone: the same after an interruption, with any workers."""
+"""Endless training batches, each determined by its number alone: the same after an interruption, with any workers."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""KITTI's flow files: PNG with 16 bits a channel, `64 * flow + 2^15` in red and green, the valid mask in blue."""
+"""KITTI's flow files: PNG with 16 bits per channel, `64 * flow + 2^15` in red and green, the valid mask in blue."""
 
 import struct
 import zlib

@@ -3,7 +3,7 @@
 "fine_tuning" trains everything. "linear_probe" trains what MMFlow calls the decoder: the update block (motion encoder,
 GRU, flow head) and the mask predictor; its 3.1210 M are the table's. "bitfit" trains the biases. "lora" adds rank-1
 factors to every convolution of both encoders and the decoder. "rst" trains everything and keeps the r % that changed
-most. "rst_bias" is BitFit with gradients of all weights in the norm that clipping looks at.
+most. "rst_bias" is BitFit with the gradients of all weights included in the norm for clipping.
 """
 
 from collections.abc import Callable

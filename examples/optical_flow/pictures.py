@@ -1,4 +1,4 @@
-"""Pictures of predictions: frame, ground truth, before and after training, flows by the colour wheel."""
+"""Pictures of predictions: frame, ground truth, before and after training, with flows in the colour wheel."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How far a run has come, and its curve."""
+"""The progress of a run, and its curve."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a cell to its result: load, train, save what the task must store, write the JSON file and the pictures."""
+"""Running a cell: load, train, save what the task must store, write the JSON file and the pictures."""
 
 from collections.abc import Callable
 from pathlib import Path

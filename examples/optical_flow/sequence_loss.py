@@ -1,4 +1,4 @@
-"""RAFT's loss: the L1 error of every refinement, later ones weighing more."""
+"""RAFT's loss: the L1 error of every refinement, with larger weights for later ones."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Does every row run, does RST learn, is the trained network bit for bit the start plus the delta? On generated scenes.
+"""Checks on generated scenes that every row runs, RST learns, and start plus delta is the trained network bit for bit.
 
 python -m examples.optical_flow.smoke
 """

@@ -1,4 +1,4 @@
-"""Table X as YAML files, one a setting of data and network: `configs/<variant>.yaml` gives its rows."""
+"""Table X as YAML files, one per setting of data and network: `configs/<variant>.yaml` gives its rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

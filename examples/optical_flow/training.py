@@ -1,4 +1,4 @@
-"""The training loop of every row: what differs is which weights have gradients, and whether RST is attached."""
+"""The training loop of every row: rows differ in which weights have gradients, and whether RST is attached."""
 
 import time
 from collections.abc import Callable

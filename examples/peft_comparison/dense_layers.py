@@ -1,7 +1,7 @@
-"""The same encoder with every dense map as an `nn.Linear` that is called, where PEFT can put an adapter on it.
+"""The same encoder with every dense map as a called `nn.Linear`, so that PEFT can adapt it.
 
-A 1x1 convolution is a linear layer at each pixel, and PEFT's SHiRA takes linear layers alone. open_clip's attention
-pool reads the weights of its projections without calling them, so that an adapter on them would do nothing, in silence.
+A 1x1 convolution is a linear layer at each pixel, and PEFT's SHiRA supports only linear layers. open_clip's attention
+pool reads the weights of its projections without calling them, so an adapter on them would silently do nothing.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What is compared: the ways to tune, the benchmarks, and the learning rates that each may choose from."""
+"""The plan of the comparison: the ways to tune, the benchmarks, and the candidate learning rates of each."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One run: the loop of `examples.uda`, CMKD as the objective, and a tuning that says what of the encoder trains."""
+"""One run: the loop of `examples.uda`, CMKD as the objective, and a tuning that selects what is trained."""
 
 import copy
 from collections.abc import Callable, Sequence

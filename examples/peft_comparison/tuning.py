@@ -1,4 +1,4 @@
-"""Ways to tune an encoder: what of it trains, and what a task has to store of it afterwards."""
+"""Ways to tune an encoder: which parts are trained, and what a task has to store afterwards."""
 
 import warnings
 from abc import ABC, abstractmethod

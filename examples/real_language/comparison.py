@@ -1,4 +1,4 @@
-"""Every method on a task: first the choice of its learning rate, then all seeds. Runs that are done are skipped."""
+"""Every method on a task: first the choice of its learning rate, then all seeds. Finished runs are skipped."""
 
 import json
 from collections.abc import Mapping

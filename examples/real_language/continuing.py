@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in bfloat16 learns to continue the Psalms: loss a token on chapters it has not seen."""
+"""SmolLM2-135M-Instruct in bfloat16 learns to continue the Psalms, scored by the loss per token on unseen chapters."""
 
 from pathlib import Path
 from typing import Any, ClassVar

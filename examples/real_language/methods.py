@@ -1,4 +1,4 @@
-"""The ways to tune: all weights, LoRA, and RST on a support. Each leaves what one would ship in a folder."""
+"""The ways to tune: all weights, LoRA, and RST on a support. Each writes what a user would ship into a folder."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

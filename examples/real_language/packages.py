@@ -1,4 +1,4 @@
-"""The models and the text, from packages that a plain `pip install` brings."""
+"""The models and the text, from packages that a plain `pip install` provides."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables of what was measured, and a picture of quality beside what is shipped."""
+"""The tables of the measurements, and a figure of quality against shipped size."""
 
 import statistics
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 learns to find the verse that follows another, among all verses of chapters it has not seen."""
+"""all-MiniLM-L6-v2 learns to find the verse that follows another, among all verses of unseen chapters."""
 
 from functools import cache
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What both models have in common: a base, batches to train on, a loss, and a score on text they have not seen."""
+"""The interface of both tasks: a base, training batches, a loss, and a score on unseen text."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One method on one task in a process of its own, so that its memory is its own."""
+"""One method on one task in a process of its own, so that its memory can be measured."""
 
 import json
 import os

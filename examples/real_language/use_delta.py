@@ -1,4 +1,4 @@
-"""One delta in the hands of its users: on a live model, merged into a folder for transformers, sent to a follower."""
+"""Three uses of one delta: on a live model, merged into a transformers folder, and sent to a follower."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""PACS in few shots: a handful of labelled images a class, and held-out ones to choose and to score by."""
+"""Few-shot PACS: a few labelled images per class, and held-out ones for model selection and scores."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet's weights and a head fitted on photos of PACS: the base of every run."""
+"""EfficientNet-Lite0 with ImageNet weights and a head fitted on photos of PACS: the base of every run."""
 
 from functools import lru_cache
 from pathlib import Path

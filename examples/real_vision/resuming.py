@@ -1,4 +1,4 @@
-"""Runs whose outcomes go to a JSON file at once: those in it are skipped, so that a stopped comparison goes on."""
+"""Runs whose results are written to a JSON file at once: a restarted comparison skips them."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -1,6 +1,6 @@
-"""Which weights survive: the rules that are compared, each as what happens after an optimiser step and at the end.
+"""The compared selection rules, each defined by what it does after an optimiser step and at the end.
 
-All of them train every weight of the encoder with ordinary steps; they differ in when and how they put weights back.
+All of them train every weight of the encoder with ordinary steps; they differ in when and how they reset weights.
 """
 
 from collections.abc import Callable

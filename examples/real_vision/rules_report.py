@@ -1,4 +1,4 @@
-"""What the comparison of rules shows: a table of test accuracies, and their curves against the kept share."""
+"""The report of the comparison of rules: a table of test accuracies, and their curves against the kept share."""
 
 import statistics
 from collections import defaultdict

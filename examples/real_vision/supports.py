@@ -1,4 +1,4 @@
-"""Ways to train a hundredth of the encoder in little memory, each for `STEPS` steps of AdamW, the head beside it."""
+"""Ways to train a hundredth of the encoder in little memory, each for `STEPS` steps of AdamW, the head included."""
 
 from collections.abc import Callable
 

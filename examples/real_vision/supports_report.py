@@ -1,4 +1,4 @@
-"""What the comparison of supports shows: a table of test accuracies, with rows of the comparison of rules."""
+"""The report of the comparison of supports: a table of test accuracies, with rows of the comparison of rules."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

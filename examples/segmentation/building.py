@@ -1,4 +1,4 @@
-"""From settings to the network and the method."""
+"""Building the network and the method from settings."""
 
 from collections import OrderedDict
 

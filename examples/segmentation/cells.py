@@ -1,4 +1,4 @@
-"""The cells of a table: a row with a seed each."""
+"""The cells of a table: one row with one seed each."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""DACS (Tranheden et al. 2021): half of the source's classes are pasted onto the target, then colours are disturbed."""
+"""DACS (Tranheden et al. 2021): half of the source's classes are pasted onto the target, then colours are jittered."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The 19 classes of Cityscapes: numbers, names, colours, and the numbers that the data sets' files have for them."""
+"""The 19 classes of Cityscapes: numbers, names, colours, and their numbers in the files of each data set."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,7 @@
 """Generated street scenes with exact labels, in the layouts of GTA5, Cityscapes and ACDC and in three styles.
 
-They stand in for data that cannot be shipped: every reader, crop and metric runs as on the real files. They are no
-benchmark, and a score on them says nothing about one on the real data.
+They replace data that cannot be shipped: every reader, crop and metric runs as on the real files. They are not a
+benchmark, and scores on them say nothing about the real data.
 """
 
 import random

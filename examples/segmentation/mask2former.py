@@ -1,4 +1,4 @@
-"""Mask2Former (Cheng et al. 2022) from transformers, cut between backbone and decoder as App. L cuts it."""
+"""Mask2Former (Cheng et al. 2022) from transformers, split between backbone and decoder as in App. L."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Mask2Former's own loss with a weight for every pixel; where all weights are 1 it is the library's."""
+"""Mask2Former's own loss with a weight per pixel; with all weights 1 it equals the library's."""
 
 from typing import NamedTuple
 

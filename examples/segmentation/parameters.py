@@ -1,4 +1,4 @@
-"""The DSP columns of App. Tables VII and IX from the architectures, beside the paper's, and why they differ."""
+"""The DSP columns of App. Tables VII and IX computed from the architectures, the paper's, and why they differ."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -1,4 +1,4 @@
-"""Rare-class sampling (DAFormer, Hoyer et al. 2022): source images are drawn for a class, rare classes more often."""
+"""Rare-class sampling (DAFormer, Hoyer et al. 2022): source images are drawn by class, rare classes more often."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A table's report as Markdown: the paper's IoU of every class, ours, the difference, and what is stored."""
+"""A table's report as Markdown: the paper's IoU per class, ours, the difference, and what is stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

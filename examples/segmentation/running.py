@@ -1,4 +1,4 @@
-"""From a cell to its result: build, train, save what must be stored, draw pictures, write the JSON file."""
+"""Running a cell: build, train, save what must be stored, draw pictures, write the JSON file."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Endless batches of crops, each known by seed and number alone: the same after an interruption, with any workers."""
+"""Endless batches of crops, each determined by seed and number: the same after an interruption, with any workers."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What every method has in common: weighted losses of a batch, and what it does after the optimiser's step."""
+"""The interface of every method: weighted losses of a batch, and an action after the optimiser step."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""What decides the numbers of a cell, apart from its seed: one frozen dataclass, checked when made."""
+"""The settings that determine a cell's numbers, apart from its seed: one frozen dataclass, checked on creation."""
 
 from dataclasses import dataclass
 from typing import Literal

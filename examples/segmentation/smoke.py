@@ -1,6 +1,6 @@
-"""Does every row run? Tiny networks on generated scenes; RST's rows also ship their delta and merge it back.
+"""Checks that every row runs: tiny networks on generated scenes; RST's rows also save their delta and merge it back.
 
-The rows that `LONG` names train until something is learnt, the others for a few iterations.
+The rows in `LONG` train until they have learned something, the others for a few iterations.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The training loop of both tables: what differs is the method, which weights train, and whether RST is attached."""
+"""The training loop of both tables: rows differ in the method, the trained weights, and whether RST is attached."""
 
 import time
 from collections.abc import Callable

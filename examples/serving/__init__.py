@@ -1,1 +1,1 @@
-"""One base model and a thousand domains behind one HTTP endpoint, the deltas exchanged in place."""
+"""One base model and a thousand domains behind one HTTP endpoint, with deltas swapped in place."""

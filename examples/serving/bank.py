@@ -1,4 +1,4 @@
-"""A folder of adapters, of which the ones used last are ready in memory, within a bound in bytes."""
+"""A folder of adapters, of which the most recently used are kept ready in memory, up to a limit in bytes."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Something to serve: a ResNet-18 with fixed random weights, and a folder of as many deltas of it as you like.
+"""A demo model to serve: a ResNet-18 with fixed random weights, and a folder with any number of deltas of it.
 
 python -m examples.serving.demo outputs/serving/adapters --count 1000
 """

@@ -1,4 +1,4 @@
-"""A histogram of latencies in constant memory: buckets that grow by a tenth, so a percentile is right to a tenth."""
+"""A histogram of latencies in constant memory: buckets grow by a tenth, so a percentile is accurate to a tenth."""
 
 import math
 import threading

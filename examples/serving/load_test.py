@@ -1,8 +1,8 @@
-"""Many clients at once against a running server: a table, and a histogram of what they waited.
+"""A load test with many clients against a running server: a table, and a histogram of latencies.
 
     python -m examples.serving.load_test --url http://127.0.0.1:8000 --requests 2000 --clients 8
 
-Adapters are asked for as domains are in life: the r-th most popular one with probability proportional to 1/r.
+Adapters are requested by a Zipf distribution: the r-th most popular one with probability proportional to 1/r.
 """
 
 import random

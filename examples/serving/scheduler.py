@@ -1,6 +1,6 @@
-"""Who runs when: one thread owns the model, takes the adapters in turn and runs the requests of each together.
+"""The scheduler: one thread owns the model, switches between adapters and runs the requests of each together.
 
-Nobody else touches the weights, so no request can see half a swap, and there is no lock around the model.
+No other thread touches the weights, so no request can see half a swap, and the model needs no lock.
 """
 
 import threading

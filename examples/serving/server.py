@@ -1,4 +1,4 @@
-"""The HTTP side: tensors in and out as safetensors, errors as status codes, counts and latencies to look at.
+"""The HTTP interface: tensors in and out as safetensors, errors as status codes, counters and latencies.
 
 POST /predict/{adapter}   safetensors with "inputs" -> safetensors with "outputs"
 GET  /adapters            names

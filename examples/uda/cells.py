@@ -1,4 +1,4 @@
-"""The cells of a table: a row on a task with a seed each."""
+"""The cells of a table: one row on one task with one seed each."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the digits benchmark's CLIP is pretrained on: rendered, distorted, captioned digits, no real image seen."""
+"""The pretraining data of the digits benchmark's CLIP: rendered, distorted, captioned digits without real images."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When a run has diverged: its loss or its weights are no longer finite, and further iterations say nothing."""
+"""Detecting divergence: the loss or weights of a run are no longer finite, so more iterations are useless."""
 
 import torch
 from accelerate import Accelerator

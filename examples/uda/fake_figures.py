@@ -1,4 +1,4 @@
-"""Drawn figures for miniature benchmarks: the class decides shape, colour and texture, the domain the style."""
+"""Drawn figures for miniature benchmarks: the class determines shape, colour and texture, the domain the style."""
 
 import colorsys
 import math

@@ -1,4 +1,4 @@
-"""The images of one domain in order, without augmentation, held in memory where they fit."""
+"""The images of one domain in order, without augmentation, held in memory if they fit."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Whether the optimiser's steps are larger than the rounding of the weights they are added to."""
+"""A check whether the optimiser's steps exceed the rounding of the weights they are added to."""
 
 import warnings
 

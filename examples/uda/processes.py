@@ -1,4 +1,4 @@
-"""What several processes must agree on: gradients after each backward pass, BatchNorm's statistics before a test."""
+"""Synchronisation between processes: gradients after each backward pass, BatchNorm's statistics before a test."""
 
 import torch
 from accelerate import Accelerator

@@ -1,4 +1,4 @@
-"""timm's RandAugment, drawn from torch's generator alone."""
+"""timm's RandAugment, with random numbers from torch's generator only."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From a cell to its result: load, train, save what the task must store, write the JSON file."""
+"""Running a cell: load, train, save what the task must store, write the JSON file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

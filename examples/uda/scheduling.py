@@ -1,4 +1,4 @@
-"""Running many cells: one after another with a bar of iterations, or several at a time with a core each."""
+"""Running many cells: one after another with a progress bar of iterations, or several at a time with one core each."""
 
 import multiprocessing
 import traceback

@@ -1,4 +1,4 @@
-"""What decides the numbers of a cell, apart from its task and its seed: one frozen dataclass, checked when made."""
+"""The settings that determine a cell's numbers, apart from task and seed: one frozen dataclass, checked on creation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace

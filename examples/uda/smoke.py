@@ -1,4 +1,4 @@
-"""Does every row of every table run? A few iterations of tiny random models on miniature fake data.
+"""Checks that every row of every table runs: a few iterations of tiny random models on miniature fake data.
 
 python -m examples.uda.smoke
 """

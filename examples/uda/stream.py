@@ -1,4 +1,4 @@
-"""Endless batches of both domains, each known by its number alone: the same after an interruption, with any workers."""
+"""Endless batches of both domains, each determined by its number: the same after an interruption, with any workers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

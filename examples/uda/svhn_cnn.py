@@ -1,4 +1,4 @@
-"""A real SVHN classifier that others trained: an encoder of 256 features and its last layer, for source-free tasks."""
+"""A real SVHN classifier trained by others: an encoder of 256 features and its last layer, for source-free tasks."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """A stand-in for a CLIP teacher: MobileNetV2's features mapped to real CLIP text embeddings, without any PACS label.
 
-It is not CLIP: no image was ever contrasted with a text. What ties the two spaces are names that ImageNet's classes
+It is not CLIP: no image was ever contrasted with a text. The two spaces are connected by names that ImageNet's classes
 share with LVIS and Open Images.
 """
 

@@ -1,4 +1,4 @@
-"""The training loop of every table: what differs between methods is the objective, and whether RST is attached."""
+"""The training loop of every table: methods differ in the objective, and whether RST is attached."""
 
 import time
 from collections.abc import Callable, Iterator

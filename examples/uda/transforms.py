@@ -1,4 +1,4 @@
-"""The paper's transforms of each benchmark (App. A, B): what happens to an image before the encoder sees it."""
+"""The paper's transforms of each benchmark (App. A, B), applied to images before the encoder."""
 
 from collections.abc import Callable
 from typing import Any, Literal

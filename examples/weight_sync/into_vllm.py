@@ -1,4 +1,4 @@
-"""Train with transformers' Trainer in this process, generate with vLLM in another, and bring it each step over HTTP.
+"""Train with transformers' Trainer in this process, generate with vLLM in another, and send it each step over HTTP.
 
 python -m examples.weight_sync.into_vllm --steps 10
 

@@ -1,4 +1,4 @@
-"""The process that follows: it knows the store and the first weights, and nothing else of the trainer."""
+"""The following process: it knows the store and the first weights, and nothing else about the trainer."""
 
 import hashlib
 from multiprocessing.connection import Connection

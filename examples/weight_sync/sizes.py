@@ -1,4 +1,4 @@
-"""What one step costs by other means: all weights, compressed, XOR with the step before, int32 positions and values."""
+"""The cost of one step by other means: all weights, compressed, XOR with the step before, int32 positions, values."""
 
 import shutil
 import subprocess

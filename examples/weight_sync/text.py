@@ -1,4 +1,4 @@
-"""Tokens to train on, and what the model says: greedy continuations from the first token of a story."""
+"""Training tokens, and the model's output: greedy continuations from the first token of a story."""
 
 from pathlib import Path
 

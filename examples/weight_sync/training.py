@@ -1,4 +1,4 @@
-"""The process that trains and publishes after every optimizer step."""
+"""The process that trains, and publishes after every optimizer step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Reinforcement learning with TRL in this process, generation with vLLM in another, which gets each step over HTTP.
+"""Reinforcement learning with TRL in this process and generation with vLLM in another, which gets each step over HTTP.
 
 python -m examples.weight_sync.trl_with_vllm --steps 4
 

@@ -1,4 +1,4 @@
-"""Weight sync between actors of Ray: a trainer and two samplers, one of which is killed and comes back.
+"""Weight sync between Ray actors: a trainer and two samplers, one of which is killed and restarted.
 
 pip install ray
 python -m examples.weight_sync.with_ray

@@ -1,4 +1,4 @@
-"""What a benchmark of the paper is: domains, tasks, class names, a check of its files, and their datasets."""
+"""The definition of a benchmark: domains, tasks, class names, a check of its files, and their datasets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The error that a benchmark's files are refused with, and how long lists of names are put in it."""
+"""The error for a benchmark's missing or wrong files, with shortened lists of names."""
 
 from collections.abc import Sequence
 

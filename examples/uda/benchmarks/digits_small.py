@@ -1,4 +1,4 @@
-"""Digits on two cores: MNIST to USPS and back at the size they were scanned, read from their original files."""
+"""Digits on two cores: MNIST to USPS and back at their original size, read from their original files."""
 
 import gzip
 import math

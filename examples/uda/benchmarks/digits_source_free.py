@@ -1,4 +1,4 @@
-"""Digits without a source: a classifier trained on SVHN, to be fitted to MNIST or USPS, whose labels stay unseen."""
+"""Source-free digits: a classifier trained on SVHN is adapted to MNIST or USPS without labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Benchmarks distributed as image folders: one folder a domain, in it one folder a class."""
+"""Benchmarks distributed as image folders: one folder per domain, with one folder per class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

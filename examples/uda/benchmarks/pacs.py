@@ -1,4 +1,4 @@
-"""PACS: photo, art painting, cartoon and sketch of seven classes, 12 tasks, at 128 pixels in one archive a domain."""
+"""PACS: photo, art painting, cartoon and sketch of seven classes, 12 tasks, at 128 pixels in one archive per domain."""
 
 import io
 from collections.abc import Callable, Sequence

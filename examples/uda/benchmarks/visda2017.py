@@ -1,4 +1,4 @@
-"""VisDA-2017: 12 classes of rendered 3D models to photographs; 1 task, scored as mean of the classes (Table V)."""
+"""VisDA-2017: 12 classes, rendered 3D models to photographs; 1 task, scored by the mean over classes (Table V)."""
 
 from examples.uda.benchmarks.image_folder import ImageFolderBenchmark
 
