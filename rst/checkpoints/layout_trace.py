@@ -1,4 +1,4 @@
-"""What a function makes of tensors, told without their elements: which go into which, and whether it only lays out."""
+"""Tracing a function of tensors without their elements: which inputs go into which outputs, and if it only moves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ _COPIES = {"clone", "contiguous", "detach"}
 
 
 class TracedTensor(Tensor):
-    """A tensor on the meta device that remembers what it was made of. Copies are the tensor itself.
+    """A tensor on the meta device that records its inputs. Copies are the tensor itself.
 
     Attributes:
-        sources: names of the tensors whose elements it has.
-        changed: whether any function made it of another.
-        computed: the first function on the way that does more than lay elements out, if one does.
-        memory: which memory its only source had, to tell views of that.
+        sources: names of the tensors whose elements it holds.
+        changed: whether any function computed it from another.
+        computed: the first function on the way that does more than rearrange elements, if any.
+        memory: the memory of its only source, to recognise views of it.
     """
 
     sources: tuple[str, ...]
@@ -32,7 +32,7 @@ class TracedTensor(Tensor):
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> "TracedTensor":
-        """Stand for a tensor of any kind, of which only shape and dtype matter."""
+        """Create a stand-in for a tensor of any kind, of which only shape and dtype matter."""
         traced = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta").as_subclass(cls)
         traced.sources, traced.changed, traced.computed = (name,), False, None
         traced.memory = _memory(traced)
@@ -40,7 +40,7 @@ class TracedTensor(Tensor):
 
     @property
     def is_view(self) -> bool:
-        """Whether stride and offset say where in its only source each element is."""
+        """Whether stride and offset determine where in its only source each element is."""
         return len(self.sources) == 1 and not self.computed and _memory(self) == self.memory
 
     @classmethod
@@ -51,7 +51,7 @@ class TracedTensor(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run one function, and let what it returns remember it."""
+        """Run one function, and record its inputs in its result."""
         name = getattr(func, "__name__", repr(func))
         if name in _COPIES:
             return args[0]

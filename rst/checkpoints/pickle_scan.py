@@ -1,8 +1,8 @@
-"""A look at a pickle's instructions before they are followed: they must not cost more than its bytes explain.
+"""Checking a pickle's instructions before they are run: they must not cost more than its bytes explain.
 
-Hashing a tuple visits all of it, however often its parts are shared: forty tuples of two, each twice in the next, are a
-key that takes days. Integers that are equal modulo 2^61 - 1 share a hash, so that a dict or a set of n of them takes
-n^2. A call, of `set` on a list say, copies what it is given, and a few bytes call it on the same list again.
+Hashing a tuple visits all of its parts, however often they are shared: forty tuples of two, each twice in the next, are
+a key that takes days. Integers that are equal modulo 2^61 - 1 share a hash, so that a dict or a set of n of them takes
+O(n^2). A call, such as `set` on a list, copies its argument, and a few bytes repeat the call on the same list.
 """
 
 import pickletools
@@ -13,20 +13,20 @@ from typing import Any, BinaryIO, cast
 from rst.files.budget import Budget, BudgetError
 
 _COLLIDE_FROM = (1 << 61) - 1
-_STEPS_A_COPY = 16  # of one object: an entry of a set takes that much more memory than an instruction
+_STEPS_A_COPY = 16  # per object: a set entry takes this many times the memory of an instruction
 _TAKES_A_SIZE = ("bytearray", "Tensor", "Storage")
 _REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor", "_rebuild_from_type_v2")
 _MARK = object()
 _NOTHING: list[Any] = []
-_EMPTY = object()  # a list, dict or set that nothing has been put into: a million of them must take no million groups
+_EMPTY = object()  # an empty list, dict or set: a million of them must not take a million groups
 
 
 def check_pickle(file: BinaryIO, budget: Budget) -> None:
-    """Look at one pickle, up to its end.
+    """Check one pickle, up to its end.
 
     Raises:
-        BudgetError: following it would cost more than the budget has.
-        ValueError: no pickle, or one that takes from an empty stack.
+        BudgetError: running it would exceed the budget.
+        ValueError: it is not a pickle, or takes from an empty stack.
     """
     scan = _Scan(budget)
     try:
@@ -37,7 +37,7 @@ def check_pickle(file: BinaryIO, budget: Budget) -> None:
 
 
 class _Within:
-    """A file that is asked for no more than it has: it would take memory for the length that a string claims."""
+    """A file that limits reads to its size: the unpickler would allocate the length that a string claims."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.tell, self.readline = file.tell, file.readline
@@ -51,17 +51,17 @@ class _Group:
     """A tuple, list, dict or set, or what a call has made of some.
 
     Attributes:
-        size: how many objects one visits to hash all that is in it; of a dict, its keys.
-        colliding: how many things in it can be made to share a hash.
-        parts: what is right in it; of what a call has made, also what is in that.
-        weight: how many objects one visits to hash it. What can still grow cannot be hashed.
+        size: number of objects visited to hash all of its contents; of a dict, its keys.
+        colliding: number of its contents that can be made to share a hash.
+        parts: its direct contents; for the result of a call, also their contents.
+        weight: number of objects visited to hash it. Growing objects cannot be hashed.
     """
 
     __slots__ = ("colliding", "parts", "size", "weight")
 
     def __init__(self, parts: Iterable[Any] = (), grows: bool = False) -> None:
         self.size = self.colliding = 0
-        self.parts: list[Any] = _NOTHING  # a million empty lists must not take a million more
+        self.parts: list[Any] = _NOTHING  # shared, so that a million empty lists do not take a million more
         if parts:
             self.add(parts)
         self.weight = 1 if grows else 1 + self.size
@@ -83,7 +83,7 @@ def _can_collide(part: Any) -> bool:
 
 
 class _Scan:
-    """The stack of an unpickler, with stand-ins: groups, integers and names of classes as such, None for all else."""
+    """The stack of an unpickler, with stand-ins: groups, integers and class names as such, None for everything else."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -129,7 +129,7 @@ class _Scan:
             self._other(opcode, argument)
 
     def _other(self, opcode: Any, argument: Any) -> None:
-        """An instruction that leaves nothing of interest but integers."""
+        """Process an instruction whose result matters only if it is an integer."""
         before, after = opcode.stack_before, opcode.stack_after
         if any(kind.name == "mark" for kind in before):
             self._above_mark()
@@ -140,7 +140,7 @@ class _Scan:
             self._push(argument if type(argument) is int else None)
 
     def _top(self) -> Any:
-        """The last thing, which from now on may be reached twice, or grow."""
+        """Return the top of the stack, which may now be referenced twice, or grow."""
         if self._stack[-1] is _EMPTY:
             self._stack[-1] = _Group(grows=True)
         return self._stack[-1]
@@ -178,7 +178,7 @@ class _Scan:
             group.add(parts)
 
     def _set(self, keys: list[Any]) -> None:
-        """Tuples of integers can be made to share a hash too."""
+        """Count the elements of a set; tuples of integers can be made to share a hash too."""
         for key in keys:
             if type(key) is _Group:
                 self._keys += 1
@@ -195,7 +195,7 @@ class _Scan:
         self._push(self._copy([arguments]))
 
     def _check_extent(self, called: str, arguments: Any) -> None:
-        """Storage, offset, size and stride: torch makes the storage larger where it is too small for them."""
+        """Check storage, offset, size and stride: torch enlarges a storage that is too small for them."""
         match arguments.parts[1:4] if type(arguments) is _Group else ():
             case [int(offset), _Group() as size, _Group() as stride]:
                 pairs = list(zip(size.integers(), stride.integers(), strict=False))
@@ -204,7 +204,7 @@ class _Scan:
                     raise BudgetError(f"{called} reaches to {extent}, in a file of {self._budget.file_bytes} bytes")
 
     def _copy(self, given: list[Any]) -> _Group:
-        """Take what it costs to make sets of all that is given, and of all that is right in it."""
+        """Charge the cost of making sets of all arguments, and of all their direct contents."""
         copy = _Group()
         for group in given:
             for one in (group, *group.parts) if type(group) is _Group else ():

@@ -19,7 +19,7 @@ class Source(str, Enum):
 
 
 def source_kind(path: Path) -> Source:
-    """Determine the kind by name: pickles are released checkpoints; a folder's configuration tells its kind."""
+    """Determine the kind by name: pickles are released checkpoints; a folder's kind follows from its configuration."""
     from rst.checkpoints.checkpoint import PICKLED_SUFFIXES
     from rst.delta.file import CONFIG_FILE
 

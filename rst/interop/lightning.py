@@ -66,7 +66,7 @@ class RSTCallback(Callback):
         return self._trainer
 
     def export(self) -> SparseDelta:
-        """The change as it is now: `ResidualSparseTrainer.export`, which raises the same."""
+        """Export the current change: `ResidualSparseTrainer.export`, with its errors."""
         return self.trainer.export()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, encoding: Encoding = "coo") -> None:

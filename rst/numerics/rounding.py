@@ -32,7 +32,7 @@ def comparison_bound(threshold: float, dtype: torch.dtype) -> float:
 
 
 def at_most(threshold: float, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` that is at most `threshold`; a parameter's changes compare alike with both."""
+    """Return the largest number of `dtype` that is at most `threshold`; comparing changes with either is equivalent."""
     rounded = torch.tensor(threshold, dtype=dtype)
     if float(rounded) > threshold:
         rounded = torch.nextafter(rounded, torch.tensor(0.0, dtype=dtype))
@@ -40,7 +40,7 @@ def at_most(threshold: float, dtype: torch.dtype) -> float:
 
 
 def tensor_at_most(threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `at_most`, of a number that stays on its device; both of shape ()."""
+    """Do what `at_most` does for a number that stays on its device; both of shape ()."""
     rounded = threshold.to(dtype)
     one_lower = (bits(rounded) - 1).view(dtype)  # the bits of non-negative floats are ordered like the floats
     return torch.where(rounded > threshold, one_lower, rounded)

@@ -182,13 +182,13 @@ class _Trial:
         extraction.release(name)
 
     def finish(self) -> None:
-        """Weigh what is left, and take the roots."""
+        """Measure the waiting parameters, and take the square roots."""
         for point in self.points:
             self._weigh(point)
             point.dropped_l2 = math.sqrt(point.dropped_l2)
 
     def _weigh(self, point: TauPoint) -> None:
-        """Small parameters together, as a file packs them."""
+        """Measure small parameters together, as a file packs them."""
         if waiting := self._waiting.pop(point.tau, None):
             point.plain_bytes += sum(map(bytes_of_tensor, coo.to_arrays(waiting).values()))
             point.packed_bytes += sum(map(bytes_of_tensor, packed.to_arrays(waiting).values()))

@@ -12,7 +12,7 @@ from rst.numerics.rounding import wide_dtype
 from rst.operations.extraction import Extraction, Progress, shifted
 
 FAR = 2.0
-"""Times more changed weights than are kept that are worth a warning, and times fewer than asked for."""
+"""Factor by which changed weights must exceed the kept share, or fall below the requested one, for a warning."""
 
 _CHUNK = 1 << 22
 
@@ -20,19 +20,19 @@ _CHUNK = 1 << 22
 def keep_top_share(
     extraction: Extraction, ratio: float, on_progress: Progress | None = None
 ) -> tuple[Extraction, Progress | None, int]:
-    """Have an extraction keep the `ratio` of all its weights that changed most, fewer only where fewer changed.
+    """Make an extraction keep the `ratio` of all its weights that changed most, fewer only if fewer changed.
 
-    Of equal changes at the boundary the first are kept, in the order of the names and of the elements. Tensors without
-    residuals (float8, integers) are neither counted nor selected from. Everything is read twice more, with float64
-    among it four times.
+    Of equal changes at the boundary, the first ones are kept, in the order of the names and of the elements. Tensors
+    without residuals (float8, integers) are neither counted nor selected from. Everything is read twice more, or four
+    times if float64 weights are included.
 
     Args:
-        extraction: what to compare with what.
+        extraction: the comparison.
         ratio: the share, in (0, 1].
         on_progress: called after each tensor with bytes done and bytes in all, the extraction's own run included.
 
     Returns:
-        The extraction that does so, the progress of its run, and how many weights changed (0 where none is kept).
+        The changed extraction, the progress of its run, and how many weights changed (0 if none is kept).
 
     Raises:
         ParameterMismatchError: shapes or dtypes differ.
@@ -68,20 +68,20 @@ def keep_top_share(
 
 
 def has_residuals(outline: Tensor) -> bool:
-    """Whether changes of such a tensor have a size to be compared: it is strided, and of floats that are added to."""
+    """Return whether changes of such a tensor have comparable magnitudes: it is strided, with additive floats."""
     return outline.dtype in RESIDUAL_DTYPES and outline.layout == torch.strided and not outline.is_nested
 
 
 def changes(extraction: Extraction, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
     """`|wt - w0|` of one parameter, rounded in its own dtype, 1-D in chunks; infinite where w0 was NaN and is no more.
 
-    The parameter's memory is given back afterwards.
+    The parameter's memory is released afterwards.
     """
     base, tuned = extraction.pair(name)
     pieces = (torch.split(tensor.reshape(-1), _CHUNK) for tensor in (base, tuned))
     for origin, target in zip(*pieces, strict=True):
         change = (target - origin).abs_()
-        if change.isnan().any():  # infinities that stayed where they were have not changed
+        if change.isnan().any():  # infinities that did not change
             change[bits(target) == bits(origin)] = 0.0
             change.nan_to_num_(nan=float("inf"), posinf=float("inf"))
         yield change.to(dtype)
@@ -89,7 +89,7 @@ def changes(extraction: Extraction, name: str, dtype: torch.dtype) -> Iterator[T
 
 
 def _first_ties(extraction: Extraction, names: list[str], boundary: float, wanted: int) -> dict[str, int]:
-    """How many of each parameter's changes that equal the boundary are among the first `wanted` of all."""
+    """Return how many changes of each parameter that equal the boundary are among the first `wanted` of all."""
     ties = {}
     for name in names:
         if not wanted:

@@ -1,4 +1,4 @@
-"""Whether tuned weights have the shapes and dtypes of their base, read from the headers, and the way out if not."""
+"""Checking, from the headers, that tuned weights have the shapes and dtypes of their base, with advice if not."""
 
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.delta.parameter_delta import is_judged
@@ -8,12 +8,12 @@ from rst.operations.extraction import Extraction
 
 
 def check_forms(extraction: Extraction, base: Checkpoint, *, may_cast: bool) -> None:
-    """Compare what is not stored whole, before anything is read; tensors that no delta holds may be anything.
+    """Compare the tensors that are not stored whole, before anything is read; those that no delta holds may differ.
 
     Args:
-        extraction: the plan of their comparison.
+        extraction: the plan of the comparison.
         base: its base.
-        may_cast: whether the user could ask for tuned weights of the base's dtype, and has not.
+        may_cast: whether the user could request a cast to the base's dtype, and has not.
 
     Raises:
         ParameterMismatchError: shapes or dtypes differ.

@@ -91,7 +91,7 @@ class QuantizedTrainer:
         average_in_backward([beside.values for beside in self._besides.values()])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What an optimiser is to train: values of S by the name of the weight, and the modules saved whole."""
+        """Yield what an optimiser trains: values of S by the name of the weight, and the modules saved whole."""
         for name, beside in self._besides.items():
             assert isinstance(beside.values, nn.Parameter)
             yield name, beside.values
@@ -109,7 +109,7 @@ class QuantizedTrainer:
             beside.turn(False)
 
     def export(self) -> SparseDelta:
-        """The residuals that have moved, and the modules saved whole.
+        """Export the residuals that changed, and the modules saved whole.
 
         The delta has no digests of its base: there is no float weight to take them of. `delta.base.quantized` says how
         it was quantised.

@@ -157,7 +157,7 @@ class ResidualSparseTrainer:
             self.config = replace(self.config, total_steps=total_steps)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What an optimiser is to train, by the name of the parameter it is, or belongs to.
+        """Yield what an optimiser trains, by the name of the parameter that it is, or belongs to.
 
         With `select="support"` these are the kept weights of each parameter, 1-D and in float32 where the parameter is
         in half precision; else the parameters themselves. Those of modules saved whole come last.
@@ -168,7 +168,7 @@ class ResidualSparseTrainer:
                 yield name, tensor
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters to give to an optimiser: `named_parameters` without names."""
+        """Yield the parameters to give to an optimiser: `named_parameters` without names."""
         return (parameter for _, parameter in self.named_parameters())
 
     def to_support(self) -> Support:
@@ -442,7 +442,7 @@ class ResidualSparseTrainer:
         return self._layout.numel(name) if self._layout else self._tracked.sparse[name].numel()
 
     def count_changed(self) -> int:
-        """How many of the tracked weights differ from w0 now, in all processes.
+        """Count the tracked weights that differ from w0 now, in all processes.
 
         Reads all of them once more, unless the last selection counted them, and torch no write to them since.
         """
