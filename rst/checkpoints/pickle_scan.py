@@ -178,7 +178,7 @@ class _Scan:
             group.add(parts)
 
     def _set(self, keys: list[Any]) -> None:
-        """Count the elements of a set; tuples of integers can be made to share a hash too."""
+        """Add keys to a set, and charge groups among them: tuples of integers can be made to share a hash too."""
         for key in keys:
             if type(key) is _Group:
                 self._keys += 1

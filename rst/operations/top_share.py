@@ -12,7 +12,7 @@ from rst.numerics.rounding import wide_dtype
 from rst.operations.extraction import Extraction, Progress, shifted
 
 FAR = 2.0
-"""Factor by which changed weights must exceed the kept share, or fall below the requested one, for a warning."""
+"""Factor by which changed weights exceed the kept ones, or the share falls below the requested one, for a warning."""
 
 _CHUNK = 1 << 22
 

@@ -60,7 +60,7 @@ class TritonProjection:
         return lambda: sum(int(kept.sum()) for kept in counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a copy start with its own weights."""
+        """Copy without the cached plans, because a copy has other weights."""
         return TritonProjection, ()
 
     def plan(self, dtype: torch.dtype, device: torch.device, group: Sequence[Pair]) -> Plan:

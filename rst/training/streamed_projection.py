@@ -45,7 +45,7 @@ class StreamedProjection:
             buffers.were_read()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Let a copy start with its own buffers."""
+        """Copy without the buffers; a copy allocates its own."""
         return StreamedProjection, (self._project, self._chunk_bytes)
 
     def _chunks(self, pairs: Iterable[Pair]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -335,7 +335,7 @@ class ResidualSparseTrainer:
             self._base.trust()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let a copy be attached to no optimiser."""
+        """Return the state for a copy, which is not attached to an optimiser."""
         return {**self.__dict__, "_following": None, "_in_backward": None, "_counted": None}
 
     def _before(self, args: Any, kwargs: Any) -> Any:
