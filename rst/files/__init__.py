@@ -1,1 +1,1 @@
-"""Files and folders that appear whole or not at all, and readers that trust nothing."""
+"""Files and folders that are written atomically, and readers for untrusted files."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, even if the process is killed half way."""
+"""Files that appear completely or not at all, even if the process is killed."""
 
 import errno
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from rst.files.temporaries import temporary_beside
 
-_NEW = 0o666  # less what the process' umask or the folder takes away, which the system does when it makes a file
-_OWNERS = 0o600  # until it is whole
+_NEW = 0o666  # the system removes the bits of the process' umask or the folder
+_OWNERS = 0o600  # until it is complete
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it is synced and renamed to `path`, else deleted.
+    """Yield a temporary path in the same folder; on success it is synced and renamed to `path`, otherwise deleted.
 
-    What a killed process has left of the same file is deleted first. A file that is replaced gives its permissions to
-    the new one; of a link, what it leads to is replaced.
+    Leftovers of the same file from killed processes are deleted first. A new file gets the permissions of the file it
+    replaces; for a link, its target is replaced.
 
     Raises:
         OSError: the folder is missing, read-only or full, or links lead in a circle; the error names `path`.
@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _followed(path: Path) -> Path:
-    """Where a link leads, also to nothing; other paths as they are."""
+    """Return the target of a link, even a missing one; return other paths unchanged."""
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
@@ -44,19 +44,19 @@ def _followed(path: Path) -> Path:
 
 
 def _permissions(path: Path) -> int | None:
-    """Of a file that is there; None of one that is not."""
+    """Return the permissions of a file; None if it does not exist."""
     try:
         return path.stat().st_mode & 0o777
-    except OSError:  # what is wrong with it, writing says
+    except OSError:  # writing will report the error
         return None
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries where a folder can be opened, are on the disk."""
+    """Wait until a file's contents, or a folder's entries if a folder can be opened, are on disk."""
     if path.is_dir():
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except PermissionError:  # Windows, which writes entries by itself
+        except PermissionError:  # Windows, which writes entries on its own
             return
     else:
         descriptor = os.open(path, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""Locks between processes: a file beside what is locked, which the system gives back when its holder is killed."""
+"""Locks between processes: a file beside the locked one, released by the system when its holder is killed."""
 
 import errno
 from contextlib import suppress
@@ -16,18 +16,18 @@ class HeldElsewhereError(Exception):
 
 
 class Lock:
-    """A lock that is held from here on; on a file system without locks it keeps nobody out."""
+    """A lock that is held from its creation; on a file system without locks it excludes no one."""
 
     def __init__(self, file: Path) -> None:
-        """Take it at once.
+        """Acquire the lock at once.
 
         Raises:
-            HeldElsewhereError: another process has it, or has just given it back.
-            OSError: the file cannot be made, or is a link, which might lead to what must not be emptied.
+            HeldElsewhereError: another process holds it, or has just released it.
+            OSError: the file cannot be created, or is a link, whose target must not be emptied.
         """
         from filelock import FileLock, Timeout
 
-        file.parent.stat()  # filelock may make what is missing
+        file.parent.stat()  # filelock would create a missing folder
         if file.is_symlink():
             raise OSError(errno.ELOOP, "is a link; remove it", str(file))
         self._file = file
@@ -42,18 +42,18 @@ class Lock:
             if error.errno not in _NO_LOCKS:
                 raise
             self._held = None
-        if self._held is not None and not file.exists():  # its last holder has removed it under our hands
+        if self._held is not None and not file.exists():  # its last holder has removed it meanwhile
             self._held.release()
             raise HeldElsewhereError
 
     @property
     def keeps_out(self) -> bool:
-        """Whether nobody else can hold it now."""
+        """Whether no other process can hold it now."""
         return self._held is not None
 
     def release(self) -> None:
-        """Give it back, and remove its file."""
+        """Release it, and remove its file."""
         if self._held is not None:
             self._held.release()
-        with suppress(OSError):  # open in another process already, where such a file stays
+        with suppress(OSError):  # already open in another process, where such files remain
             self._file.unlink()

@@ -1,8 +1,8 @@
-"""Files that stay mapped while they are read: whether they are still as they were opened, and giving memory back.
+"""Files that stay mapped while they are read: detecting changes since they were opened, and releasing memory.
 
-Memory mapped from a file shows what is written to it meanwhile, and a process that reads beyond the end of a file cut
-short is killed by the system (SIGBUS). Looking at size and time before and after narrows that down to moments.
-Pages that were read count as the process' own until they are given back: so resident memory follows one tensor.
+Memory mapped from a file shows later writes to it, and the system kills a process (SIGBUS) that reads beyond the end of
+a truncated file. Checking size and time before and after reduces the risk to moments.
+Pages that were read count as the process' own until they are released: releasing keeps resident memory to one tensor.
 """
 
 import ctypes
@@ -20,21 +20,21 @@ _WORTH_RELEASING = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class FileStamp:
-    """A file as it was found."""
+    """The state of a file when it was found."""
 
     path: Path
     found: tuple[int, int, int, int]
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
-        """The file as it is now."""
+        """Return the stamp of the file as it is now."""
         return cls(path, _identify(path))
 
     def check(self) -> None:
-        """Raise `CheckpointError` if the file was written to since; another in its place does no harm."""
+        """Raise `CheckpointError` if the file was written to since; a replacement by another file does no harm."""
         try:
             now = _identify(self.path)
-        except OSError:  # gone from the folder; what is open stays
+        except OSError:  # removed from the folder; the open file remains
             return
         if now[:2] == self.found[:2] and now != self.found:
             raise CheckpointError("was changed while it was being read; try again", file=self.path)
@@ -48,8 +48,8 @@ def _identify(path: Path) -> tuple[int, int, int, int]:
 def release(tensor: Tensor) -> None:
     """Let the system drop the pages under a tensor that is mapped from a file; a later read fetches them again.
 
-    Other memory is left alone, and all where the system does not tell what is mapped. Mapped memory must not have been
-    written to: what was written would be lost.
+    Does nothing for other memory, or if the system does not tell what is mapped. The mapped memory must not have been
+    written to, because changes would be lost.
     """
     length = tensor.nbytes
     if not sys.platform.startswith("linux") or length < _WORTH_RELEASING:
@@ -64,13 +64,13 @@ def release(tensor: Tensor) -> None:
 def _is_mapped_from_file(start: int, end: int) -> bool:
     try:
         maps = Path("/proc/self/maps").read_text()
-    except OSError:  # a container without /proc
+    except OSError:  # such as a container without /proc
         return False
     return any(_maps_file(line, start, end) for line in maps.splitlines())
 
 
 def _maps_file(line: str, start: int, end: int) -> bool:
-    """Whether a line of `/proc/self/maps` is of a file, and has these addresses in it."""
+    """Return whether a line of `/proc/self/maps` describes a file and contains these addresses."""
     addresses, _, _, _, inode, *_ = line.split()
     low, high = (int(address, 16) for address in addresses.split("-"))
     return inode != "0" and low <= start and end <= high

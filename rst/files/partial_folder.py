@@ -1,7 +1,7 @@
-"""A folder of large files that a killed process leaves half done in plain sight, and the next one continues.
+"""A visible folder of large files that a killed process leaves incomplete, and the next one continues.
 
-`OUTPUT.partial` has the files and a journal, one JSON object a line: the digest of the whole job (inputs, settings,
-this library's version), then name and digest of each file that is finished. Only what these prove is used again.
+`OUTPUT.partial` holds the files and a journal with one JSON object per line: the digest of the whole job (inputs,
+settings, this library's version), then name and digest of each finished file. Only files that these prove are reused.
 """
 
 import json
@@ -26,7 +26,7 @@ _JOURNAL = "rst-journal.jsonl"
 def job_digest(settings: Any, files: Sequence[Path]) -> str:
     """Digest settings in JSON, this library's version, and the files' names, sizes and times of last change.
 
-    The contents of the files are not read: that would be half of the work that is to be saved.
+    The contents of the files are not read, because that would be half of the work to be saved.
     """
     stamps = []
     for path in files:
@@ -36,9 +36,9 @@ def job_digest(settings: Any, files: Sequence[Path]) -> str:
 
 
 class PartialFolder:
-    """The unfinished files of one output. An error of this library removes it, as a second try would end there too.
+    """The unfinished files of one output. An error of this library removes them, as a second attempt would fail too.
 
-    That one is found is said (`RSTWarning`): whoever can write beside the output can have put it there.
+    Finding an existing folder is reported (`RSTWarning`): anyone who can write beside the output may have put it there.
 
     >>> with PartialFolder(Path("tuned"), job, ["a.safetensors"]) as partial:
     ...     if not partial.has("a.safetensors"):
@@ -48,12 +48,12 @@ class PartialFolder:
     """
 
     def __init__(self, output: Path, job: str, files: Collection[str]) -> None:
-        """Make the folder beside `output`, or continue in it if its journal is of the same job.
+        """Create the folder beside `output`, or continue in it if its journal belongs to the same job.
 
         Args:
-            output: what is being made.
+            output: the output to create.
             job: a digest of everything that determines the files.
-            files: the names of all files there will be.
+            files: the names of all files to be written.
 
         Raises:
             CheckpointError: another process is at work there, or the folder has files that no journal explains, or
@@ -61,7 +61,7 @@ class PartialFolder:
         """
         self._output = output.resolve()
         self.path = self._output.with_name(f"{self._output.name}.partial")
-        try:  # beside the folder, which gets another name while it is held
+        try:  # beside the folder, which is renamed while the lock is held
             self._lock = Lock(self.path.with_name(f".{self.path.name}.lock"))
         except HeldElsewhereError as error:
             raise CheckpointError("another process is writing it", file=self.path) from error
@@ -76,27 +76,27 @@ class PartialFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Let other processes in; after an error of this library there is nothing to continue."""
+        """Release the lock; after an error of this library, there is nothing to continue."""
         if isinstance(error, RSTError):
             self.discard()
         self._journal.close()
         self._lock.release()
 
     def has(self, name: str) -> bool:
-        """Whether a file is finished and still has the bytes that it had then; reads it once."""
+        """Return whether a file is finished and still has the recorded bytes; reads it once."""
         path = self.path / name
         return name in self._digests and path.is_file() and _digest(path) == self._digests[name]
 
     def finish(self, name: str) -> None:
-        """Bring a file to the disk, then say so in the journal."""
+        """Sync a file to disk, then record it in the journal."""
         sync_to_disk(self.path / name)
         sync_to_disk((self.path / name).parent)
         self._write({"file": name, "digest": _digest(self.path / name)})
 
     def publish(self) -> None:
-        """Give the folder its final name, all files at once; there it must be missing or empty."""
-        self._journal.close()  # Windows renames no folder with an open file
-        (self.path / _JOURNAL).replace(self._journal_aside)  # not removed yet: the rename may be stopped
+        """Rename the folder to its final name, with all files at once; the target must be missing or empty."""
+        self._journal.close()  # Windows cannot rename a folder with an open file
+        (self.path / _JOURNAL).replace(self._journal_aside)  # not removed yet: the rename may be interrupted
         if self._output.is_dir():
             self._output.rmdir()
         self.path.rename(self._output)
@@ -106,7 +106,7 @@ class PartialFolder:
     def discard(self) -> None:
         """Remove the files and the folder."""
         self._journal.close()
-        for name in (*self._files, _JOURNAL):  # the journal last: it says whose the others are
+        for name in (*self._files, _JOURNAL):  # the journal last, because it identifies the others
             (self.path / name).unlink(missing_ok=True)
         for folder in (*self._folders(), self.path):
             with suppress(OSError):  # not empty
@@ -126,7 +126,7 @@ class PartialFolder:
             if not self._digests:
                 self._start(job)
             self._check_unknown_files()
-            for name in self._files - self._digests.keys():  # not written into: it may have another name elsewhere
+            for name in self._files - self._digests.keys():  # not truncated: it may be a hard link
                 (self.path / name).unlink(missing_ok=True)
         except BaseException:
             self._journal.close()
@@ -134,7 +134,7 @@ class PartialFolder:
 
     @property
     def _journal_aside(self) -> Path:
-        """Where the journal is while the folder gets its name."""
+        """The place of the journal while the folder is renamed."""
         return self.path.with_name(f".{self.path.name}.journal")
 
     def _take_journal_back(self) -> None:
@@ -142,13 +142,13 @@ class PartialFolder:
             return
         if self.path.is_dir() and not (self.path / _JOURNAL).exists():
             self._journal_aside.replace(self.path / _JOURNAL)
-        else:  # of a folder that got its name
+        else:  # left by a folder that was renamed
             self._journal_aside.unlink()
 
     def _continue(self, job: str) -> dict[str, str]:
-        """The digests of the finished files; none if the journal is of another job, whose files are removed."""
+        """Return the digests of the finished files; none if the journal is of another job, whose files are removed."""
         self._journal.seek(0)
-        lines = [line for line in self._journal if line.endswith(b"\n")]  # the last may be torn
+        lines = [line for line in self._journal if line.endswith(b"\n")]  # the last line may be torn
         self._journal.truncate(sum(map(len, lines)))
         try:
             first, *finished = [json.loads(line) for line in lines] or [{"job": None, "files": []}]
@@ -177,7 +177,7 @@ class PartialFolder:
         return {}
 
     def _folders(self) -> list[Path]:
-        """Those that files lie in, apart from the folder itself."""
+        """Return the subfolders that files lie in."""
         return [self.path / folder for folder in sorted({Path(name).parent.as_posix() for name in self._files} - {"."})]
 
     def _start(self, job: str) -> None:
@@ -194,13 +194,13 @@ class PartialFolder:
         os.fsync(self._journal.fileno())
 
     def _check_links(self) -> None:
-        """Anybody who may write beside the output can have put the folder there."""
+        """Raise for links: anyone who may write beside the output may have put the folder there."""
         below = self.path.rglob("*") if self.path.is_dir() and not self.path.is_symlink() else ()
         if link := next((path for path in (self.path, *below) if path.is_symlink()), None):
             raise CheckpointError("is a symbolic link, which may lead anywhere; remove it", file=link)
 
     def _check_owner(self) -> None:
-        """The digests in a journal prove its files to whoever may trust the one who wrote it."""
+        """Raise for another user's folder: the digests in a journal prove its files only if its writer is trusted."""
         if self.path.exists() and hasattr(os, "geteuid") and (owner := self.path.stat().st_uid) != os.geteuid():
             raise CheckpointError(f"belongs to another user, number {owner}; remove it", file=self.path)
 
@@ -217,7 +217,7 @@ class PartialFolder:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name from a journal, which anybody may have written, is of a file in the folder or one folder below."""
+    """Return whether a name from an untrusted journal is of a file in the folder or one folder below."""
     parts = PurePosixPath(name).parts
     return 1 <= len(parts) <= 2 and not {"..", "/"} & {*parts} and "\\" not in name
 

@@ -1,6 +1,6 @@
 """A safetensors file written tensor by tensor, so that memory follows the largest tensor and not the file.
 
-safetensors' own writer wants all tensors at once, and orders metadata at random.
+safetensors' own writer needs all tensors at once, and orders metadata at random.
 The format: 8 bytes of header length, the header in JSON, the data.
 """
 
@@ -20,7 +20,7 @@ from rst.numerics.exactness import as_bytes
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 _ALIGNMENT = 8
-WEIGHTS_OF_TORCH = {"format": "pt"}  # transformers refuses files without it
+WEIGHTS_OF_TORCH = {"format": "pt"}  # transformers rejects files without it
 
 
 def write_safetensors(
@@ -30,18 +30,18 @@ def write_safetensors(
     metadata: Mapping[str, str] = WEIGHTS_OF_TORCH,
     also: Callable[[memoryview], object] | None = None,
 ) -> None:
-    """Write tensors one after another; while one is written the next is asked for.
+    """Write tensors one after another; the next one is requested while one is written.
 
     Args:
         path: file to write.
         specs: dtype and shape by name. Readers expect wide dtypes first, for alignment: see `by_width`.
         tensors: CPU tensors, one for each entry of `specs` in the same order.
-        metadata: for the header.
-        also: given all bytes in their order, each part while it is written.
+        metadata: entries of the header.
+        also: receives all bytes in order, each part while it is written.
 
     Raises:
         CheckpointError: a dtype that the format lacks.
-        OSError: the disk is full, or the like; the error names the file.
+        OSError: the disk is full, or a similar error; the error names the file.
     """
     try:
         with Path(path).open("wb") as file, ThreadPoolExecutor(2) as threads:
@@ -55,12 +55,12 @@ def write_safetensors(
             for done in last:
                 done.result()
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)  # a write alone does not know it
+        error.filename = error.filename or os.fspath(path)  # an error of write() lacks it
         raise
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Dtype and shape of each tensor, in the order that readers expect."""
+    """Return dtype and shape of each tensor, in the order that readers expect."""
     return by_width({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
 
 

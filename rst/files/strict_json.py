@@ -1,4 +1,4 @@
-"""Untrusted JSON: read where it can mean one thing only, refused by `ValueError` where not."""
+"""Untrusted JSON: read if it is unambiguous, otherwise rejected with `ValueError`."""
 
 import json
 import math
@@ -11,8 +11,8 @@ def parse_json(text: str | bytes) -> Any:
     """Read JSON in UTF-8.
 
     Raises:
-        ValueError: no JSON; a key twice in one object; NaN or a float that is none; half a surrogate pair, which is no
-            text; so many levels that Python cannot follow.
+        ValueError: invalid JSON; a duplicate key in one object; NaN or a float out of range; half a surrogate pair,
+            which is not text; or too many levels for Python.
     """
     plain = text.decode() if isinstance(text, bytes) else text
     try:
@@ -25,12 +25,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON, the same for the same contents."""
+    """Return one line of JSON, the same for the same contents."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def check_depth(value: Any) -> Any:
-    """Return settings that are neither too deep nor too many. Raises `ValueError` as `rst.files.budget` does."""
+    """Return settings that are neither too deep nor too many. Raises `ValueError` as `rst.files.budget`."""
     check_settings(value)
     return value
 

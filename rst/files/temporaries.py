@@ -1,6 +1,6 @@
-"""Temporary files and folders beside what they will become, and the removal of those that killed processes left.
+"""Temporary files and folders beside their targets, and the removal of those that killed processes left.
 
-The one who writes holds a lock beside its temporary. One of this machine that nobody holds is a leftover.
+The writer holds a lock beside its temporary. A temporary of this machine whose lock is free is a leftover.
 """
 
 import os
@@ -24,8 +24,8 @@ _LONGEST = 220  # bytes of a name; file systems take 255
 def temporary_beside(target: Path, kind: Kind = "file", mode: int = 0o600) -> Iterator[Path]:
     """Yield a new, empty `.NAME.xyz.tmp` in the folder of `target`; unless renamed by then it is removed.
 
-    Leftovers of the same target are removed first. `mode` is a file's; the process' umask is taken from it. A folder is
-    its owner's alone.
+    Leftovers of the same target are removed first. `mode` applies to files, less the process' umask. A folder belongs
+    to its owner alone.
 
     Raises:
         OSError: the folder is missing, read-only or full; the error names `target`.
@@ -34,7 +34,7 @@ def temporary_beside(target: Path, kind: Kind = "file", mode: int = 0o600) -> It
     try:
         _remove_leftovers(target)
         while lock is None:
-            with suppress(HeldElsewhereError):  # taken for a leftover before it was locked
+            with suppress(HeldElsewhereError):  # another process took it for a leftover before it was locked
                 lock = Lock(_lock_of(temporary := _new_name(target)))
         _make(temporary, kind, mode)
         yield temporary
@@ -49,7 +49,7 @@ def temporary_beside(target: Path, kind: Kind = "file", mode: int = 0o600) -> It
 
 
 def target_of(name: str) -> str | None:
-    """The name of what a temporary, or its lock, was to become; None if a file's name is of neither."""
+    """Return the name of the target of a temporary, or of its lock; None for other names."""
     plain = name.removesuffix(_LOCK)
     if not (name.startswith(".") and plain.endswith(_TEMPORARY)):
         return None
@@ -61,7 +61,7 @@ def _new_name(target: Path) -> Path:
 
 
 def _start(target: Path) -> str:
-    """What all temporaries of a target and this machine begin with; of a name too long for more, its digest."""
+    """Return the common prefix of a target's temporaries on this machine; for a long name, with its digest."""
     name = target.name
     if len(os.fsencode(name)) > _LONGEST:
         from rst.numerics.fingerprint import digest_text
@@ -76,7 +76,7 @@ def _lock_of(temporary: Path) -> Path:
 
 @cache
 def _machine() -> str:
-    """Six letters that tell machines apart, which may share the folder but not the locks."""
+    """Return six letters that distinguish machines, which may share the folder but not the locks."""
     from rst.numerics.fingerprint import digest_text
 
     return digest_text(platform.node())[:6]
@@ -95,7 +95,7 @@ def _remove_leftovers(target: Path) -> None:
         found = {entry.name.removesuffix(_LOCK) for entry in entries if entry.name.startswith(start)}
     for name in found:
         if name.endswith(_TEMPORARY):
-            with suppress(OSError, HeldElsewhereError):  # somebody holds it, or has removed it
+            with suppress(OSError, HeldElsewhereError):  # another process holds it, or has removed it
                 _remove_unheld(target.with_name(name))
 
 

@@ -1,4 +1,4 @@
-"""Which tensors go into which file of a model folder, and the index that says so, as transformers and PEFT expect."""
+"""The distribution of tensors over a model folder's files, and its index, in the format of transformers and PEFT."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of `5GB` (10^9 bytes each), `5GiB` (2^30) or a plain number. Raises `ConfigError`."""
+    """Return the bytes of `5GB` (10^9 bytes each), `5GiB` (2^30) or a plain number. Raises `ConfigError`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B)?", str(size).strip().upper())
     amount = float(found[1]) * _UNITS.get(found[2] or "", 0) if found else 0
     if amount < 1:
@@ -25,17 +25,17 @@ def parse_size(size: int | str) -> int:
 
 
 def bytes_of(specs: Iterable[TensorSpec]) -> int:
-    """Bytes of all elements."""
+    """Return the bytes of all elements."""
     return sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs)
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], largest: int, files: WeightNames) -> dict[str, list[str]]:
-    """Spread tensors over files, in their order.
+    """Distribute tensors over files, in their order.
 
     Args:
         specs: dtype and shape by name.
-        largest: bytes of tensors in one file; only a single tensor may exceed it.
-        files: how the files are called.
+        largest: most bytes of tensors in one file; only a single tensor may exceed it.
+        files: the file names.
 
     Returns:
         Names of tensors by file name: one `model.safetensors`, or `model-00001-of-00003.safetensors` and so on.
@@ -54,6 +54,6 @@ def plan_shards(specs: Mapping[str, TensorSpec], largest: int, files: WeightName
 
 
 def index_text(shards: Mapping[str, list[str]], total: int) -> str:
-    """The text of an index of shards; `total` is the bytes of all tensors."""
+    """Return the text of an index of shards; `total` is the bytes of all tensors."""
     weight_map = {name: file for file, names in shards.items() for name in names}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"

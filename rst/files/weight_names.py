@@ -1,4 +1,4 @@
-"""What weight files are called in the folders of transformers and of diffusers, with or without a variant (fp16)."""
+"""Names of weight files in the folders of transformers and diffusers, with or without a variant (fp16)."""
 
 import re
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from pathlib import Path
 from rst.errors import CheckpointError
 
 PIPELINE = "model_index.json"
-"""A pipeline of diffusers: a folder of models, each in a folder of its own."""
+"""Index file of a diffusers pipeline: a folder of models, each in a folder of its own."""
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 _VARIANT = r"(?:\.([A-Za-z0-9_]+))?"
 _FILE = re.compile(rf"({'|'.join(_STEMS)}){_VARIANT}\.(safetensors|bin)(?:\.index{_VARIANT}\.json)?")
-_OURS = ("delta", "merged")  # what the command line writes beside a model's weights
+_OURS = ("delta", "merged")  # files that the command line writes beside a model's weights
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,26 @@ class WeightNames:
 
 
 def is_index(name: str) -> bool:
-    """Whether a file's name is that of an index of shards."""
+    """Return whether a file name is that of an index of shards."""
     return name.endswith(".index.json") or bool((found := _FILE.fullmatch(name)) and ".index." in found[0])
 
 
 def names_like(file: str) -> WeightNames:
-    """The names for the files of a model whose weights, or their index, are called `file`; the usual of any other."""
+    """Return the file names of a model whose weights, or their index, are called `file`; the usual ones otherwise."""
     if not (found := _FILE.fullmatch(file)):
         return WeightNames()
     return WeightNames("model" if found[1] == "pytorch_model" else found[1], found[2] or found[4])
 
 
 def find_weights(folder: Path, others: tuple[str, ...] = ()) -> Path:
-    """The file in a model folder that holds its weights, or their index: safetensors before pickles, a variant last.
+    """Return the file of a model folder that holds its weights, or their index: safetensors first, variants last.
 
     Args:
-        folder: of transformers, or one model of diffusers.
-        others: names of files that stand for a folder too, before a variant's.
+        folder: a folder of transformers, or one model of diffusers.
+        others: other file names to accept, before a variant's.
 
     Raises:
-        CheckpointError: there is none, or several variants and nothing says which.
+        CheckpointError: there is none, or there are several variants.
     """
     ranked: dict[str, tuple[bool, ...]] = {}
     variants: dict[str, str] = {}
@@ -98,7 +98,7 @@ def find_weights(folder: Path, others: tuple[str, ...] = ()) -> Path:
 
 
 def components(pipeline: Path) -> dict[str, Path]:
-    """The weight files of a pipeline's models, or their indices, by the name of the model's folder.
+    """Return the weight files of a pipeline's models, or their indices, by the name of the model's folder.
 
     Raises:
         CheckpointError: no folder in it has weights.
