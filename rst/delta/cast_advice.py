@@ -1,4 +1,4 @@
-"""What to say of a delta for one dtype that meets weights of another, on every route alike."""
+"""The advice for a delta of one dtype that meets weights of another, the same on every route."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from rst.numerics.exactness import RESIDUAL_DTYPES
 
 
 def cast_advice(wanted: ParameterDelta | Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    """How to cast the delta to the weights' dtype, to end a message with; empty where no cast helps.
+    """Return how to cast the delta to the weights' dtype, as the end of a message; empty if no cast helps.
 
     Args:
-        wanted: what the delta has for one parameter.
-        shape: that of the weights it meets.
-        dtype: theirs.
+        wanted: the delta's change of one parameter.
+        shape: shape of the weights.
+        dtype: dtype of the weights.
     """
     castable = tuple(wanted.shape) == shape and wanted.dtype != dtype and {wanted.dtype, dtype} <= {*RESIDUAL_DTYPES}
     return f"; delta.to(dtype={dtype}), or --dtype, casts it, but not bit for bit" if castable else ""

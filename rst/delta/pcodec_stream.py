@@ -1,6 +1,6 @@
-"""Lossless compression of one array of numbers by pcodec: a stream of bytes, decoded within bounds.
+"""Lossless compression of one array of numbers with pcodec: a stream of bytes, decoded within limits.
 
-A stream is the number of entries in 8 bytes, little-endian, then a standalone pcodec file.
+A stream is the number of entries in 8 bytes, little-endian, followed by a standalone pcodec file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,12 @@ from rst.numerics.exactness import bits
 
 _COUNT_BYTES = 8
 _AS_FLOATS = (torch.float32, torch.float64)
-# pcodec models every chunk by itself, so chunks end with parameters, whose statistics differ: over layers of 0.1 to
-# 10 % density that saves 0.2 bits an index. Below 8192 entries the headers of the chunks eat the gain.
+# pcodec models each chunk separately, so chunks end with parameters, whose statistics differ: over layers of 0.1 to 10
+# % density that saves 0.2 bits per index. Below 8192 entries, the headers of the chunks outweigh the gain.
 _CHUNK = (1 << 13, 1 << 18)
-# A chunk of equal numbers takes some 12 bytes however long it is. A reader cannot tell that from a bomb, so it refuses
-# more entries than the file's bytes explain (`rst.files.budget`), and files so regular are written in short chunks.
+# A chunk of equal numbers takes some 12 bytes, however long it is. A reader cannot distinguish that from a bomb, so it
+# rejects more entries than the file's bytes explain (`rst.files.budget`); such regular files are written in short
+# chunks.
 _REGULAR_CHUNK = (1 << 6, 1 << 7)
 _SAMPLE = 1 << 14
 
@@ -32,8 +33,8 @@ def compress(array: Tensor, lengths: Sequence[int], regular: bool = False) -> Te
 
     Args:
         array: shape (n,), n > 0, of any non-complex dtype, on the CPU.
-        lengths: how many entries belong together (to one parameter each); they sum to n.
-        regular: write short chunks, so that there are at most 11 entries a byte.
+        lengths: number of entries of each group (one parameter each); they sum to n.
+        regular: write short chunks, with at most 11 entries per byte.
 
     Returns:
         The stream, uint8.
@@ -45,10 +46,11 @@ def compress(array: Tensor, lengths: Sequence[int], regular: bool = False) -> Te
 
 
 def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype, budget: Budget) -> Tensor:
-    """Invert `compress` for an array of `dtype`; its entries are taken from the budget before there is memory for them.
+    """Invert `compress` for an array of `dtype`; its entries are charged to the budget before memory is allocated.
 
     Raises:
-        DeltaFormatError: not such a stream; about the file `source` and, as its parameter, the stream `name`.
+        DeltaFormatError: it is not such a stream; the error names the file `source` and, as its parameter, the stream
+            `name`.
     """
     refuse = partial(DeltaFormatError, file=source, parameter=name)
     if stream.ndim != 1 or stream.dtype != torch.uint8 or stream.numel() <= _COUNT_BYTES:
@@ -71,7 +73,7 @@ def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype, budge
 
 
 def _as_numpy(array: Tensor) -> np.ndarray[Any, Any]:
-    """Floats of 32 and 64 bits as such, for pcodec's float modes; all else by its bits, which pack no worse."""
+    """Return floats of 32 and 64 bits unchanged, for pcodec's float modes; others as bits, which compress as well."""
     return (array if array.dtype in _AS_FLOATS else bits(array)).contiguous().numpy()
 
 
@@ -95,7 +97,7 @@ def _compress(numbers: np.ndarray[Any, Any], mode: Any, chunks: Sequence[int]) -
 
 
 def _chunks(lengths: Sequence[int], least: int, most: int) -> list[int]:
-    """Sizes of chunks: whole parameters together until there are `least` entries, then at most `most` at a time."""
+    """Return the sizes of chunks: whole parameters up to at least `least` entries, then at most `most` at a time."""
     return [size for group in _groups(lengths, least) for size in _split(group, most)]
 
 

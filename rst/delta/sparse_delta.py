@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Encoding = Literal["coo", "packed"]
 CoordinatesName = Literal["checkpoint", "module"]
-_WIDEST = 200  # characters of a column, however long one name is
+_WIDEST = 200  # most characters of a column
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     model_config: Mapping[str, Any] | None = None
 
     def __getitem__(self, name: str) -> ParameterDelta:
-        """The change of one parameter."""
+        """Return the change of one parameter."""
         return self.parameters[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Names of the changed parameters."""
+        """Iterate over the names of the changed parameters."""
         return iter(self.parameters)
 
     def __len__(self) -> int:
-        """Number of changed parameters."""
+        """Return the number of changed parameters."""
         return len(self.parameters)
 
     @property
@@ -106,7 +106,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays in memory."""
+        """Return the bytes of all arrays in memory."""
         whole = sum(tensor.nbytes for tensor in self.dense.values())
         return whole + sum(change.nbytes for change in self.parameters.values())
 
@@ -177,11 +177,11 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return replace(self, parameters=parameters, dense=dense)
 
     def names_of(self, name: str) -> list[str]:
-        """Every name of a tensor: the delta's own, then those tied to it."""
+        """Return every name of a tensor: the delta's own, then those tied to it."""
         return [name, *(alias for alias, owner in self.tied.items() if owner == name)]
 
     def sparse_only(self) -> "SparseDelta":
-        """The residuals alone, without the tensors stored whole, for arithmetic."""
+        """Return the residuals alone, without the tensors stored whole, for arithmetic."""
         tied = {alias: name for alias, name in self.tied.items() if name in self.parameters}
         return replace(self, dense={}, buffers=frozenset(), tied=tied, model_config=None)
 
@@ -212,7 +212,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return self.prepare(module).apply()
 
     def summary(self) -> str:
-        """A table in plain text: changed weights, density and bytes of each tensor, the totals, and the DSP."""
+        """Return a plain-text table: changed weights, density and bytes of each tensor, the totals, and the DSP."""
         rows = [("tensor", "changed", "of", "density", "bytes")]
         for name, change in self.parameters.items():
             rows.append(
@@ -230,7 +230,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return "\n".join([*lines, f"downstream parameters (DSP): {self.dsp():,}"])
 
     def __eq__(self, other: object) -> bool:
-        """Equal where parameters, whole tensors (bit for bit), ties and base agree; the settings do not count."""
+        """Compare parameters, whole tensors (bit for bit), ties and base; the settings do not count."""
         if not isinstance(other, SparseDelta):
             return NotImplemented
         return (
@@ -243,7 +243,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        """Sizes, not the arrays."""
+        """Show sizes, not arrays."""
         whole = f", {len(self.dense)} tensors whole" if self.dense else ""
         return f"SparseDelta({self.nnz} weights in {len(self)} parameters{whole}, {self.nbytes} bytes)"
 
@@ -266,7 +266,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         for name, change in {**self.parameters, **other.parameters}.items():
             if name in self.parameters and name in other.parameters:
                 total[name] = self[name] + other[name]
-            else:  # steps stay exact and so keep their base; residuals are rounded alike everywhere
+            else:  # steps stay exact, so they keep their base; residuals are rounded the same everywhere
                 total[name] = change if change.op == "step" else change * 1.0
         return replace(self, parameters=total, tied={**self.tied, **other.tied})
 

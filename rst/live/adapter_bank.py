@@ -1,4 +1,4 @@
-"""Which adapters there are and which one is in the base's weights: at most one, and never half of one."""
+"""The loaded adapters and the one in the base's weights: at most one, and never half of one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +26,9 @@ class AdapterBank(Mapping[str, Adapter]):
     """The adapters of one base model.
 
     Attributes:
-        active: the adapter that is on, or comes back on when adapters are enabled; None for none.
+        active: the adapter that is on, or is restored when adapters are enabled; None for none.
         enabled: whether the active adapter is in the weights.
-        inference: whether parameters are frozen but for those that an adapter trains.
+        inference: whether all parameters are frozen except those that an adapter trains.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,26 +36,26 @@ class AdapterBank(Mapping[str, Adapter]):
         self.active: str | None = None
         self.enabled = True
         self.inference = False
-        self._found: dict[str, bool] | None = None  # the user's requires_grad, once something was frozen here
+        self._found: dict[str, bool] | None = None  # the user's requires_grad, from the first freeze on
         self._module = module
         self._adapters: dict[str, Adapter] = {}
 
     def __getitem__(self, name: str) -> Adapter:
-        """One adapter. Raises `ConfigError` for an unknown name."""
+        """Return one adapter. Raises `ConfigError` for an unknown name."""
         if name not in self._adapters:
             raise ConfigError(f"no adapter {name!r}; the loaded adapters are {list(self._adapters)}")
         return self._adapters[name]
 
     def __contains__(self, name: object) -> bool:
-        """Whether an adapter of this name is loaded."""
+        """Return whether an adapter of this name is loaded."""
         return name in self._adapters
 
     def __iter__(self) -> Iterator[str]:
-        """Names, in the order they came."""
+        """Iterate over the names, in the order of loading."""
         return iter(self._adapters)
 
     def __len__(self) -> int:
-        """Number of adapters."""
+        """Return the number of adapters."""
         return len(self._adapters)
 
     def check(self, names: Iterable[str]) -> None:
@@ -64,7 +64,7 @@ class AdapterBank(Mapping[str, Adapter]):
             self[name]
 
     def delta(self, name: str) -> SparseDelta:
-        """The delta of one adapter; for one in training that is off, it is on for a moment."""
+        """Return the delta of one adapter; one in training that is off is switched on meanwhile."""
         adapter = self[name]
         if adapter.is_on or not isinstance(adapter, TrainingAdapter):
             return adapter.delta
@@ -75,7 +75,7 @@ class AdapterBank(Mapping[str, Adapter]):
         return adapter.delta_while_off
 
     def beside_quantized(self, name: str) -> Sequence[SparseBeside]:
-        """What an adapter adds beside quantised layers; none of one in training."""
+        """Return what an adapter adds beside quantised layers; nothing for one in training."""
         adapter = self[name]
         if not isinstance(adapter, StoredAdapter):
             return ()
@@ -97,15 +97,15 @@ class AdapterBank(Mapping[str, Adapter]):
     def train(
         self, name: str, config: RSTConfig, *, start: SparseDelta | None = None, support: Support | None = None
     ) -> None:
-        """Start training an adapter, from a delta if there is one; it becomes active.
+        """Start training an adapter, from a delta if one is given; it becomes active.
 
-        A support that is not given is where the delta changes the base.
+        The default support is where the delta changes the base.
         """
         self._check_new(name)
         found = self._note_requires_grad()
         with self._all_or_nothing():
             self._put_on(None)
-            self._set_requires_grad(found)  # another adapter in training may have frozen what this one trains
+            self._set_requires_grad(found)  # another adapter may have frozen these
             if config.select == "support" and support is None and start is not None:
                 support = Support.from_delta(_in_module(start, self._module))
             training = TrainingAdapter(self._module, config, support)
@@ -115,7 +115,7 @@ class AdapterBank(Mapping[str, Adapter]):
             self.active, self.enabled = name, True
 
     def replace(self, name: str, delta: SparseDelta) -> None:
-        """Put another delta under a loaded name, and into the weights if the old one is there."""
+        """Replace the delta of a loaded name, in the weights too if the old one is there."""
         old, new = self[name], StoredAdapter(self._module, delta)
         with self._all_or_nothing():
             self._put_on(None)
@@ -125,7 +125,7 @@ class AdapterBank(Mapping[str, Adapter]):
             self._end(old)
 
     def delete(self, name: str) -> None:
-        """Forget an adapter; if it is active, the first of the others takes its place, as in PEFT."""
+        """Drop an adapter; if it is active, the first of the others takes its place, as in PEFT."""
         adapter = self[name]
         with self._all_or_nothing():
             adapter.discard()
@@ -136,14 +136,14 @@ class AdapterBank(Mapping[str, Adapter]):
             self._end(adapter)
 
     def clear(self) -> None:
-        """Forget every adapter and leave the weights as they are."""
+        """Drop all adapters and leave the weights unchanged."""
         while self._adapters:
             self._end(self._adapters.popitem()[1])
         self.active, self.enabled, self.inference = None, True, False
         self._give_back_requires_grad()
 
     def discard(self) -> None:
-        """Forget every adapter, with the base's bytes back."""
+        """Drop all adapters and restore the base's bytes."""
         with self._all_or_nothing():
             for adapter in self._adapters.values():
                 adapter.discard()
@@ -151,27 +151,27 @@ class AdapterBank(Mapping[str, Adapter]):
         self.clear()
 
     def activate(self, name: str) -> None:
-        """Exchange the active adapter for another. If that is refused, the one before stays."""
+        """Replace the active adapter by another. If that fails, the previous one stays."""
         chosen = self[name]
         with self._all_or_nothing():
             self._put_on(chosen)
             self.active, self.enabled = name, True
 
     def disable(self) -> None:
-        """Put the base's weights back."""
+        """Restore the base's weights."""
         with self._all_or_nothing():
             self._put_on(None)
             self.enabled = False
 
     def enable(self) -> None:
-        """Put the active adapter back on."""
+        """Apply the active adapter again."""
         with self._all_or_nothing():
             self.enabled = True
             self._put_on(self._chosen())
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Have the base's weights inside a `with`; afterwards what is chosen then, unless adapters were disabled."""
+        """Restore the base's weights inside a `with`; then apply the chosen adapter, unless adapters were disabled."""
         if not self.enabled:
             yield
             return
@@ -181,20 +181,20 @@ class AdapterBank(Mapping[str, Adapter]):
             self.enable()
 
     def freeze(self) -> None:
-        """Let nothing of the base require a gradient but what an adapter trains; `clear` undoes it."""
+        """Freeze all of the base except what an adapter trains; `clear` undoes it."""
         self._note_requires_grad()
         self.inference = True
         self._give_back_requires_grad()
 
     def move(self, dtypes: Mapping[str, torch.dtype], move: Callable[[], object]) -> None:
-        """Call `move`, which takes the base to other devices or `dtypes`, and let the adapters follow."""
+        """Call `move`, which takes the base to other devices or `dtypes`, and update the adapters."""
         with self.disabled():
             before, old_dtypes = self._adapters, self._dtypes()
             self._adapters = {name: adapter.cast(dtypes) for name, adapter in before.items()}
             try:
                 move()
             except BaseException:
-                if self._dtypes() == old_dtypes:  # if not, the same call again finishes the cast
+                if self._dtypes() == old_dtypes:  # if not, repeating the call finishes the cast
                     self._adapters = before
                 raise
             for training in self._in_training():
@@ -204,11 +204,11 @@ class AdapterBank(Mapping[str, Adapter]):
         return [weight.dtype for weight in self._module.parameters()]
 
     def _chosen(self) -> Adapter | None:
-        """The adapter whose change belongs into the weights."""
+        """Return the adapter whose change belongs in the weights."""
         return self._adapters[self.active] if self.active is not None and self.enabled else None
 
     def _put_on(self, wanted: Adapter | None) -> None:
-        """Have the change of one adapter in the base's weights, or of none."""
+        """Write the change of one adapter, or of none, into the base's weights."""
         for adapter in self._adapters.values():
             if adapter.is_on and adapter is not wanted:
                 adapter.off()
@@ -216,10 +216,10 @@ class AdapterBank(Mapping[str, Adapter]):
             wanted.on()
 
     def _all_or_nothing(self) -> UndoOnError:
-        """If the block fails, have the adapters, the choice, the weights and what trains as they are now."""
+        """Restore the adapters, the choice, the weights and what is trained if the block fails."""
         adapters, active, enabled = dict(self._adapters), self.active, self.enabled
         on = next((adapter for adapter in adapters.values() if adapter.is_on), None)
-        requires_grad = {} if self._found is None else self._requires_grad()  # nothing was frozen, nothing will thaw
+        requires_grad = {} if self._found is None else self._requires_grad()  # nothing was frozen here
 
         def undo() -> None:
             self._put_on(on)
@@ -230,7 +230,7 @@ class AdapterBank(Mapping[str, Adapter]):
 
     @contextmanager
     def _weights_of(self, adapter: Adapter) -> Iterator[None]:
-        """Have another adapter's change in the weights inside a `with`."""
+        """Apply another adapter's change inside a `with`."""
         with self._all_or_nothing():
             self._put_on(adapter)
             yield
@@ -240,7 +240,7 @@ class AdapterBank(Mapping[str, Adapter]):
         return {name: weight.requires_grad for name, weight in self._module.named_parameters()}
 
     def _note_requires_grad(self) -> dict[str, bool]:
-        """What the user lets train: as it was before anything was frozen here."""
+        """Return the user's `requires_grad`, as it was before anything was frozen here."""
         if self._found is None:
             self._found = self._requires_grad()
         return self._found
@@ -251,13 +251,13 @@ class AdapterBank(Mapping[str, Adapter]):
                 weight.requires_grad_(flags[name])
 
     def _give_back_requires_grad(self) -> None:
-        """Nothing is in training here: have what the user lets train, or nothing of a model for inference."""
+        """Restore the user's `requires_grad`, or freeze a model for inference, once nothing is in training."""
         if self._found is not None:
             self._set_requires_grad(dict.fromkeys(self._found, False) if self.inference else self._found)
             self._found = self._found if self.inference else None
 
     def _end(self, adapter: Adapter) -> None:
-        """Let go of the optimiser of one that was in training, and after the last of the parameters it froze."""
+        """Detach an adapter's optimiser, and after the last one unfreeze the parameters it froze."""
         if isinstance(adapter, TrainingAdapter):
             if not self._in_training():
                 self._give_back_requires_grad()

@@ -1,6 +1,6 @@
-"""An adapter as a folder: `delta.safetensors`, `rst_config.json` and a model card, as `save_pretrained` leaves it.
+"""An adapter as a folder: `delta.safetensors`, `rst_config.json` and a model card, as `save_pretrained` writes it.
 
-Not `adapter_config.json`: transformers sees that name and hands the folder to PEFT.
+It has no `adapter_config.json`: transformers passes folders with that file to PEFT.
 """
 
 import json
@@ -20,7 +20,7 @@ CARD_FILE: Final = "README.md"
 
 
 def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
-    """Where PEFT puts one of several adapters: "default" into `folder` itself, others below it by name.
+    """Return the folder where PEFT puts one of several adapters: `folder` for "default", a subfolder for others.
 
     Raises:
         ConfigError: the name would lead out of the folder.
@@ -35,12 +35,12 @@ def adapter_subfolder(folder: Path, adapter_name: str) -> Path:
 
 
 def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: Encoding = "coo") -> None:
-    """Write a delta, its configuration and its card; each file appears whole or not at all.
+    """Write a delta, its configuration and its card; each file is written atomically.
 
-    A card that is there already is kept: somebody may have written in it.
+    An existing card is kept, because a user may have edited it.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
         RSTError: as `SparseDelta.save`.
     """
     path = Path(folder)
@@ -53,11 +53,11 @@ def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: 
 
 
 def write_settings(folder: str | os.PathLike[str], config: Mapping[str, Any], base: BaseIdentity | None = None) -> None:
-    """Write `rst_config.json`; without a `base`, the one that a file there names stays.
+    """Write `rst_config.json`; without a `base`, the base in an existing file stays.
 
     Raises:
-        DeltaFormatError: the file that is there is damaged.
-        OSError: the folder cannot be made or written.
+        DeltaFormatError: the existing file is damaged.
+        OSError: the folder cannot be created or written.
     """
     path = Path(folder) / CONFIG_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The adapters of an `RSTModel`: one that is stored, one that is in training. Both go on and off the base in place."""
+"""The adapters of an `RSTModel`: a stored one and one in training. Both are switched on and off in place."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -20,49 +20,49 @@ from rst.training.support import Support
 from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
 
-_DENSE = 3  # a change at a position takes the place of three weights, or more
+_DENSE = 3  # a change at a position takes the memory of three weights, or more
 
 
 class Adapter(Protocol):
-    """What `RSTModel` asks of its adapters."""
+    """The interface of adapters in `RSTModel`."""
 
     @property
     def delta(self) -> SparseDelta:
-        """The change as it is now; of one in training, only while it is on."""
+        """Return the current change; for an adapter in training, only while it is on."""
         ...
 
     @property
     def dsp(self) -> int:
-        """Parameters to store as it is now; the weights are left alone."""
+        """Return the current number of parameters to store, without changing the weights."""
         ...
 
     @property
     def is_on(self) -> bool:
-        """Whether the change is in the base's weights."""
+        """Return whether the change is in the base's weights."""
         ...
 
     def on(self) -> None:
-        """Put the change into the base's weights, or raise with nothing changed. Off before."""
+        """Write the change into the base's weights, or raise with nothing changed. Must be off."""
         ...
 
     def off(self) -> None:
-        """Put the base's bytes back, or raise with nothing changed. On before."""
+        """Restore the base's bytes, or raise with nothing changed. Must be on."""
         ...
 
     def discard(self) -> None:
-        """Put the base's bytes back, on or off before, for the last time."""
+        """Restore the base's bytes, whether on or off, for the last time."""
         ...
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "Adapter":
-        """The adapter of the base, still in its old dtypes, in new ones. Off before."""
+        """Return the adapter for the base in new dtypes; the base is still in its old ones. Must be off."""
         ...
 
 
 class StoredAdapter:
-    """A delta, prepared for the module when it is first used."""
+    """A delta that is prepared for the module when it is first used."""
 
     def __init__(self, module: nn.Module, delta: SparseDelta) -> None:
-        """Keep `delta` for `module`, which is the base."""
+        """Store `delta` for `module`, which is the base."""
         self._module = module
         self._delta = delta
         self._prepared: PreparedDelta | None = None
@@ -89,46 +89,46 @@ class StoredAdapter:
         return self._prepared
 
     def on(self) -> None:
-        """Exchange the changed weights. Raises as `rst.live.apply.prepare`; the base is unchanged then."""
+        """Write the changed weights. Raises as `rst.live.apply.prepare`; the base is unchanged then."""
         self.prepare().apply()
 
     def off(self) -> None:
-        """Put the overwritten weights back, bit for bit."""
+        """Restore the overwritten weights, bit for bit."""
         self.prepare().remove()
 
     def discard(self) -> None:
-        """Put the overwritten weights back if it is on."""
+        """Restore the overwritten weights if it is on."""
         if self.is_on:
             self.off()
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "StoredAdapter":
-        """Cast the tuned weights. What was prepared is not kept: it would keep the memory that the base leaves."""
+        """Cast the tuned weights. The prepared delta is dropped, because it would keep the base's old memory alive."""
         return StoredAdapter(self._module, cast(self._delta, self._module, dtypes))
 
 
 class TrainingAdapter:
-    """A change in the making: a `ResidualSparseTrainer`, whose weights can step aside and come back."""
+    """A change in training: a `ResidualSparseTrainer` whose weights can be switched off and on."""
 
     def __init__(self, module: nn.Module, config: RSTConfig, support: Support | None = None) -> None:
-        """Start training at the base's weights, with the change on (there is none yet)."""
+        """Start training at the base's weights, switched on (without a change yet)."""
         live = live_tensors(unwrap(module))
         self.trainer = ResidualSparseTrainer(module, config, support=support)
-        # The trainer keeps w0 of what it selects from; these are the others that training moves.
+        # The trainer keeps w0 of the weights it selects from; these are the other tensors that training changes.
         moving = (*self.trainer.tracked.saved, *self.trainer.tracked.buffers)
         self._originals = {name: live[name].detach().clone() for name in moving}
         self._away: PreparedDelta | None = None
-        self._requires_grad: dict[str, bool] = {}  # as it was found when the change stepped aside
+        self._requires_grad: dict[str, bool] = {}  # as found when the change was switched off
         self.delta_while_off: SparseDelta | None = None
-        """What the bank has exported since, for those who ask again."""
+        """The delta that the bank has exported since, cached for later requests."""
 
     @property
     def delta(self) -> SparseDelta:
-        """The change so far, while it is on: extracting it selects once more."""
+        """Return the change so far, while it is on: extracting it selects once more."""
         return self.trainer.export()
 
     @property
     def dsp(self) -> int:
-        """The weights that have moved so far, and those saved whole."""
+        """Return the number of weights that have changed so far, and of those saved whole."""
         if self._away:
             sparse = self.trainer.tracked.sparse
             moved = sum(patch.changed for patch in self._away.patches if patch.live.name in sparse)
@@ -140,16 +140,16 @@ class TrainingAdapter:
 
     @property
     def is_on(self) -> bool:
-        """Whether it is in the base's weights, and trains."""
+        """Return whether it is in the base's weights and training."""
         return self._away is None
 
     def continue_from(self, delta: SparseDelta) -> None:
-        """Go on from a delta that was saved: put it into the weights for good, with the trainer's w0 below it."""
+        """Continue from a saved delta: write it into the weights permanently, with the trainer's w0 below it."""
         self.trainer.continue_from(delta)
 
     @torch.no_grad()
     def off(self) -> None:
-        """Put the base back, and let no gradient and no optimiser touch it meanwhile."""
+        """Restore the base, and keep gradients and optimisers away from it meanwhile."""
         away, trained = self._step_aside(), self._trained()
         found = {name: parameter.requires_grad for name, parameter in trained.items()}
 
@@ -165,7 +165,7 @@ class TrainingAdapter:
             self._allow_training(dict.fromkeys(found, False))
 
     def on(self) -> None:
-        """Put the change back, with the `requires_grad` that was found, and go on training."""
+        """Apply the change again, with the recorded `requires_grad`, and continue training."""
         assert self._away is not None
         away = self._away
 
@@ -182,7 +182,7 @@ class TrainingAdapter:
 
     @torch.no_grad()
     def discard(self) -> None:
-        """Put w0 back, also where the change can no longer be told: NaN, tensors that were replaced or cast."""
+        """Restore w0, even if the change cannot be extracted: NaN, tensors that were replaced or cast."""
         if self.is_on:
             try:
                 self.off()
@@ -193,7 +193,7 @@ class TrainingAdapter:
                         live[name].copy_(origin)
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "TrainingAdapter":
-        """Stay as it is: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
+        """Return itself: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
         self.trainer.weights_are_back()
         for name, origin in self._base().items():
             if dtypes[name] != origin.dtype:
@@ -203,16 +203,16 @@ class TrainingAdapter:
         return self
 
     def follow(self) -> None:
-        """Find the base's tensors again that were moved while the change is off."""
+        """Find the base's tensors again after they were moved while the change was off."""
         if self._away:
             self._away.follow()
 
     def _base(self) -> Mapping[str, Tensor]:
-        """w0 of every tensor that training moves."""
+        """Return w0 of every tensor that training changes."""
         return {**self.trainer.base, **self._originals}
 
     def _step_aside(self) -> PreparedDelta:
-        """The change so far, bit for bit and without another selection, as a delta that is on."""
+        """Return the change so far, bit for bit and without another selection, as an applied delta."""
         places = places_of(self.trainer.model)
         groups = []
         for name, origin in self._base().items():
@@ -230,7 +230,7 @@ class TrainingAdapter:
         return PreparedDelta(groups, applied=True)
 
     def _is_left_alone(self, name: str, origin: Tensor, live: Tensor) -> bool:
-        """Whether a tensor is as it was, and need not be one that could be changed."""
+        """Return whether a tensor is unchanged, so that it may be of a kind that cannot be changed."""
         if name not in self.trainer.tracked.buffers and is_judged(live):
             return False
         return bit_equal(origin if origin.is_meta or live.is_meta else origin.to(live.device), live)

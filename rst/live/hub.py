@@ -40,10 +40,10 @@ class PushOptions(TypedDict, total=False):
     commit_message: str
     commit_description: str | None
     private: bool | None
-    """Of a repository that is created; one that exists stays as it is."""
+    """For a new repository; an existing one stays as it is."""
     token: str | bool | None
     revision: str | None
-    """The branch to upload to, made if it is not there."""
+    """The branch to upload to, created if missing."""
     create_pr: bool
 
 
@@ -52,17 +52,17 @@ def find_adapter(
     files: Sequence[str] = (CONFIG_FILE, DELTA_FILE),
     **options: "Unpack[HubOptions]",
 ) -> Path:
-    """Return where an adapter is: `model_id` itself if there is such a folder or file, else the hub's, downloaded.
+    """Return an adapter's place: `model_id` itself if it is a local folder or file, otherwise the hub's, downloaded.
 
     Args:
         model_id: a folder that `save_pretrained` wrote, a delta's file, or a repository on the hub.
-        files: what is needed of it.
-        **options: see `HubOptions`. Of a repository with `trusted_keys` all files are downloaded.
+        files: the files needed.
+        **options: see `HubOptions`. With `trusted_keys`, all files of a repository are downloaded.
 
     Raises:
         CheckpointError: no such folder, file or adapter on the hub, or the hub cannot be reached.
         ConfigError: an unknown option.
-        SignatureError: with `trusted_keys`, it is not signed by one of them, or was changed since.
+        SignatureError: with `trusted_keys`, none of them signed it, or it was changed since.
     """
     _check_options(options, HubOptions)
     trusted_keys = options.pop("trusted_keys", None)
@@ -81,13 +81,13 @@ def find_adapter(
 
 
 def download_adapter(model_id: str, subfolder: str | None = None, **options: Any) -> Path:
-    """An adapter's folder with all of its files, which a signature is about. Raises as `download_folder`."""
+    """Return an adapter's folder with all files, which a signature covers. Raises as `download_folder`."""
     within = f"{subfolder}/*" if subfolder else None
     return download_folder(model_id, allow_patterns=within, **options) / (subfolder or "")
 
 
 def download_folder(model_id: str, **options: Any) -> Path:
-    """A repository's folder in the hub's cache, as `huggingface_hub.snapshot_download` fills it with these options.
+    """Return a repository's folder in the hub's cache, as filled by `snapshot_download` with these options.
 
     Raises:
         CheckpointError: no such repository, or the hub cannot be reached.
@@ -95,7 +95,7 @@ def download_folder(model_id: str, **options: Any) -> Path:
     hub = _import_hub(f"{model_id}: no such file or folder; to look for it on the hub")
     try:
         return Path(hub.snapshot_download(model_id, **options))
-    except Exception as error:  # a network's failures have another class in each version of huggingface_hub
+    except Exception as error:  # network errors have another class in each version of huggingface_hub
         raise CheckpointError(f"no such file or folder, and not on the hub ({error})", file=model_id) from error
 
 
@@ -108,9 +108,9 @@ def _download_files(model_id: str, files: Sequence[str], **options: Any) -> Path
 
 
 def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", **options: "Unpack[PushOptions]") -> str:
-    """Create the repository if need be, upload the adapter's folder in one commit, and return the commit's URL.
+    """Create the repository if necessary, upload the adapter's folder in one commit, and return the commit's URL.
 
-    A card that the repository has already is left as it is.
+    An existing card in the repository is kept.
 
     Raises:
         CheckpointError: huggingface_hub is not installed.
@@ -129,7 +129,7 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
         names.append(CARD_FILE)
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(folder, delta, encoding)
-        info = api.create_commit(  # not upload_folder, which may make several
+        info = api.create_commit(  # not upload_folder, which may make several commits
             repo_id,
             [hub.CommitOperationAdd(name, Path(folder) / name) for name in names],
             commit_message=options.get("commit_message", "Upload an RST adapter"),
@@ -141,13 +141,13 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
 
 
 def _check_options(options: Mapping[str, object], known: type) -> None:
-    """A misspelt keyword would otherwise do nothing, and in silence."""
+    """Raise for unknown options: a misspelt keyword would otherwise be ignored silently."""
     if unknown := sorted(options.keys() - known.__annotations__.keys()):
         raise ConfigError(f"unknown keywords {unknown}; known keywords are {sorted(known.__annotations__)}")
 
 
 def _import_hub(purpose: str) -> Any:
-    """Return huggingface_hub. Raises `CheckpointError` that says how to install it."""
+    """Return huggingface_hub. Raises a `CheckpointError` that says how to install it."""
     try:
         import huggingface_hub
     except ImportError as error:

@@ -303,7 +303,7 @@ class RSTModel(nn.Module):
             )
         self.merge_adapter(adapter_names)
         if self.trainer is not None:
-            self.trainer.export()  # selects, so that the weights are what the delta would give
+            self.trainer.export()  # selects, so that the weights equal base plus delta
         self._bank.clear()
         return self.base_model
 
@@ -387,11 +387,11 @@ class RSTModel(nn.Module):
         return self.base_model
 
     def __getattr__(self, name: str) -> Any:
-        """What this class lacks, the base model may have."""
+        """Look up attributes that this class lacks in the base model."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # base_model is not there yet, or the search would never end; __deepcopy__ and its like are the base's own
+            # base_model is not set yet, or the lookup would recurse; __deepcopy__ and the like are the base's own
             if name == "base_model" or name.startswith("__"):
                 raise
             return getattr(self.base_model, name)

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what the hub reads from its front matter, and what a person wants to know first."""
+"""The model card of an adapter: front matter for the hub, and a summary for readers."""
 
 from rst.delta.sparse_delta import SparseDelta
 from rst.printable import markdown_code, yaml_string
@@ -8,7 +8,7 @@ _LONGEST_TABLE = 20
 
 
 def model_card(delta: SparseDelta, file_bytes: int) -> str:
-    """Markdown with the hub's front matter (`library_name`, `base_model`, tags), a density table and how to load."""
+    """Return Markdown with the hub's front matter (`library_name`, `base_model`, tags), a density table and usage."""
     return "\n".join([*_front_matter(delta), "", *_text(delta, file_bytes), "", *_table(delta), ""])
 
 

@@ -1,4 +1,4 @@
-"""What an `RSTModel` has loaded: PEFT's `get_model_status`, with what RST adds to it."""
+"""The status of an `RSTModel`: PEFT's `get_model_status`, with RST's additions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rst.live.adapters import TrainingAdapter
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """The state of a model and its adapters; the names that PEFT has too mean the same.
+    """The state of a model and its adapters; fields that PEFT has too mean the same.
 
     Attributes:
         base_model_type: class of the base model.
@@ -20,10 +20,10 @@ class ModelStatus:
         enabled: whether the active adapter is in the weights.
         active_adapters: the active adapter, or none.
         available_adapters: every loaded adapter.
-        in_training: those that are being trained.
-        stored_params: by adapter, the changed weights and those stored whole (DSP of one task); of one in training,
-            those that have moved so far.
-        devices: where the base's parameters are.
+        in_training: the adapters that are being trained.
+        stored_params: by adapter, the changed weights and those stored whole (DSP of one task); for one in training,
+            those that have changed so far.
+        devices: devices of the base's parameters.
     """
 
     base_model_type: str
@@ -38,7 +38,7 @@ class ModelStatus:
 
     @classmethod
     def of(cls, base_model: nn.Module, bank: AdapterBank) -> "ModelStatus":
-        """Look at a base model and its adapters."""
+        """Collect the status of a base model and its adapters."""
         parameters = list(base_model.parameters())
         return cls(
             base_model_type=type(base_model).__name__,
@@ -53,7 +53,7 @@ class ModelStatus:
         )
 
     def parameters_line(self) -> str:
-        """PEFT's line of trainable parameters, and what would be stored of the active adapter."""
+        """Return PEFT's line of trainable parameters, with the size to store of the active adapter."""
         total = max(self.total_params, 1)
         stored = sum(self.stored_params[name] for name in self.active_adapters)
         return (

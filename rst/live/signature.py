@@ -1,6 +1,6 @@
-"""Who made an adapter: signatures over all files of its folder, by OpenSSF's model-signing.
+"""Signatures over all files of an adapter's folder, with OpenSSF's model-signing: they prove who made it.
 
-A digest finds damage, not deceit: whoever changes a delta can compute it anew. A signature needs the private key.
+A digest detects damage, not tampering: whoever changes a delta can recompute it. A signature needs the private key.
 """
 
 import os
@@ -14,7 +14,7 @@ from rst.errors import CheckpointError, SignatureError
 from rst.extras import install_command
 
 SIGNATURE_FILE = "model.sig"
-_DIGESTS = re.compile(r": Expected .*?\)\\?', Actual .*?\)\\?'", re.DOTALL)  # raw bytes, in what it says
+_DIGESTS = re.compile(r": Expected .*?\)\\?', Actual .*?\)\\?'", re.DOTALL)  # raw bytes in its message
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 PathLike = str | os.PathLike[str]
 
@@ -34,12 +34,12 @@ def sign(
     Args:
         adapter: the folder, or the file.
         private_key: a PEM file with a private key of an elliptic curve (P-256, P-384 or P-521).
-        password: of the key, if it has one.
-        certificate: of the key, for those who trust who issued it; PEM.
-        chain: certificates between that and the issuer's own.
+        password: password of the key, if it has one.
+        certificate: certificate of the key, for those who trust its issuer; PEM.
+        chain: certificates between that one and the issuer's own.
 
     Returns:
-        Where the signature is: `model.sig` in the folder, or the file's name and `.sig`.
+        The path of the signature: `model.sig` in the folder, or the file's name and `.sig`.
 
     Raises:
         CheckpointError: no such folder or file, or model-signing is not installed.
@@ -53,7 +53,7 @@ def sign(
     config = signing.Config().set_hashing_config(
         hashing.Config().set_ignored_paths(paths=[written.name]).set_allow_symlinks(True)
     )
-    secret = password.encode() if password else None  # as cryptography takes it, to which it is passed on
+    secret = password.encode() if password else None  # in the form of cryptography, which receives it
     try:
         if certificate is None:
             config.use_elliptic_key_signer(private_key=Path(private_key), password=secret)
@@ -61,27 +61,27 @@ def sign(
             config.use_certificate_signer(
                 private_key=Path(private_key),
                 signing_certificate=Path(certificate),
-                certificate_chain=[*map(Path, chain)] or [Path(certificate)],  # an empty one is refused
+                certificate_chain=[*map(Path, chain)] or [Path(certificate)],  # an empty chain is rejected
             )
         config.sign(place, written)
-    except Exception as error:  # those of cryptography, OpenSSL and model-signing have no class in common
+    except Exception as error:  # cryptography, OpenSSL and model-signing have no common class of errors
         raise SignatureError(f"cannot be signed with {private_key} ({_reason(error)})", file=place) from error
     return written
 
 
 def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path:
-    """Check that an adapter is, to the byte, what one of the keys signed, with no file more or less but those of git.
+    """Check that an adapter is, to the byte, what one of the keys signed, without extra or missing files except git's.
 
     Args:
         adapter: the folder, or the delta's file.
-        trusted_keys: PEM files with a public key, or with the certificate of who issued the signer's.
+        trusted_keys: PEM files with a public key, or with the certificate of the issuer of the signer's.
 
     Returns:
-        The first of `trusted_keys` that fits.
+        The first of `trusted_keys` that matches.
 
     Raises:
         CheckpointError: model-signing is not installed.
-        SignatureError: there is no signature, it is another's, or a file was changed, added or removed since.
+        SignatureError: there is no signature, it is by another key, or a file was changed, added or removed since.
     """
     place = Path(adapter)
     verifying, hashing = _import("verifying"), _import("hashing")
@@ -105,7 +105,7 @@ def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path
 
 
 def signature_of(place: Path) -> Path:
-    """Where the signature of a folder or a file is, if it has one."""
+    """Return the path of a folder's or file's signature, if it has one."""
     return place / SIGNATURE_FILE if place.is_dir() else place.with_name(f"{place.name}.sig")
 
 
