@@ -11,9 +11,13 @@ from torch import nn
 from benchmarks import swap_peft, vit_b_16
 from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
-from benchmarks.timing import race
+from benchmarks.swap_bank import bank_rows
+from benchmarks.timing import Timing, race
 from rst import SparseDelta, export
 from rst.numerics.exactness import bit_equal
+
+_SCATTER = "limit: one scatter a parameter"
+_LOAD_FILE = "limit: safetensors' load_file of the coo file"
 
 
 def run(quick: bool, folder: Path = RESULTS) -> Path:
@@ -41,12 +45,12 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         timings = race(contenders, rounds=3 if quick else 15)
         live.load_state_dict(base)
         ours: dict[str, Callable[[], object]] = {
-            "limit: one scatter a parameter": _scatter_alone(base, deltas[0]),
+            _SCATTER: _scatter_alone(base, deltas[0]),
             "rst: prepared, on and off": lambda: _on_and_off(prepared[0]),
             "rst: prepare, on and off": lambda: _on_and_off(deltas[0].prepare(live)),
             "rst: save a coo file": lambda: deltas[0].save(files["coo"][0]),
             "rst: save a packed file": lambda: deltas[0].save(files["packed"][0], encoding="packed"),
-            "limit: safetensors' load_file of the coo file": lambda: load_file(files["coo"][0]),
+            _LOAD_FILE: lambda: load_file(files["coo"][0]),
             "rst: from a coo file, on and off": lambda: _on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
             "rst: from a packed file, on and off": lambda: _on_and_off(
                 SparseDelta.load(files["packed"][0]).prepare(live)
@@ -57,6 +61,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
             with one:
                 _check(live, state)
             _check(live, base)
+        bank = bank_rows(live, scratch, adapters=8 if quick else 1000)
+        _check(live, base)
     reload = timings["reload of the whole model from the page cache"].median
     rows = [
         Row(
@@ -65,6 +71,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
                 "milliseconds": round(timing.median * 1e3, 2),
                 "best": round(timing.best * 1e3, 2),
                 "times faster than a reload": round(reload / timing.median, 1),
+                "times one scatter": _times(timing, timings[_SCATTER], name in ours),
+                "times load_file": _times(timing, timings[_LOAD_FILE], name in ours),
             },
         )
         for name, timing in timings.items()
@@ -80,7 +88,18 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         "A save of ours waits until the disk has the file (fsync) and renames it; PEFT's does neither.",
     ]
     bars(rows, "milliseconds", title, folder / "swap.png")
+    bank_notes = [
+        "Every adapter is used once a row, in one random order. A use is on and off. First use: read, verified, "
+        "prepared, on and off. Used again: what was prepared is kept in memory.",
+        "Not in the page cache: the system is told to forget the file first.",
+    ]
+    bank_title = f"Swap: milliseconds to use one of {8 if quick else 1000:,} adapters on disk, percentiles"
+    write("swap", bank_title, bank, bank_notes, part="bank", folder=folder)
     return write("swap", title, rows, notes, folder=folder)
+
+
+def _times(timing: Timing, limit: Timing, in_its_race: bool) -> float | None:
+    return round(timing.median / limit.median, 2) if in_its_race else None
 
 
 def _scatter_alone(base: dict[str, torch.Tensor], delta: SparseDelta) -> Callable[[], None]:

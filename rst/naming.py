@@ -51,6 +51,8 @@ def wrappers(module: nn.Module) -> list[nn.Module]:
 
 def plain_name(name: str) -> str:
     """Return a tensor's name without the parts that wrappers insert, wherever they are."""
+    if not any(inside in name for inside in _INSIDE):
+        return name
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 

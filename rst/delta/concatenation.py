@@ -1,62 +1,162 @@
-"""Many changes laid end to end as one, so that what is done to all of them takes a few operations, not a few each."""
+"""Many changes laid end to end as one, so that what is done to all of them takes a few operations, not a few each.
+
+On the CPU through numpy: torch splits an operation on this many entries over threads, and waits for the slowest. On a
+busy machine that took 100 ms instead of 0.05. Numpy's arrays and tensors are indexed and compared alike, so what is
+said of `Numbers` holds on any device.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rst.delta.parameter_delta import Op, ParameterDelta
+from rst.numerics.exactness import bits, from_ordered_keys, ordered_keys
 
-# torch splits an operation on this many entries over threads, and waits for the slowest. On a busy machine that took
-# 100 ms instead of 0.05.
-_MOST_TOGETHER = (1 << 15) - 1
+Numbers = Any  # integers: a numpy array on the CPU, a tensor elsewhere
+MOST_AT_ONCE = (1 << 15) - 1  # entries that torch leaves to one thread
+_MOST_TOGETHER = 1 << 20  # entries; some megabytes for each of their arrays
+_Kind = tuple[torch.device, torch.dtype, Op, torch.dtype]
 
 
 def batches(parameters: Mapping[str, ParameterDelta]) -> Iterator[dict[str, ParameterDelta]]:
-    """Group changes that can be joined: of one device, dtype and operation, few enough for one thread."""
-    open_batches: dict[tuple[torch.device, torch.dtype, Op], dict[str, ParameterDelta]] = {}
-    sizes: Counter[tuple[torch.device, torch.dtype, Op]] = Counter()
+    """Group changes that can be joined: of one device, dtype, operation and dtype of positions, a million or so."""
+    open_batches: dict[_Kind, dict[str, ParameterDelta]] = {}
+    sizes: Counter[_Kind] = Counter()
     for name, change in parameters.items():
-        kind = (change.indices.device, change.dtype, change.op)
-        if sizes[kind] + change.nnz > _MOST_TOGETHER and sizes[kind]:
+        kind, entries = (change.indices.device, change.dtype, change.op, change.indices.dtype), change.nnz
+        if sizes[kind] + entries > _MOST_TOGETHER and sizes[kind]:
             yield open_batches.pop(kind)
             sizes[kind] = 0
         open_batches.setdefault(kind, {})[name] = change
-        sizes[kind] += change.nnz
+        sizes[kind] += entries
     yield from open_batches.values()
 
 
-def concatenate_changes(changes: Sequence[ParameterDelta]) -> ParameterDelta:
-    """Express changes of one kind as the change of one parameter, made of all of theirs laid end to end.
+@dataclass(frozen=True)
+class JoinedChanges:
+    """Changes of one kind, each of their arrays laid end to end.
 
-    Positions are int64, so all the parameters together must have fewer than 2^63 weights.
+    Attributes:
+        op: what the values of all are.
+        sizes: weights of each parameter.
+        counts: entries of each.
+        indices: the positions of each in its own parameter, shape (entries of all,).
+        values: shape (entries of all,).
+        exact_counts: how many of each one's entries have absolute values.
+        exact_indices: their positions, shape (sum of exact_counts,).
+        exact_values: the absolute values, same shape.
     """
-    starts = [0, *accumulate(change.numel for change in changes)]
-    indices = [change.indices for change in changes]
-    exact_indices = [change.exact_indices for change in changes]
-    nothing = torch.empty(0, dtype=torch.int64, device=indices[0].device)
-    return ParameterDelta(
-        indices=concatenate_tensors([nothing, *indices]) + repeat_each(starts[:-1], indices, nothing.device),
-        values=concatenate_tensors([change.values for change in changes]),
-        shape=(starts[-1],),
-        dtype=changes[0].dtype,
-        exact_indices=concatenate_tensors([nothing, *exact_indices])
-        + repeat_each(starts[:-1], exact_indices, nothing.device),
-        exact_values=concatenate_tensors([change.overlay for change in changes]),
-        op=changes[0].op,
-    )
+
+    op: Op
+    sizes: Sequence[int]
+    counts: Sequence[int]
+    indices: Tensor
+    values: Tensor
+    exact_counts: Sequence[int]
+    exact_indices: Tensor
+    exact_values: Tensor
+
+    @classmethod
+    def of(cls, changes: Sequence[ParameterDelta]) -> "JoinedChanges":
+        """Join changes of a batch."""
+        overlaid = [change for change in changes if change.exact_indices.numel()]
+        first = changes[0]
+        return cls(
+            op=first.op,
+            sizes=[change.numel for change in changes],
+            counts=[change.indices.numel() for change in changes],
+            indices=end_to_end([change.indices for change in changes]),
+            values=end_to_end([change.values for change in changes]),
+            exact_counts=[change.exact_indices.numel() for change in changes],
+            exact_indices=end_to_end([change.exact_indices for change in overlaid] or [first.exact_indices]),
+            exact_values=end_to_end([change.overlay for change in overlaid] or [first.overlay]),
+        )
+
+    def to(self, device: torch.device) -> "JoinedChanges":
+        """Copy to a device."""
+        return replace(
+            self,
+            indices=self.indices.to(device),
+            values=self.values.to(device),
+            exact_indices=self.exact_indices.to(device),
+            exact_values=self.exact_values.to(device),
+        )
+
+    def indices_of_64_bits(self) -> Numbers:
+        """The positions as they index arrays."""
+        found = numbers(self.indices)
+        return found.astype(np.int64) if isinstance(found, np.ndarray) else found.long()
+
+    def overlaid(self) -> tuple[Numbers, bool]:
+        """Where among the entries those with absolute values are, and whether each of their positions is among them.
+
+        All parameters together must have fewer than 2^63 weights.
+        """
+        if not self.exact_indices.numel() or not self.indices.numel():
+            return numbers(self.exact_indices), not self.exact_indices.numel()
+        starts = np.array([0, *accumulate(self.sizes)][:-1], dtype=np.int64)
+        places = _shifted(self.indices, starts, self.counts)
+        wanted = _shifted(self.exact_indices, starts, self.exact_counts)
+        search = np.searchsorted if isinstance(places, np.ndarray) else torch.searchsorted
+        slots = search(places, wanted).clip(max=len(places) - 1)
+        return slots, bool((places[slots] == wanted).all())
+
+    def tuned_values(self, origin: Tensor) -> Tensor:
+        """Compute wt at the positions from `origin`, w0 there. Shape (entries of all,)."""
+        if self.op == "replace":
+            return self.values
+        at_once = MOST_AT_ONCE if origin.device.type == "cpu" else max(len(origin), 1)
+        pairs = zip(origin.split(at_once), self.values.split(at_once), strict=True)
+        if self.op == "step":
+            return torch.cat([from_ordered_keys(ordered_keys(one) + step, origin.dtype) for one, step in pairs])
+        tuned = torch.empty_like(origin)
+        for out, (one, residual) in zip(tuned.split(at_once), pairs, strict=True):
+            torch.add(one, residual, out=out)
+        if self.exact_indices.numel():
+            numbers(bits(tuned))[self.overlaid()[0]] = numbers(bits(self.exact_values))
+        return tuned
 
 
-def concatenate_tensors(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate on the device of the first part; empty parts may lie on any."""
-    return torch.cat([parts[0], *(part for part in parts[1:] if part.numel())])
+def numbers(tensor: Tensor) -> Numbers:
+    """View a tensor of integers as what is computed with."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def repeat_each(numbers: Sequence[int], parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Repeat each number as often as its part has entries. Shape (entries of all parts,), int64."""
-    counts = [part.numel() for part in parts]
-    repeated = np.repeat(np.array(numbers, dtype=np.int64), counts)  # torch.repeat_interleave starts threads for this
-    return torch.from_numpy(repeated).to(device)
+def end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """One-dimensional tensors of one dtype and device as one: a view where they lie so, as those of a file do."""
+    parts = [part for part in parts if part.numel()] or parts[:1]
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if (joined := _neighbours(parts)) is not None:
+        return joined
+    if first.device.type != "cpu":
+        return torch.cat(list(parts))
+    return torch.from_numpy(np.concatenate([bits(part).numpy() for part in parts])).view(first.dtype)
+
+
+def _neighbours(parts: Sequence[Tensor]) -> Tensor | None:
+    """The view of all parts, if each begins in memory where the one before it ends."""
+    first, width = parts[0], parts[0].element_size()
+    start = end = first.data_ptr()
+    for part in parts:
+        if part.data_ptr() != end or not part.is_contiguous():
+            return None
+        end += part.numel() * width
+    total = (end - start) // width
+    if (first.storage_offset() + total) * width > first.untyped_storage().nbytes():  # of others, that lie beside it
+        return None
+    return first.as_strided((total,), (1,))
+
+
+def _shifted(positions: Tensor, starts: Any, counts: Sequence[int]) -> Numbers:
+    repeated = np.repeat(starts, counts)  # torch.repeat_interleave starts threads for this
+    if positions.device.type == "cpu":
+        return positions.numpy() + repeated
+    return positions + torch.from_numpy(repeated).to(positions.device)

@@ -5,7 +5,7 @@ values in the parameter's own shape with a mark (a residual of -0.0, a step of 0
 residual misses, `p.exact_indices` and `p.exact_values` have the tuned values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from rst.delta.parameter_delta import ParameterDelta, index_dtype
 from rst.delta.parameter_header import ParameterHeader
 from rst.errors import DeltaFormatError
-from rst.numerics.exactness import bits, step_dtype
+from rst.files.safetensors_reader import StoredArrays
+from rst.numerics.exactness import bits
 
 
 def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
@@ -21,15 +22,55 @@ def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
     return {f"{name}.{part}": array for name, change in parameters.items() for part, array in _parts(change).items()}
 
 
-def from_arrays(
-    source: str, headers: Mapping[str, ParameterHeader], arrays: dict[str, Tensor]
-) -> dict[str, ParameterDelta]:
+def from_arrays(source: str, headers: Mapping[str, ParameterHeader], arrays: StoredArrays) -> dict[str, ParameterDelta]:
     """Invert `to_arrays`, taking what belongs to `headers` out of `arrays`; the result is still to be validated.
 
     Raises:
         DeltaFormatError: an array in the full shape has another shape or dtype.
     """
-    return {name: _read(source, name, header, arrays) for name, header in headers.items()}
+    read = _Arrays(headers, arrays)
+    return {name: _read(source, name, header, read) for name, header in headers.items()}
+
+
+class _Arrays:
+    """A file's arrays by name. Those of one kind are views of one tensor, parameter after parameter."""
+
+    def __init__(self, headers: Mapping[str, ParameterHeader], arrays: StoredArrays) -> None:
+        self._arrays = arrays
+        self._found: dict[str, Tensor] = {}
+        self._nothing: dict[torch.dtype, Tensor] = {}
+        kinds: dict[tuple[torch.dtype, torch.dtype, torch.dtype], list[str]] = {}
+        for name, header in headers.items():
+            kinds.setdefault((index_dtype(header.numel), header.stored, header.dtype), []).append(name)
+        for (positions, stored, dtype), names in kinds.items():
+            for part, kind in (
+                ("indices", positions),
+                ("values", stored),
+                ("exact_indices", positions),
+                ("exact_values", dtype),
+            ):
+                self._join([f"{name}.{part}" for name in names], kind)
+
+    def _join(self, names: Sequence[str], dtype: torch.dtype) -> None:
+        counts = {name: count for name in names if (count := self._arrays.count(name, dtype)) is not None}
+        if counts:
+            joined = self._arrays.take_joined(list(counts), dtype)
+            self._found.update(zip(counts, joined.split(list(counts.values())), strict=True))
+
+    def take(self, name: str, dtype: torch.dtype) -> Tensor:
+        """An array, of whatever dtype and shape; an empty one of `dtype` if there is none."""
+        found = self._found.get(name)
+        if found is None:
+            found = self._arrays.take(name)
+        if found is not None:
+            return found
+        if dtype not in self._nothing:
+            self._nothing[dtype] = torch.empty(0, dtype=dtype)
+        return self._nothing[dtype]
+
+    def take_full(self, name: str) -> Tensor | None:
+        """The values in the parameter's own shape, if they are stored so."""
+        return self._arrays.take(f"{name}.full")
 
 
 def _parts(change: ParameterDelta) -> dict[str, Tensor]:
@@ -62,29 +103,23 @@ def _mark(op: str, dtype: torch.dtype) -> Tensor:
     return torch.tensor([-0.0 if op == "add" else 0], dtype=dtype)
 
 
-def _read(source: str, name: str, header: ParameterHeader, arrays: dict[str, Tensor]) -> ParameterDelta:
-    dtype = step_dtype(header.dtype) if header.op == "step" else header.dtype
-    exact_indices = _take(arrays, f"{name}.exact_indices", torch.int32)
-    exact_values = _take(arrays, f"{name}.exact_values", header.dtype)
-    full = arrays.pop(f"{name}.full", None)
+def _read(source: str, name: str, header: ParameterHeader, arrays: _Arrays) -> ParameterDelta:
+    exact_indices = arrays.take(f"{name}.exact_indices", torch.int32)
+    exact_values = arrays.take(f"{name}.exact_values", header.dtype)
+    full = arrays.take_full(name)
     if full is None:
-        indices = _take(arrays, f"{name}.indices", torch.int32)
-        values = _take(arrays, f"{name}.values", dtype)
-    elif header.op == "replace" or (tuple(full.shape), full.dtype) != (header.shape, dtype):
+        indices = arrays.take(f"{name}.indices", torch.int32)
+        values = arrays.take(f"{name}.values", header.stored)
+    elif header.op == "replace" or (tuple(full.shape), full.dtype) != (header.shape, header.stored):
         found = f"{full.dtype} {tuple(full.shape)}"
-        reason = f'full is {found}, not {dtype} {header.shape} with op "add" or "step"'
+        reason = f'full is {found}, not {header.stored} {header.shape} with op "add" or "step"'
         raise DeltaFormatError(reason, file=source, parameter=name)
     else:
         flat = full.reshape(-1)
-        changed = bits(flat) != bits(_mark(header.op, dtype))
+        changed = bits(flat) != bits(_mark(header.op, header.stored))
         changed[exact_indices.long()] = True
         positions = changed.nonzero().squeeze(1)
         indices, values = positions.to(index_dtype(flat.numel())), flat[positions]
     return ParameterDelta(
         indices, values, header.shape, header.dtype, exact_indices, exact_values, header.base, header.op
     )
-
-
-def _take(arrays: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    array = arrays.pop(name, None)
-    return torch.empty(0, dtype=dtype) if array is None else array

@@ -32,7 +32,7 @@ def digest_fits(contents: memoryview, digits: str) -> bool:
     """Whether such a file's bytes are those that `digits`, found in its metadata, were computed from."""
     end = _header_end(contents[:8])
     header = contents[:end].tobytes().replace(f"{_FIELD}{digits}".encode(), f"{_FIELD}{BLANK}".encode(), 1)
-    found = hasher().update(header).update(contents[end:])
+    found = hasher(len(contents)).update(header).update(contents[end:])
     return found.hexdigest()[:TEXT_DIGITS] == digits
 
 

@@ -22,7 +22,7 @@ from rst.delta.validation import validate
 from rst.errors import CheckpointError, ConfigError, DeltaFormatError, RSTWarning
 from rst.files.atomic import atomic_write
 from rst.files.budget import Budget
-from rst.files.safetensors_reader import read_safetensors
+from rst.files.safetensors_reader import StoredArrays, read_safetensors
 from rst.files.safetensors_writer import specs_of
 from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
 from rst.version import __version__
@@ -94,7 +94,7 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     if not digest_fits(contents.data, contents.metadata.get("digest", "")):
         raise DeltaFormatError("the digest does not match the contents; the file was altered or damaged", file=source)
     try:
-        found = _rebuild(source, contents.metadata, contents.arrays, Budget(contents.data.nbytes))
+        found = _rebuild(source, contents.metadata, contents.stored, Budget(contents.data.nbytes))
     except _DAMAGE as error:
         raise DeltaFormatError(f"malformed metadata ({type(error).__name__}: {error})", file=source) from error
     for name, count in (("nnz", found.nnz), ("dsp", found.dsp())):
@@ -184,19 +184,19 @@ def _check_version(source: str, metadata: Mapping[str, str]) -> None:
             )
 
 
-def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor], budget: Budget) -> SparseDelta:
+def _rebuild(source: str, metadata: Mapping[str, str], arrays: StoredArrays, budget: Budget) -> SparseDelta:
     op: Op = metadata["op"]  # type: ignore[assignment]  # checked with the version
     if metadata["encoding"] == "packed":
         from rst.delta import packed
 
-        text = packed.unpack_headers(source, arrays.pop("records"), budget)
+        text = packed.unpack_headers(source, _array(arrays, "records"), budget)
         parameters = packed.from_arrays(source, read_headers(text, op), arrays, budget)
     else:
         parameters = coo.from_arrays(source, read_headers(metadata["parameters"], op), arrays)
     validate(parameters, source)
     whole = parse_json(metadata["dense"])
-    dense = {name: arrays.pop(f"{name}.dense") for name in strings(whole["names"], "dense")}
-    if arrays:
+    dense = {name: _array(arrays, f"{name}.dense") for name in strings(whole["names"], "dense")}
+    if len(arrays):
         raise DeltaFormatError(f"the metadata lacks {len(arrays)} of the arrays, such as {min(arrays)!r}", file=source)
     delta = SparseDelta(
         parameters=parameters,
@@ -210,6 +210,12 @@ def _rebuild(source: str, metadata: Mapping[str, str], arrays: dict[str, Tensor]
     )
     _check_names(source, delta)
     return delta
+
+
+def _array(arrays: StoredArrays, name: str) -> Tensor:
+    if (array := arrays.take(name)) is None:
+        raise KeyError(name)
+    return array
 
 
 def _read_base(text: str) -> BaseIdentity:

@@ -24,6 +24,7 @@ from rst.delta.parameter_header import ParameterHeader
 from rst.delta.pcodec_stream import compress, decompress
 from rst.errors import DeltaFormatError
 from rst.files.budget import Budget
+from rst.files.safetensors_reader import StoredArrays
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import bits, step_dtype
 
@@ -56,7 +57,7 @@ def _parts(parameters: Mapping[str, ParameterDelta]) -> dict[str, tuple[Tensor, 
 
 
 def from_arrays(
-    source: str, headers: Mapping[str, ParameterHeader], arrays: dict[str, Tensor], budget: Budget
+    source: str, headers: Mapping[str, ParameterHeader], arrays: StoredArrays, budget: Budget
 ) -> dict[str, ParameterDelta]:
     """Invert `to_arrays`, taking its streams out of `arrays`; the result is still to be validated.
 
@@ -123,11 +124,11 @@ def _join(parts: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 class _Streams:
     """The streams of one file, decoded when asked for."""
 
-    def __init__(self, source: str, arrays: dict[str, Tensor], budget: Budget) -> None:
+    def __init__(self, source: str, arrays: StoredArrays, budget: Budget) -> None:
         self.source, self.arrays, self._budget = source, arrays, budget
 
     def array(self, name: str, dtype: torch.dtype) -> Tensor:
-        stream = self.arrays.pop(name, None)
+        stream = self.arrays.take(name)
         if stream is None:
             return torch.empty(0, dtype=dtype)
         return decompress(self.source, name, stream, dtype, self._budget)

@@ -385,6 +385,8 @@ def check_carried(name: str, tensor: Tensor) -> None:
 
 def check_own_memory(name: str, tensor: Tensor) -> None:
     """Raise `ParameterMismatchError` for a tensor that was expanded, whose elements cannot be written one by one."""
+    if tensor.is_contiguous():
+        return
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ParameterMismatchError(
             f"expanded to {tuple(tensor.shape)}: its elements share memory, so changing one would change others; "

@@ -12,6 +12,7 @@ from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, stored_op
 from rst.errors import DeltaFormatError
 from rst.files.strict_json import parse_json, typed
 from rst.numerics.dtypes import DTYPE_OF_NAME, NAME_OF_DTYPE
+from rst.numerics.exactness import step_dtype
 
 _MOST_DIMENSIONS = 64
 
@@ -24,6 +25,11 @@ class ParameterHeader:
     dtype: torch.dtype
     base: BaseDigests | None
     op: Op
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the values in the file."""
+        return step_dtype(self.dtype) if self.op == "step" else self.dtype
 
     @property
     def numel(self) -> int:

@@ -1,16 +1,18 @@
 """What every change must satisfy before a single weight is touched; a delta may be untrusted."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rst.delta.concatenation import batches, concatenate_changes
+from rst.delta.concatenation import MOST_AT_ONCE, JoinedChanges, Numbers, batches, numbers
 from rst.delta.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 from rst.errors import DeltaFormatError
-from rst.numerics.exactness import step_dtype
+from rst.numerics.exactness import bits, step_dtype
 
 _COUNTABLE = 1 << 63
 _OPS = get_args(Op)
@@ -27,7 +29,7 @@ def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
         if (fault := _fault_of_form(change)) is not None:
             raise DeltaFormatError(fault, file=source, parameter=name)
     for batch in batches(unchecked):
-        if not _contents_fit(list(batch.values())):
+        if not _contents_fit(JoinedChanges.of(list(batch.values()))):
             for name, change in batch.items():
                 if (fault := _fault_of_contents(change)) is not None:
                     raise DeltaFormatError(fault, file=source, parameter=name)
@@ -65,25 +67,42 @@ def _fault_of_form(change: ParameterDelta) -> str | None:
     return None
 
 
-def _contents_fit(changes: Sequence[ParameterDelta]) -> bool:
+def _contents_fit(changes: JoinedChanges) -> bool:
     """Whether the arrays of all changes of a batch are in order; False also where they cannot be joined to tell."""
-    sizes = [change.numel for change in changes]
-    if sum(sizes) >= _COUNTABLE:
-        return False
-    joined = concatenate_changes(changes)
     return (
-        _fault_of_contents(joined) is None
-        and _inside(joined.indices, [change.nnz for change in changes], sizes)
-        and _inside(joined.exact_indices, [change.exact_indices.numel() for change in changes], sizes)
+        sum(changes.sizes) < _COUNTABLE
+        and _ascend_inside(numbers(changes.indices), changes.counts, changes.sizes)
+        and _ascend_inside(numbers(changes.exact_indices), changes.exact_counts, changes.sizes)
+        and (changes.op != "add" or _are_finite(changes.values))
+        and not (changes.op == "replace" and _hold_nan(changes.values))
+        and not _hold_nan(changes.exact_values)
+        and changes.overlaid()[1]
     )
 
 
-def _inside(positions: Tensor, counts: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Whether each part's positions, in order and laid end to end, lie in its own parameter."""
-    edges = zip(accumulate(counts), counts, accumulate(sizes), sizes, strict=True)
-    filled = [(stop - count, stop - 1, end - size, end) for stop, count, end, size in edges if count]
-    first, last, start, end = torch.tensor(filled, dtype=torch.int64, device=positions.device).reshape(-1, 4).unbind(1)
-    return bool(((positions[first] >= start) & (positions[last] < end)).all())
+def _ascend_inside(positions: Numbers, counts: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether each part's positions, laid end to end, ascend and lie in its own parameter."""
+    parts = zip(accumulate(counts), counts, sizes, strict=True)
+    rows = [(stop - count, stop - 1, size) for stop, count, size in parts if count]
+    if not rows:
+        return True
+    if isinstance(positions, Tensor):
+        first, last, size = torch.tensor(rows, device=positions.device).unbind(1)
+    else:
+        first, last, size = np.array(rows, dtype=np.int64).T
+    ascend = positions[1:] > positions[:-1]
+    ascend[last[:-1]] = True  # from one parameter to the next
+    return bool(ascend.all() and (positions[first] >= 0).all() and (positions[last] < size).all())
+
+
+def _are_finite(values: Tensor) -> bool:
+    """Whether no float has the exponent of infinities and NaN. By their bits: numpy has no bfloat16."""
+    exponent = int(bits(torch.tensor([math.inf], dtype=values.dtype)))
+    return bool(((numbers(bits(values)) & exponent) != exponent).all())
+
+
+def _hold_nan(values: Tensor) -> bool:
+    return any(count_nans(part) for part in values.split(MOST_AT_ONCE)) if values.numel() else False
 
 
 def _fault_of_contents(change: ParameterDelta) -> str | None:

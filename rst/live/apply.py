@@ -15,22 +15,24 @@ from torch import Tensor, nn
 from rst.checkpoints.delta_in_module import in_module
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.delta.cast_advice import cast_advice
-from rst.delta.concatenation import batches, concatenate_changes, concatenate_tensors
+from rst.delta.concatenation import JoinedChanges, batches
 from rst.delta.parameter_delta import ParameterDelta
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
 from rst.errors import ParameterMismatchError, WrongBaseError
 from rst.live.patch import (
     EVERYTHING,
+    Elements,
     LiveTensor,
     Patch,
     PatchGroup,
     Place,
     elements,
-    end_to_end,
     in_memory_order,
     memory_positions,
+    read_all,
 )
+from rst.live.swap_version import CountedSwap
 from rst.live.undo import UndoOnError
 from rst.naming import canonical_names, plain_name, unwrap
 from rst.numerics import kernels
@@ -94,7 +96,9 @@ class PreparedDelta:
         """
         if not self._applied:
             self.follow()
-            if self._exchanged_at_once(applied=True):
+            for beside in self.besides:
+                beside.check_alone()
+            if self._exchanged_at_once(applied=True) or self._exchanged_in_passing(applied=True):
                 return self
             for group in self._groups:
                 if changed := group.lacking("old"):
@@ -103,8 +107,6 @@ class PreparedDelta:
                         "is another delta applied, or was the module trained?",
                         parameter=changed[0].live.name,
                     )
-            for beside in self.besides:
-                beside.check_alone()
             self._exchange(self.patches, applied=True)
         return self
 
@@ -122,7 +124,7 @@ class PreparedDelta:
         """
         if self._applied:
             self.follow()
-            if self._exchanged_at_once(applied=False):
+            if self._exchanged_at_once(applied=False) or self._exchanged_in_passing(applied=False):
                 return
             others = [patch for group in self._groups for patch in group.lacking("new")]
             for patch in others:
@@ -180,19 +182,44 @@ class PreparedDelta:
                 exchange.put_back()
         return self._applied == applied
 
+    def _exchanged_in_passing(self, *, applied: bool) -> bool:
+        """Exchange tensor by tensor what each has for what it should get, if every one has what it should have.
+
+        The weights are visited once. That an element is far from the next one is what a swap costs.
+        """
+        found: list[tuple[Patch, Elements]] = []
+        counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in self.patches)
+
+        def undo() -> None:
+            for patch, before in found:
+                patch.write(before)
+            counted.undone()
+            self._turn(not applied)
+
+        with UndoOnError(undo):
+            if all(group.exchange("new" if applied else "old", found) for group in self._groups):
+                counted.done()
+                self._turn(applied)
+            else:
+                undo()
+        return self._applied == applied
+
     def _exchange(self, patches: Sequence[Patch], *, applied: bool) -> None:
         """Write the patches and say so, or none: Ctrl-C may come between any two lines."""
         written: list[Patch] = []
+        counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in patches)
 
         def undo() -> None:
             for patch in written:
                 patch.write(patch.old if applied else patch.new)
+            counted.undone()
             self._turn(not applied)
 
         with UndoOnError(undo):
             for patch in patches:
                 written.append(patch)
                 patch.write(patch.new if applied else patch.old)
+            counted.done()
             self._turn(applied)
 
     def _turn(self, on: bool) -> None:
@@ -315,6 +342,8 @@ def places_of(module: nn.Module) -> Places:
 
 def find_place(name: str, places: Places, delta: SparseDelta) -> Place:
     """Where a module has a tensor of a delta, under any of its names. Raises `ParameterMismatchError`."""
+    if name in places:
+        return places[name]
     for candidate in delta.names_of(name):
         if candidate in places:
             return places[candidate]
@@ -324,7 +353,7 @@ def find_place(name: str, places: Places, delta: SparseDelta) -> Place:
 def _find(name: str, places: Places, delta: SparseDelta) -> LiveTensor:
     found = LiveTensor.find(name, find_place(name, places, delta))
     wanted: ParameterDelta | Tensor = delta[name] if name in delta else delta.dense[name]
-    if tuple(found.tensor.shape) != tuple(wanted.shape) or found.tensor.dtype != wanted.dtype:
+    if found.tensor.shape != wanted.shape or found.tensor.dtype != wanted.dtype:
         raise ParameterMismatchError(
             f"the delta is for {wanted.dtype} {tuple(wanted.shape)}, "
             f"but the module has {found.tensor.dtype} {tuple(found.tensor.shape)}"
@@ -363,19 +392,16 @@ def _change_alike(delta: SparseDelta, first: str, second: str) -> bool:
 
 def _patch_batch(live: Sequence[LiveTensor], changes: Sequence[ParameterDelta]) -> PatchGroup:
     """Compute all tuned elements of a batch at once."""
-    device, dtype = live[0].tensor.device, changes[0].dtype
-    lengths = [change.nnz for change in changes]
-    slices = [slice(start, end) for start, end in pairwise([0, *accumulate(lengths)])]
-    row_major = concatenate_tensors([change.indices for change in changes]).to(device, torch.int64)
+    joined = JoinedChanges.of(changes).to(live[0].tensor.device)
+    slices = [slice(start, end) for start, end in pairwise([0, *accumulate(joined.counts)])]
+    row_major = joined.indices_of_64_bits()
     memories = [in_memory_order(one.tensor) for one in live]
-    positions = [
-        elements(memory_positions(one.tensor, row_major[part])) for one, part in zip(live, slices, strict=True)
-    ]
-    old = end_to_end([memory[where] for memory, where in zip(memories, positions, strict=True)])
-    origin = torch.as_tensor(old, device=device).view(dtype)
-    for one, change, found in zip(live, changes, digests(origin, lengths), strict=True):
+    positions = [memory_positions(one.tensor, row_major[part]) for one, part in zip(live, slices, strict=True)]
+    old = read_all(list(zip(memories, positions, strict=True)))
+    origin = torch.as_tensor(old).view(changes[0].dtype)
+    for one, change, found in zip(live, changes, digests(origin, joined.counts), strict=True):
         change.check_touched(one.name, found)
-    new = elements(concatenate_changes(changes).to(device).tuned_values(origin))
+    new = elements(joined.tuned_values(origin))
     patches = [
         Patch(one, memory, where, new[part], old[part])
         for one, memory, where, part in zip(live, memories, positions, slices, strict=True)

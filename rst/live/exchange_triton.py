@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rst.live.patch import EVERYTHING, Patch
-from rst.live.swap_version import version
+from rst.live.swap_version import CountedSwap
 from rst.numerics.blocks_triton import WORD
 from rst.numerics.tensor_table import TensorTable
 
@@ -53,6 +53,7 @@ class Exchange:
         self._parts = [_part(own, device) for (_, device), own in kinds.items()]
         self._count = 0
         self._kept: list[Tensor] | None = None
+        self._counted: CountedSwap | None = None
 
     def is_of(self, patches: Sequence[Patch]) -> bool:
         """Whether it exchanges these."""
@@ -62,7 +63,9 @@ class Exchange:
         """Write these elements where the others should be, and say whether they were. `keep` or `put_back` follow."""
         self._count += 1
         self._kept = [torch.empty(part.words, dtype=part.dtype, device=part.answer.device) for part in self._parts]
+        self._counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in self._patches)
         self._launch(_NEW if which == "new" else _OLD, back=False)
+        self._counted.done()
         answers = torch.cat([part.answer for part in self._parts]).tolist()  # the host waits here
         return self._count not in answers[_MISMATCHED::2]
 
@@ -75,12 +78,13 @@ class Exchange:
         if self._kept is None:
             return False
         self._launch(_OLD, back=True)
+        if self._counted is not None:
+            self._counted.undone()
         self._kept = None
         return True
 
     def _launch(self, which: int, *, back: bool) -> None:
         assert self._kept is not None
-        before = [version(patch.live.tensor) for patch in self._patches]
         for part, kept in zip(self._parts, self._kept, strict=True):
             if part.table.blocks:
                 with torch.cuda.device_of(kept):
@@ -95,8 +99,6 @@ class Exchange:
                         BLOCK=_BLOCK,
                         BACK=back,
                     )
-        for patch, writes in zip(self._patches, before, strict=True):
-            patch.swap_version.swapped(patch.live.tensor, writes)  # autograd has not seen what the kernel wrote
 
 
 def can_exchange(patch: Patch) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rst.delta.parameter_delta import check_own_memory
 from rst.errors import ParameterMismatchError
-from rst.live.swap_version import SwapVersion, version
+from rst.live.swap_version import SwapVersion
 from rst.numerics.exactness import bits
 
 Elements = Any  # integers: a numpy array on the CPU, a tensor elsewhere
@@ -53,6 +53,11 @@ class LiveTensor:
     name: str
     place: Place
     tensor: Tensor
+    _form: tuple[Any, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Note where it lies, which every swap asks for."""
+        object.__setattr__(self, "_form", _form(self.tensor))
 
     @classmethod
     def find(cls, name: str, place: Place) -> "LiveTensor":
@@ -75,13 +80,12 @@ class LiveTensor:
     @property
     def is_current(self) -> bool:
         """Whether the module still has the tensor in this memory, laid out and typed as it was."""
-        now, then = self.place.owner.get(self.place.attribute), self.tensor
-        return (
-            now is not None
-            and now.data_ptr() == then.data_ptr()
-            and now.stride() == then.stride()
-            and (now.dtype, now.device, now.shape) == (then.dtype, then.device, then.shape)
-        )
+        now = self.place.owner.get(self.place.attribute)
+        return now is not None and _form(now) == self._form
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.stride(), tensor.dtype, tensor.device, tensor.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +115,8 @@ class Patch:
         new, old = (elements(torch.as_tensor(part).to(tensor.device)) for part in (new, old))
         if positions is EVERYTHING:
             return cls(live, elements(tensor), positions, new, old)
-        places = memory_positions(tensor, torch.as_tensor(positions).to(tensor.device))
-        return cls(live, in_memory_order(tensor), elements(places), new, old)
+        row_major = elements(torch.as_tensor(positions).to(tensor.device))
+        return cls(live, in_memory_order(tensor), memory_positions(tensor, row_major), new, old)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The memory is that of the copy, whose layout may be another."""
@@ -154,22 +158,27 @@ class Patch:
         """The elements there are now."""
         return self.memory[self.positions]
 
+    def read_into(self, out: Elements) -> None:
+        """Copy those of some positions."""
+        if isinstance(out, np.ndarray):
+            self.memory.take(self.positions, out=out, mode="clip")  # positions are inside; else it takes a buffer
+        else:
+            out[:] = self.read()
+
     def has(self, elements: Elements) -> bool:
         """Whether it is these elements that are there now."""
         return _equal(self.read(), elements)
 
     def write(self, elements: Elements) -> None:
-        """Replace them."""
-        before = version(self.live.tensor)
+        """Replace them; autograd does not see it (`CountedSwap`)."""
         self.memory[self.positions] = elements
-        self.swap_version.swapped(self.live.tensor, before)  # autograd has not seen what numpy wrote
 
     def _row_major(self) -> Elements:
         tensor, positions = self.live.tensor, self.positions
         if positions is EVERYTHING or tensor.is_contiguous():
             return positions
         row_major = torch.arange(tensor.numel(), device=tensor.device)
-        places = memory_positions(tensor, row_major)
+        places = torch.as_tensor(memory_positions(tensor, row_major))
         inverse = torch.zeros(int(places.max()) + 1, dtype=torch.int64, device=tensor.device)
         inverse[places] = row_major
         return inverse[torch.as_tensor(positions)]
@@ -185,9 +194,32 @@ class PatchGroup:
 
     def lacking(self, which: Literal["new", "old"]) -> list[Patch]:
         """The patches whose tensors have not these elements now."""
-        if _equal(end_to_end([patch.read() for patch in self.patches]), getattr(self, which)):
+        if _equal(read_all([(patch.memory, patch.positions) for patch in self.patches]), getattr(self, which)):
             return []
         return [patch for patch in self.patches if not patch.has(getattr(patch, which))]
+
+    def exchange(self, which: Literal["new", "old"], found: list[tuple[Patch, Elements]]) -> bool:
+        """Write these elements over the others, and say whether it was the others that were there.
+
+        Args:
+            which: what to write.
+            found: gets each patch that is written to, with the elements that it had.
+        """
+        others = self.old if which == "new" else self.new
+        if len(self.patches) == 1 and self.patches[0].positions is EVERYTHING:  # with no copy of a whole tensor
+            if not self.patches[0].has(others):
+                return False
+            found.append((self.patches[0], others))
+            self.patches[0].write(getattr(self, which))
+            return True
+        before, start = others.copy() if isinstance(others, np.ndarray) else others.clone(), 0
+        for patch in self.patches:
+            end = start + len(patch.new)
+            patch.read_into(before[start:end])
+            found.append((patch, before[start:end]))
+            patch.write(patch.new if which == "new" else patch.old)
+            start = end
+        return _equal(before, others)
 
     def found_again(self) -> Sequence["PatchGroup"]:
         """The same patches where their tensors are now; apart if some have moved, as their devices may differ then."""
@@ -212,19 +244,28 @@ def in_memory_order(tensor: Tensor) -> Elements:
     return bits(flat).numpy() if tensor.device.type == "cpu" else bits(flat)
 
 
-def memory_positions(tensor: Tensor, positions: Tensor) -> Tensor:
+def memory_positions(tensor: Tensor, positions: Elements) -> Elements:
     """Turn row-major positions into positions `in_memory_order`, so that one scatter serves every memory format."""
     if tensor.is_contiguous():
         return positions
-    axes = torch.unravel_index(positions, tensor.shape)
-    return sum((axis * stride for axis, stride in zip(axes, tensor.stride(), strict=True)), torch.zeros_like(positions))
+    axes = torch.unravel_index(torch.as_tensor(positions), tensor.shape)
+    zero = torch.zeros(len(positions), dtype=torch.int64, device=tensor.device)
+    return elements(sum((axis * stride for axis, stride in zip(axes, tensor.stride(), strict=True)), zero))
 
 
-def end_to_end(parts: Sequence[Elements]) -> Elements:
-    """Concatenate; a single part is returned as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts))
+def read_all(places: Sequence[tuple[Elements, Elements]]) -> Elements:
+    """Read elements of several memories, each at its positions, which must be inside; laid end to end."""
+    first, positions = places[0]
+    if len(places) == 1:
+        return first[positions]
+    if not isinstance(first, np.ndarray):
+        return torch.cat([memory[where] for memory, where in places])
+    found, start = np.empty(sum(len(where) for _, where in places), first.dtype), 0
+    for memory, where in places:
+        end = start + len(where)
+        memory.take(where, out=found[start:end], mode="clip")
+        start = end
+    return found
 
 
 def _equal(found: Elements, wanted: Elements) -> bool:

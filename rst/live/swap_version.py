@@ -5,6 +5,7 @@ leaves the elements that the graph was made with, so the count goes back with th
 count that ordinary writes do not come near: a graph made from those elements is refused once they are gone.
 """
 
+from collections.abc import Iterable
 from itertools import count
 
 import torch
@@ -18,21 +19,43 @@ _fresh = count()
 class SwapVersion:
     """The counts of a tensor with and without the elements that are swapped in."""
 
+    __slots__ = ("left", "return_to")
+
     def __init__(self) -> None:
         """Start before the first swap."""
-        self._left: int | None = None
-        self._return_to = 0
+        self.left: int | None = None
+        self.return_to = 0
 
-    def swapped(self, tensor: Tensor, before: int | None) -> None:
-        """Set the count after a swap; `before` it was this one. None: torch counts no writes to this tensor."""
-        if before is None:
-            return
-        untouched = before == self._left  # nobody wrote since the last swap, so the elements before that one are back
-        after = self._return_to if untouched else _FIRST + next(_fresh) * _APART % _FIRST
-        torch._C._autograd._unsafe_set_version_counter((tensor,), (after,))
-        self._left, self._return_to = after, before
+    def after(self, before: int) -> int:
+        """The count after a swap; `before` it was this one."""
+        untouched = before == self.left  # nobody wrote since the last swap, so the elements before that one are back
+        return self.return_to if untouched else _FIRST + next(_fresh) * _APART % _FIRST
 
 
-def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written, as autograd counts; None for one that was made in inference mode."""
-    return None if tensor.is_inference() else tensor._version
+class CountedSwap:
+    """The counts of all tensors of one swap, noted before it, set after it, and set back if it failed."""
+
+    def __init__(self, tensors: Iterable[tuple[Tensor, SwapVersion]]) -> None:
+        """Note the counts. Torch counts no writes to tensors that were made in inference mode; these are left out."""
+        counted = [(tensor, known) for tensor, known in tensors if not tensor.is_inference()]
+        self._tensors = tuple([tensor for tensor, _ in counted])
+        self._known = [known for _, known in counted]
+        self._before = tuple([tensor._version for tensor in self._tensors])
+        self._noted = [(known.left, known.return_to) for known in self._known]
+
+    def done(self) -> None:
+        """Set the counts after the swap, which autograd has not seen."""
+        after = tuple(map(SwapVersion.after, self._known, self._before))
+        for known, left, return_to in zip(self._known, after, self._before, strict=True):
+            known.left, known.return_to = left, return_to
+        _set_counts(self._tensors, after)
+
+    def undone(self) -> None:
+        """Set the counts before the swap."""
+        for known, (left, return_to) in zip(self._known, self._noted, strict=True):
+            known.left, known.return_to = left, return_to
+        _set_counts(self._tensors, self._before)
+
+
+def _set_counts(tensors: tuple[Tensor, ...], counts: tuple[int, ...]) -> None:
+    torch._C._autograd._unsafe_set_version_counter(tensors, counts)

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 _TENSOR_DIGITS = 16
 _PROCESS = os.getpid()
 _PIECE = 1 << 24  # bytes
+_WORTH_THREADS = 1 << 20  # bytes; on a busy machine waiting for threads takes longer than hashing fewer
 TEXT_DIGITS = 32
 
 
-def hasher() -> "blake3":
-    """Return a BLAKE3 hasher on all cores; on one core in a forked process, which lacks the threads of blake3."""
+def hasher(size: int | None = None) -> "blake3":
+    """Return a BLAKE3 hasher on all cores; on one core for few bytes, or in a forked process, which lacks the threads.
+
+    Args:
+        size: how many bytes there are to hash, where that is known.
+    """
     from blake3 import blake3
 
-    return blake3(max_threads=blake3.AUTO if os.getpid() == _PROCESS else 1)
+    alone = os.getpid() != _PROCESS or (size is not None and size < _WORTH_THREADS)
+    return blake3(max_threads=1 if alone else blake3.AUTO)
 
 
 def digest(tensor: Tensor) -> str:
@@ -35,9 +41,14 @@ def digest(tensor: Tensor) -> str:
 
 def digests(tensor: Tensor, lengths: Sequence[int]) -> list[str]:
     """Digest consecutive parts of a tensor with these lengths in elements, each as `digest` would."""
+    from blake3 import blake3
+
     data, width = as_bytes(tensor.cpu()).numpy().data, tensor.element_size()
-    edges = pairwise([0, *accumulate(length * width for length in lengths)])
-    return [hasher().update(data[a:b]).hexdigest()[:_TENSOR_DIGITS] for a, b in edges]
+    edges = pairwise([0, *accumulate([length * width for length in lengths])])
+    return [
+        (blake3(data[a:b]) if b - a < _WORTH_THREADS else hasher().update(data[a:b])).hexdigest()[:_TENSOR_DIGITS]
+        for a, b in edges  # one hasher less for each of many short parts
+    ]
 
 
 def digest_file(path: Path) -> str:

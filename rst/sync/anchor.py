@@ -52,7 +52,7 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
     where = f"{store.location}/{name}"
     with store.fetch(name) as path:
         try:
-            contents = map_privately(str(path))
+            contents, weights = map_privately(str(path))
         except CheckpointError as error:  # pruned since it was found
             raise ChainGapError(error.reason, file=where) from error
         except DeltaFormatError as error:
@@ -65,9 +65,9 @@ def read_anchor(store: Store, step: int) -> tuple[dict[str, Tensor], Link]:
         raise ChainDamageError(f"its header cannot be read ({error})", file=where) from error
     if link.to_step != step:
         raise ChainDamageError(f"contains step {link.to_step}", file=where)
-    if (found := fingerprint_state(contents.arrays, link.version)) != link.state_after:
+    if (found := fingerprint_state(weights, link.version)) != link.state_after:
         raise ChainDamageError(f"contains state {found}, but its header says {link.state_after}", file=where)
-    return contents.arrays, link
+    return weights, link
 
 
 def last_anchor(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 State = dict[str, Tensor]
 # where weights and bookkeeping are changed; to prepare a delta changes neither
 LIVE = Path(rst.live.__file__).parent
-FILES = ("apply.py", "adapters.py", "adapter_bank.py", "undo.py", "swap_version.py")
+FILES = ("apply.py", "adapters.py", "adapter_bank.py", "undo.py", "swap_version.py", "patch.py")
 PREPARING = (
     "prepare",
     "prepare_at",
