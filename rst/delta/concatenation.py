@@ -103,8 +103,10 @@ class JoinedChanges:
         starts = np.array([0, *accumulate(self.sizes)][:-1], dtype=np.int64)
         places = _shifted(self.indices, starts, self.counts)
         wanted = _shifted(self.exact_indices, starts, self.exact_counts)
-        search = np.searchsorted if isinstance(places, np.ndarray) else torch.searchsorted
-        slots = search(places, wanted).clip(max=len(places) - 1)
+        found = (
+            np.searchsorted(places, wanted) if isinstance(places, np.ndarray) else torch.searchsorted(places, wanted)
+        )
+        slots: Numbers = found.clip(max=len(places) - 1)
         return slots, bool((places[slots] == wanted).all())
 
     def tuned_values(self, origin: Tensor) -> Tensor:

@@ -86,10 +86,9 @@ def _ascend_inside(positions: Numbers, counts: Sequence[int], sizes: Sequence[in
     rows = [(stop - count, stop - 1, size) for stop, count, size in parts if count]
     if not rows:
         return True
-    if isinstance(positions, Tensor):
-        first, last, size = torch.tensor(rows, device=positions.device).unbind(1)
-    else:
-        first, last, size = np.array(rows, dtype=np.int64).T
+    on_cpu = isinstance(positions, np.ndarray)
+    table: Numbers = np.array(rows, dtype=np.int64) if on_cpu else torch.tensor(rows, device=positions.device)
+    first, last, size = table.T
     ascend = positions[1:] > positions[:-1]
     ascend[last[:-1]] = True  # from one parameter to the next
     return bool(ascend.all() and (positions[first] >= 0).all() and (positions[last] < size).all())

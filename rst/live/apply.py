@@ -191,7 +191,7 @@ class PreparedDelta:
         counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in self.patches)
 
         def undo() -> None:
-            for patch, before in found:
+            for patch, before in reversed(found):
                 patch.write(before)
             counted.undone()
             self._turn(not applied)

@@ -193,6 +193,20 @@ def test_an_interruption_between_two_writes_puts_everything_back(monkeypatch: py
     assert_state(live, before)
 
 
+def test_a_refused_swap_leaves_every_byte_and_autograds_counts() -> None:
+    live = model()
+    prepared, last = export(model(), changed()).prepare(live), live[2].weight
+    with torch.no_grad():
+        last[changed()[2].weight != last] += 1
+    before, counts = snapshot(live), [weight._version for weight in live.parameters()]
+    with pytest.raises(WrongBaseError) as caught:
+        prepared.apply()
+    assert caught.value.parameter == "2.weight"
+    assert not prepared.applied
+    assert_state(live, before)
+    assert [weight._version for weight in live.parameters()] == counts
+
+
 def test_a_prepared_delta_goes_on_and_off_again() -> None:
     live, first, second = model(), changed(1), changed(2)
     before = snapshot(live)
