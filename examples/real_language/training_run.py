@@ -1,8 +1,6 @@
 """One method on one task in a process of its own, so that its memory can be measured."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,22 +8,19 @@ from typing import Any
 
 import torch
 
+from examples.own_process import MemoryGrowth, measure
 from examples.real_language.continuing import Continuing
 from examples.real_language.methods import start
 from examples.real_language.retrieval import Retrieval
 from examples.real_language.task import Task
 
 TASKS: dict[str, Task] = {task.name: task for task in (Continuing(), Retrieval())}
-# glibc gives large blocks back at once, so that resident memory is what is in use
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
 
 
 def in_a_process(task: str, method: str, rate: float, steps: int, part: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train and score in a new process; `folder` gets what one would ship, the base lies beside it."""
     words = [task, method, str(rate), str(steps), part, str(seed), str(folder)]
-    command = [sys.executable, "-m", "examples.real_language.training_run", *words]
-    done = subprocess.run(command, env={**os.environ, **_ALLOCATOR}, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return measure("examples.real_language.training_run", *words)
 
 
 def run(task: Task, method: str, rate: float, steps: int, part: Any, seed: int, folder: Path) -> dict[str, Any]:
@@ -35,8 +30,7 @@ def run(task: Task, method: str, rate: float, steps: int, part: Any, seed: int, 
     batches = task.batches(base, seed)
     model = task.load(base).train()
     weights = sum(weight.nbytes for weight in model.parameters())
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    growth = MemoryGrowth()
     tuning = start(method, rate, task, model, batches)
     seconds = []
     for step in range(steps):
@@ -45,7 +39,7 @@ def run(task: Task, method: str, rate: float, steps: int, part: Any, seed: int, 
         tuning.optimizer.step()
         tuning.optimizer.zero_grad()
         seconds.append(time.process_time() - begun)
-    peak = (weights + _memory("VmHWM") - before) / 2**20
+    peak = (weights + growth.peak()) / 2**20
     folder.mkdir(parents=True, exist_ok=True)
     tuning.save(folder)
     shipped = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -55,11 +49,6 @@ def run(task: Task, method: str, rate: float, steps: int, part: Any, seed: int, 
         "peak memory, MiB": peak,
         "step, CPU s": sorted(seconds)[len(seconds) // 2],
     }
-
-
-def _memory(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

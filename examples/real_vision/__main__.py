@@ -1,26 +1,32 @@
-"""`python -m examples.real_vision rules --data ROOT` or `supports --data ROOT`, then `report`."""
+"""`python -m examples.real_vision rules`, `methods`, `costs` or `swap` with `--data ROOT`, and `report`."""
 
 import argparse
 from pathlib import Path
 
-from examples.real_vision import compare_rules, compare_supports, rules_report, supports_report
+from examples.real_vision import compare_methods, compare_rules, costs, methods_report, rules_report, swap
 from examples.real_vision.resuming import read
 
 parser = argparse.ArgumentParser(prog="python -m examples.real_vision", description=__doc__)
-parser.add_argument("what", choices=["rules", "supports", "report"])
-parser.add_argument(
-    "--data", type=Path, help="for rules and supports: the folder with pacs128/ and efficientnet_lite0/"
-)
+parser.add_argument("what", choices=["rules", "methods", "costs", "swap", "report"])
+parser.add_argument("--data", type=Path, help="not for report: the folder with pacs128/ and efficientnet_lite0/")
 parser.add_argument("--results", type=Path, default=Path("examples/real_vision/results"), help="a folder")
 arguments = parser.parse_args()
-rules, supports = arguments.results / "rules.json", arguments.results / "supports.json"
-if arguments.what == "report":
-    print(*rules_report.write_report(read(rules), arguments.results), sep="\n")
-    if supports.is_file():
-        print(*supports_report.write_report(read(supports), read(rules), arguments.results), sep="\n")
-elif arguments.data is None:
-    parser.error(f"{arguments.what} needs --data ROOT")
-elif arguments.what == "rules":
-    compare_rules.compare(arguments.data, rules)
+what, root, folder = arguments.what, arguments.data, arguments.results
+rules, methods, spent = (folder / f"{name}.json" for name in ("rules", "methods", "costs"))
+if what == "report":
+    if rules.is_file():
+        print(*rules_report.write_report(read(rules), folder), sep="\n")
+    if spent.is_file():
+        print(*methods_report.write_report(read(methods), read(spent), folder), sep="\n")
+elif root is None:
+    parser.error(f"{what} needs --data ROOT")
+elif what == "rules":
+    compare_rules.compare(root, rules)
+elif what == "methods":
+    compare_methods.compare(root, methods)
+elif not methods.is_file():
+    parser.error(f"{what} takes the learning rates that methods chose: run it first")
+elif what == "costs":
+    costs.measure_all(root, methods, spent)
 else:
-    compare_supports.compare(arguments.data, supports)
+    print(*swap.swap(root, methods, folder), sep="\n")

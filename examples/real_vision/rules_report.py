@@ -13,7 +13,7 @@ from examples.real_vision.compare_rules import DOMAINS, RATES, SEEDS, chosen_rat
 from examples.real_vision.rules import Rule
 
 Record = Mapping[str, Any]
-DOMAIN_NAMES = {"S": "sketch", "A": "art painting"}
+DOMAIN_NAMES = {"P": "photo", "S": "sketch", "A": "art painting", "C": "cartoon"}
 COLOURS = {"once": "#937860", "constant": "#4c72b0", "geometric": "#c44e52", "every": "#55a868", "random": "grey"}
 
 
