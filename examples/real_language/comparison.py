@@ -49,7 +49,7 @@ def read(results: Path) -> dict[str, dict[str, Any]]:
 def _train(
     task: Task, method: str, rate: float, steps: int, part: str, seed: int, outputs: Path, results: Path
 ) -> None:
-    folder = outputs / task.name / (f"{method}-{seed}" if part == "test" else "search")
+    folder = outputs / task.name / (f"{method}-{seed}" if part == "test" else f"{method}-search")
     key = _key(task, method, rate, part, seed)
     _record(results, key, lambda: in_a_process(task.name, method, rate, steps, part, seed, folder))
 

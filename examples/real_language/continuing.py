@@ -20,7 +20,7 @@ class Continuing(Task):
 
     name = "smollm2"
     metric = "loss"
-    rates: ClassVar = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-3, 3e-3, 1e-2), "rst": (1e-4, 3e-4, 1e-3)}
+    rates: ClassVar = {"full": (3e-5, 1e-4, 3e-4), "lora": (1e-3, 3e-3, 1e-2), "rst": (3e-4, 1e-3, 3e-3)}
 
     def save_base(self, folder: Path) -> None:
         """Read the GGUF file, and write bfloat16."""
