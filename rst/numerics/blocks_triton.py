@@ -27,6 +27,23 @@ def block_of(width: int) -> int:
 
 
 @triton.jit
+def find_pair(rows, row_of_block, WORD: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's block of two tensors alike, whose addresses and count of elements begin a row of the table.
+
+    Returns both addresses, where the block starts, how many elements there are from there on, and whether it is full
+    and may be moved 16 bytes at a time.
+    """
+    program = tl.program_id(0)
+    row = rows + tl.load(row_of_block + program) * 4
+    start = (program - tl.load(row + 3)) * BLOCK
+    left = tl.load(row + 2) - start
+    one_at, other_at = tl.load(row), tl.load(row + 1)
+    one = one_at.to(tl.pointer_type(WORD)) + start
+    other = other_at.to(tl.pointer_type(WORD)) + start
+    return one, other, start, left, (left >= BLOCK) & (((one_at | other_at) & 15) == 0)
+
+
+@triton.jit
 def load(at, offsets, left, FULL: tl.constexpr):
     """Load the elements of a block at an address, zero beyond the end."""
     if FULL:

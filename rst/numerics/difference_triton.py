@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rst.numerics.blocks_triton import WORD, block_of, load
+from rst.numerics.blocks_triton import WORD, block_of, find_pair, load
 from rst.numerics.tensor_table import TensorTable
 
 Pair = tuple[Tensor, Tensor]
@@ -69,32 +69,20 @@ def _compare(pairs: Sequence[Pair]) -> list[tuple[list[int], TensorTable, Tensor
 @triton.jit
 def count(rows, row_of_block, counts, WORD: tl.constexpr, BLOCK: tl.constexpr):
     """Count the differing elements of each block."""
-    program = tl.program_id(0)
-    row = rows + tl.load(row_of_block + program) * 4
-    start = (program - tl.load(row + 3)) * BLOCK
-    left = tl.load(row + 2) - start
-    base_at, tuned_at = tl.load(row), tl.load(row + 1)
-    base = base_at.to(tl.pointer_type(WORD)) + start
-    tuned = tuned_at.to(tl.pointer_type(WORD)) + start
-    if (left >= BLOCK) & (((base_at | tuned_at) & 15) == 0):
-        tl.store(counts + program, tl.sum(differs(base, tuned, left, BLOCK, True), 0))
+    base, tuned, _, left, full = find_pair(rows, row_of_block, WORD, BLOCK)
+    if full:
+        tl.store(counts + tl.program_id(0), tl.sum(differs(base, tuned, left, BLOCK, True), 0))
     else:
-        tl.store(counts + program, tl.sum(differs(base, tuned, left, BLOCK, False), 0))
+        tl.store(counts + tl.program_id(0), tl.sum(differs(base, tuned, left, BLOCK, False), 0))
 
 
 @triton.jit
 def write_positions(rows, row_of_block, ends, positions, WORD: tl.constexpr, BLOCK: tl.constexpr):
     """Write the positions of each block's differing elements, after those of the blocks before."""
-    program = tl.program_id(0)
-    row = rows + tl.load(row_of_block + program) * 4
-    start = (program - tl.load(row + 3)) * BLOCK
-    left = tl.load(row + 2) - start
-    base_at, tuned_at = tl.load(row), tl.load(row + 1)
-    base = base_at.to(tl.pointer_type(WORD)) + start
-    tuned = tuned_at.to(tl.pointer_type(WORD)) + start
+    base, tuned, start, left, _ = find_pair(rows, row_of_block, WORD, BLOCK)
     found = differs(base, tuned, left, BLOCK, False)
     up_to = tl.cumsum(found, 0)
-    first = tl.load(ends + program) - tl.sum(found, 0)
+    first = tl.load(ends + tl.program_id(0)) - tl.sum(found, 0)
     places = start + tl.arange(0, BLOCK)
     tl.store(positions + first + up_to - 1, places, mask=found > 0)
 

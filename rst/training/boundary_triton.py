@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rst.numerics.blocks_triton import FLOAT, WORD, block_of, load, store, widened
+from rst.numerics.blocks_triton import FLOAT, WORD, block_of, find_pair, load, store, widened
 from rst.numerics.rounding import wide_dtype
 from rst.numerics.tensor_table import TensorTable
 from rst.training.projection_eager import Pair
@@ -147,15 +147,9 @@ def histogram(
 @triton.jit
 def keep(rows, row_of_block, value_there, limit_there, WORD: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr):
     """Process one block of one weight in half precision."""
-    program = tl.program_id(0)
-    row = rows + tl.load(row_of_block + program) * 4
-    start = (program - tl.load(row + 3)) * BLOCK
-    left = tl.load(row + 2) - start
-    weight_at, origin_at = tl.load(row), tl.load(row + 1)
-    weights = weight_at.to(tl.pointer_type(WORD)) + start
-    origins = origin_at.to(tl.pointer_type(WORD)) + start
+    weights, origins, start, left, full = find_pair(rows, row_of_block, WORD, BLOCK)
     value, limit = tl.load(value_there), tl.load(limit_there)
-    if (left >= BLOCK) & (((weight_at | origin_at) & 15) == 0):
+    if full:
         keep_block(weights, origins, start, left, value, limit, FLOAT, BLOCK, True)
     else:
         keep_block(weights, origins, start, left, value, limit, FLOAT, BLOCK, False)

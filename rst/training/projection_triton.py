@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rst.numerics import kernels
-from rst.numerics.blocks_triton import FLOAT, WORD, block_of, load, store, widened
+from rst.numerics.blocks_triton import FLOAT, WORD, block_of, find_pair, load, store, widened
 from rst.numerics.rounding import comparison_bound, wide_dtype
 from rst.numerics.tensor_table import TensorTable
 from rst.training.projection_eager import Pair, flat_views, project_eager
@@ -117,21 +117,15 @@ def project(
     BLOCK: tl.constexpr,
 ):
     """Project one block of one weight."""
-    program = tl.program_id(0)
-    row = rows + tl.load(row_of_block + program) * 4
-    start = (program - tl.load(row + 3)) * BLOCK
-    left = tl.load(row + 2) - start
-    weight_at, origin_at = tl.load(row), tl.load(row + 1)
-    weights = weight_at.to(tl.pointer_type(WORD)) + start
-    origins = origin_at.to(tl.pointer_type(WORD)) + start
+    weights, origins, _, left, full = find_pair(rows, row_of_block, WORD, BLOCK)
     if bound_there is None:
         limit = tl.full((), bound, WIDE)
     else:
         limit = tl.load(bound_there)
-    if (left >= BLOCK) & (((weight_at | origin_at) & 15) == 0):
-        tl.store(kept + program, put_back(weights, origins, limit, left, FLOAT, WIDE, BLOCK, True))
+    if full:
+        tl.store(kept + tl.program_id(0), put_back(weights, origins, limit, left, FLOAT, WIDE, BLOCK, True))
     else:
-        tl.store(kept + program, put_back(weights, origins, limit, left, FLOAT, WIDE, BLOCK, False))
+        tl.store(kept + tl.program_id(0), put_back(weights, origins, limit, left, FLOAT, WIDE, BLOCK, False))
 
 
 @triton.jit
