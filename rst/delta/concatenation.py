@@ -114,11 +114,11 @@ class JoinedChanges:
         if self.op == "replace":
             return self.values
         at_once = MOST_AT_ONCE if origin.device.type == "cpu" else max(len(origin), 1)
-        pairs = zip(origin.split(at_once), self.values.split(at_once), strict=True)
+        pairs = zip(torch.split(origin, at_once), torch.split(self.values, at_once), strict=True)
         if self.op == "step":
             return torch.cat([from_ordered_keys(ordered_keys(one) + step, origin.dtype) for one, step in pairs])
         tuned = torch.empty_like(origin)
-        for out, (one, residual) in zip(tuned.split(at_once), pairs, strict=True):
+        for out, (one, residual) in zip(torch.split(tuned, at_once), pairs, strict=True):
             torch.add(one, residual, out=out)
         if self.exact_indices.numel():
             numbers(bits(tuned))[self.overlaid()[0]] = numbers(bits(self.exact_values))

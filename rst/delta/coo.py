@@ -55,7 +55,7 @@ class _Arrays:
         counts = {name: count for name in names if (count := self._arrays.count(name, dtype)) is not None}
         if counts:
             joined = self._arrays.take_joined(list(counts), dtype)
-            self._found.update(zip(counts, joined.split(list(counts.values())), strict=True))
+            self._found.update(zip(counts, torch.split(joined, list(counts.values())), strict=True))
 
     def take(self, name: str, dtype: torch.dtype) -> Tensor:
         """An array, of whatever dtype and shape; an empty one of `dtype` if there is none."""

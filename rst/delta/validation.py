@@ -101,7 +101,7 @@ def _are_finite(values: Tensor) -> bool:
 
 
 def _hold_nan(values: Tensor) -> bool:
-    return any(count_nans(part) for part in values.split(MOST_AT_ONCE)) if values.numel() else False
+    return any(count_nans(part) for part in torch.split(values, MOST_AT_ONCE)) if values.numel() else False
 
 
 def _fault_of_contents(change: ParameterDelta) -> str | None:
