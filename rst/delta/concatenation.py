@@ -8,7 +8,7 @@ said of `Numbers` holds on any device.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -136,25 +136,13 @@ def end_to_end(parts: Sequence[Tensor]) -> Tensor:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if (joined := _neighbours(parts)) is not None:
-        return joined
+    total, room = sum(part.numel() for part in parts), first.untyped_storage().nbytes() // first.element_size()
+    lie_so = all(one.data_ptr() + one.nbytes == other.data_ptr() for one, other in pairwise(parts))
+    if lie_so and first.storage_offset() + total <= room and all(part.is_contiguous() for part in parts):
+        return first.as_strided((total,), (1,))
     if first.device.type != "cpu":
         return torch.cat(list(parts))
     return torch.from_numpy(np.concatenate([bits(part).numpy() for part in parts])).view(first.dtype)
-
-
-def _neighbours(parts: Sequence[Tensor]) -> Tensor | None:
-    """The view of all parts, if each begins in memory where the one before it ends."""
-    first, width = parts[0], parts[0].element_size()
-    start = end = first.data_ptr()
-    for part in parts:
-        if part.data_ptr() != end or not part.is_contiguous():
-            return None
-        end += part.numel() * width
-    total = (end - start) // width
-    if (first.storage_offset() + total) * width > first.untyped_storage().nbytes():  # of others, that lie beside it
-        return None
-    return first.as_strided((total,), (1,))
 
 
 def _shifted(positions: Tensor, starts: Any, counts: Sequence[int]) -> Numbers:

@@ -48,16 +48,13 @@ class LiveTensor:
         name: for messages.
         place: where the module has it.
         tensor: the tensor, detached.
+        form: where and how it lies in memory, which every swap asks for.
     """
 
     name: str
     place: Place
     tensor: Tensor
-    _form: tuple[Any, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Note where it lies, which every swap asks for."""
-        object.__setattr__(self, "_form", _form(self.tensor))
+    form: tuple[Any, ...]
 
     @classmethod
     def find(cls, name: str, place: Place) -> "LiveTensor":
@@ -71,7 +68,8 @@ class LiveTensor:
             there = "None" if found is None else "a tensor without values, on the meta device,"
             raise ParameterMismatchError(f"in the delta, but the module has {there} there", parameter=name)
         check_own_memory(name, found)
-        return cls(name, place, found.detach())
+        form = found.data_ptr(), found.stride(), found.dtype, found.device, found.shape
+        return cls(name, place, found.detach(), form)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles find the tensor of the module that was copied with them."""
@@ -81,11 +79,9 @@ class LiveTensor:
     def is_current(self) -> bool:
         """Whether the module still has the tensor in this memory, laid out and typed as it was."""
         now = self.place.owner.get(self.place.attribute)
-        return now is not None and _form(now) == self._form
-
-
-def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.stride(), tensor.dtype, tensor.device, tensor.shape
+        if now is None:
+            return False
+        return (now.data_ptr(), now.stride(), now.dtype, now.device, now.shape) == self.form
 
 
 @dataclass(frozen=True, eq=False)
