@@ -101,8 +101,16 @@ class JoinedChanges:
         if not self.exact_indices.numel() or not self.indices.numel():
             return numbers(self.exact_indices), not self.exact_indices.numel()
         starts = np.array([0, *accumulate(self.sizes)][:-1], dtype=np.int64)
-        places = _shifted(self.indices, starts, self.counts)
-        wanted = _shifted(self.exact_indices, starts, self.exact_counts)
+        shifted: list[Numbers] = [
+            positions.numpy() + shift
+            if positions.device.type == "cpu"
+            else positions + torch.from_numpy(shift).to(positions.device)
+            for positions, shift in (  # torch.repeat_interleave starts threads for this
+                (self.indices, np.repeat(starts, self.counts)),
+                (self.exact_indices, np.repeat(starts, self.exact_counts)),
+            )
+        ]
+        places, wanted = shifted
         found = (
             np.searchsorted(places, wanted) if isinstance(places, np.ndarray) else torch.searchsorted(places, wanted)
         )
@@ -142,11 +150,5 @@ def end_to_end(parts: Sequence[Tensor]) -> Tensor:
         return first.as_strided((total,), (1,))
     if first.device.type != "cpu":
         return torch.cat(list(parts))
-    return torch.from_numpy(np.concatenate([bits(part).numpy() for part in parts])).view(first.dtype)
-
-
-def _shifted(positions: Tensor, starts: Any, counts: Sequence[int]) -> Numbers:
-    repeated = np.repeat(starts, counts)  # torch.repeat_interleave starts threads for this
-    if positions.device.type == "cpu":
-        return positions.numpy() + repeated
-    return positions + torch.from_numpy(repeated).to(positions.device)
+    raw = [part.contiguous().view(torch.uint8).numpy() for part in parts]  # numpy joins many in less time
+    return torch.from_numpy(np.concatenate(raw)).view(first.dtype)
