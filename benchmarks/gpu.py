@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks import vit_b_16
 from benchmarks.record import RESULTS, Row, write
+from benchmarks.swap_bank import on_and_off
 from rst import Constant, ParameterDelta, ResidualSparseTrainer, RSTConfig, SparseDelta, mixed_forward
 from rst.errors import RSTWarning
 from rst.numerics import kernels
@@ -125,16 +126,11 @@ def _swaps(device: torch.device, quick: bool) -> Iterator[Row]:
     prepared = _delta(live, 1).prepare(live)
     yield Row(
         f"swap, {len(base)} tensors: on and off",
-        {"milliseconds": _median(lambda: _on_and_off(prepared), device, quick)},
+        {"milliseconds": _median(lambda: on_and_off(prepared), device, quick)},
     )
     layers = base if not quick else {"resblocks": torch.randn(8, 8, device=device)}
     lora = merge_and_unmerge("LoRA", layers)
     yield Row("LoRA: merge and unmerge", {"milliseconds": _median(lora, device, quick)})
-
-
-def _on_and_off(prepared: object) -> None:
-    with prepared:  # type: ignore[attr-defined]
-        pass
 
 
 def _mixed_batches(device: torch.device, quick: bool) -> Iterator[Row]:

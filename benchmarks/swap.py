@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks import swap_peft, vit_b_16
 from benchmarks.plots import bars
 from benchmarks.record import RESULTS, Row, write
-from benchmarks.swap_bank import bank_rows
+from benchmarks.swap_bank import bank_rows, on_and_off
 from benchmarks.timing import Timing, race
 from rst import SparseDelta, export
 from rst.numerics.exactness import bit_equal
@@ -46,13 +46,13 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         live.load_state_dict(base)
         ours: dict[str, Callable[[], object]] = {
             _SCATTER: _scatter_alone(base, deltas[0]),
-            "rst: prepared, on and off": lambda: _on_and_off(prepared[0]),
-            "rst: prepare, on and off": lambda: _on_and_off(deltas[0].prepare(live)),
+            "rst: prepared, on and off": lambda: on_and_off(prepared[0]),
+            "rst: prepare, on and off": lambda: on_and_off(deltas[0].prepare(live)),
             "rst: save a coo file": lambda: deltas[0].save(files["coo"][0]),
             "rst: save a packed file": lambda: deltas[0].save(files["packed"][0], encoding="packed"),
             _LOAD_FILE: lambda: load_file(files["coo"][0]),
-            "rst: from a coo file, on and off": lambda: _on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
-            "rst: from a packed file, on and off": lambda: _on_and_off(
+            "rst: from a coo file, on and off": lambda: on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
+            "rst: from a packed file, on and off": lambda: on_and_off(
                 SparseDelta.load(files["packed"][0]).prepare(live)
             ),
         }
@@ -116,11 +116,6 @@ def _scatter_alone(base: dict[str, torch.Tensor], delta: SparseDelta) -> Callabl
 @torch.no_grad()
 def _reload(live: nn.Module, path: Path) -> None:
     live.load_state_dict(load_file(path))
-
-
-def _on_and_off(prepared: object) -> None:
-    with prepared:  # type: ignore[attr-defined]
-        pass
 
 
 def _check(live: nn.Module, state: dict[str, torch.Tensor]) -> None:

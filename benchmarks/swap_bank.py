@@ -28,14 +28,14 @@ def bank_rows(live: nn.Module, scratch: Path, adapters: int) -> list[Row]:
 
     def first_use(number: int) -> None:
         prepared[number] = SparseDelta.load(files[number]).prepare(live)
-        _on_and_off(prepared[number])
+        on_and_off(prepared[number])
 
     uses: dict[str, Callable[[int], object]] = {
         "limit: safetensors' load_file, not in the page cache": lambda number: load_file(files[number]),
         "rst: first use, not in the page cache": first_use,
         "limit: safetensors' load_file": lambda number: load_file(files[number]),
         "rst: first use": first_use,
-        "rst: used again": lambda number: _on_and_off(prepared[number]),
+        "rst: used again": lambda number: on_and_off(prepared[number]),
     }
     rows = []
     for name, use in uses.items():
@@ -80,6 +80,7 @@ def _drop(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _on_and_off(prepared: PreparedDelta) -> None:
+def on_and_off(prepared: PreparedDelta) -> None:
+    """Put a delta into the weights, and take it out again."""
     with prepared:
         pass

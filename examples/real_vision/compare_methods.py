@@ -11,7 +11,7 @@ import torch
 from examples.real_vision.compare_rules import SEEDS, accuracies
 from examples.real_vision.few_shot import few_shot
 from examples.real_vision.methods import METHODS
-from examples.real_vision.network import HEAD, base_model
+from examples.real_vision.network import base_model, encoder_weights
 from examples.real_vision.resuming import Run, carry_out, read
 
 DOMAINS = ("S", "A", "C")
@@ -37,7 +37,7 @@ def train(run: MethodRun, root: Path) -> dict[str, float | int]:
     torch.manual_seed(run.seed)
     data = few_shot(root, run.domain, run.seed)
     model = base_model(root)
-    weights = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith(f"{HEAD}."))
+    weights = encoder_weights(model)  # LoRA adds to the model
     trained = METHODS[run.method].train(model, run.rate, data.train).trained
     return {**accuracies(model, data), "trained": trained, "share": trained / weights}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.real_vision.few_shot import FewShot, Labelled, few_shot
-from examples.real_vision.network import HEAD, base_model, logits
+from examples.real_vision.network import HEAD, base_model, encoder_weights, logits
 from examples.real_vision.resuming import Run, carry_out, read
 from examples.real_vision.rules import RULES, Rule, follow
 
@@ -52,8 +52,7 @@ def train(run: RuleRun, root: Path) -> dict[str, float | int]:
     finish = follow(run.rule, model, optimizer, STEPS, run.seed)
     fit(model, optimizer, data.train)
     changed = finish()
-    weights = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith(f"{HEAD}."))
-    return {**accuracies(model, data), "changed": changed, "share": changed / weights}
+    return {**accuracies(model, data), "changed": changed, "share": changed / encoder_weights(model)}
 
 
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], name: str, rate: float) -> torch.optim.Optimizer:

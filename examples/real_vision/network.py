@@ -26,6 +26,11 @@ def base_model(root: Path) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def encoder_weights(network: nn.Module) -> int:
+    """How many weights the encoder has: all but the head's."""
+    return sum(weight.numel() for name, weight in network.named_parameters() if not name.startswith(f"{HEAD}."))
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """What the network says of images, in batches and in eval mode. Float32 of shape (n, 7)."""

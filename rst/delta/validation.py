@@ -1,6 +1,5 @@
 """What every change must satisfy before a single weight is touched; a delta may be untrusted."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import get_args
@@ -12,6 +11,7 @@ from torch import Tensor
 from rst.delta.concatenation import MOST_AT_ONCE, JoinedChanges, Numbers, batches, numbers
 from rst.delta.parameter_delta import Op, ParameterDelta, count_nans, stored_op
 from rst.errors import DeltaFormatError
+from rst.numerics.difference import infinity_bits
 from rst.numerics.exactness import bits, step_dtype
 
 _COUNTABLE = 1 << 63
@@ -96,8 +96,8 @@ def _ascend_inside(positions: Numbers, counts: Sequence[int], sizes: Sequence[in
 
 def _are_finite(values: Tensor) -> bool:
     """Whether no float has the exponent of infinities and NaN. By their bits: numpy has no bfloat16."""
-    exponent = int(bits(torch.tensor([math.inf], dtype=values.dtype)))
-    return bool(((numbers(bits(values)) & exponent) != exponent).all())
+    exponent = infinity_bits(values.dtype)
+    return exponent is not None and bool(((numbers(bits(values)) & exponent) != exponent).all())
 
 
 def _hold_nan(values: Tensor) -> bool:

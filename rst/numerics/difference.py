@@ -44,7 +44,7 @@ def changed_positions(base: Tensor, tuned: Tensor) -> tuple[Tensor, bool]:
         parts = [(raw_base[w] != raw_tuned[w]).nonzero().squeeze(1) + w.start for w in windows]
         positions = torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *parts])
         return positions, tuned.is_floating_point()
-    infinity = _infinity(tuned.dtype)
+    infinity = infinity_bits(tuned.dtype)
     share = max(CHUNK, -(-base.numel() // (2 * torch.get_num_threads())))
     shares = [slice(start, min(start + share, base.numel())) for start in range(0, base.numel(), share)]
     results = on_all_cores(lambda share: _compare(raw_base.numpy(), raw_tuned.numpy(), share, infinity), shares)
@@ -112,7 +112,7 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 def may_hold_nan(tensor: Tensor) -> bool:
     """Return False if a tensor of any non-complex dtype surely has no NaN; on a CPU one pass over its bits tells."""
-    infinity = _infinity(tensor.dtype)
+    infinity = infinity_bits(tensor.dtype)
     if infinity is None or not tensor.numel():
         return False
     if tensor.device.type != "cpu" or tensor.element_size() == 1 or not tensor.is_contiguous():
@@ -133,7 +133,7 @@ def _exceeds(raw: Raw, infinity: int) -> bool:
     return False
 
 
-def _infinity(dtype: torch.dtype) -> int | None:
+def infinity_bits(dtype: torch.dtype) -> int | None:
     """Return the bits of +infinity: a magnitude with larger bits is a NaN. None for dtypes without NaN."""
     # float8's NaNs differ by format: say that there may be some
     return _INFINITIES.get(dtype, 0) if dtype.is_floating_point else None
