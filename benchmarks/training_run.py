@@ -63,7 +63,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
     "gpt2": lambda: _gpt2(n_layer=12, n_embd=1024, n_head=16, vocab_size=8192),
     "llama": _llama,
 }
-MODES = ("full", "LoRA r=4", "SHiRA r=4", "rst, w0 copied", "rst", "rst in backward", "rst, support")
+MODES = ("full", "LoRA r=4", "SHiRA r=4", "rst, w0 copied", "rst", "rst, sparse", "rst in backward", "rst, support")
 
 
 def pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -116,7 +116,7 @@ def prepare(model: nn.Module, mode: str) -> tuple[torch.optim.Optimizer, Residua
         trainer = ResidualSparseTrainer(model, RSTConfig(threshold=1.0005 * LR, base_storage="sparse"))
         return trainer.attach_in_backward(adamw), trainer, model
     else:
-        storage: Any = "device" if mode == "rst, w0 copied" else None
+        storage: Any = {"rst, w0 copied": "device", "rst, sparse": "sparse"}.get(mode)
         share = Constant(0.002)
         trainer = ResidualSparseTrainer(model, RSTConfig(ratio=share, total_steps=100, base_storage=storage))
     optimizer = adamw(trainer.parameters())

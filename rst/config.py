@@ -61,8 +61,10 @@ class RSTConfig:
         total_steps: optimiser steps of the whole run; a schedule reaches progress 1 there. Schedules need it; a number
             as `ratio` assumes `ASSUMED_STEPS` without it. The callbacks for Trainer and Lightning fill it in.
         base_storage: where `w0` is stored: next to the weights ("device"), in CPU memory ("cpu"), in a memory-mapped
-            temporary file ("mmap"), or ("sparse") only where it differs from the weights, with a copy while an attached
-            optimiser steps. None is "device" until `attach`, and "sparse" from then on.
+            temporary file ("mmap"), or ("sparse") only where it differs from the weights. The copy that a step needs
+            is in the gradients' memory then, and gradients are None after it, for an optimiser of torch without a
+            closure, L-BFGS or hooks of others; else it is a copy beside them. None is "device" until `attach`, and
+            from then on "sparse" with gradients that stay.
     """
 
     ratio: float | Schedule | None = None

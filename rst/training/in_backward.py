@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rst.errors import ConfigError
 from rst.training.base_weights import BaseWeights
+from rst.training.optimizer_steps import only
 
 
 class InBackward:
@@ -87,11 +88,9 @@ class InBackward:
             self._done.add(name)
 
     def _step_alone(self, weight: Tensor) -> None:
-        groups = self._optimizer.param_groups
-        group = next(group for group in groups if any(weight is other for other in group["params"]))
-        members = group["params"]
-        self._optimizer.param_groups, group["params"], self.steps_alone = [group], [weight], True
+        self.steps_alone = True
         try:
-            self._optimizer.step()
+            with only(self._optimizer, [weight]):
+                self._optimizer.step()
         finally:
-            self._optimizer.param_groups, group["params"], self.steps_alone = groups, members, False
+            self.steps_alone = False

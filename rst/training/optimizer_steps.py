@@ -4,11 +4,13 @@ Lookahead, schedule-free wrappers and ZeRO write after the step of the inner opt
 of other names, which step the inner one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from types import MethodType
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 Before = Callable[[Any, Any], Any]
@@ -38,7 +40,7 @@ class OptimizerSteps:
         for inner in optimizers_in(optimizer):
             if not _wrapped_by(inner):
                 self._detach += self._follow(inner)
-        if _wrapped_by(optimizer):
+        if _wrapped_by(optimizer) and not all(map(_only_calls, optimizers_in(optimizer))):
             self._detach.append(_replace_step(optimizer, self._outermost))
 
     def detach(self) -> None:
@@ -49,7 +51,7 @@ class OptimizerSteps:
 
     def _follow(self, optimizer: Optimizer) -> list[Callable[[], None]]:
         """Watch the steps of an optimiser that wraps no other."""
-        if getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_post_hooks"):
+        if _has_hooks(optimizer):
             # Bound methods would be copied with the optimiser, and the trainer with them.
             return [
                 optimizer.register_step_pre_hook(
@@ -108,8 +110,7 @@ def may_write_between_steps(optimizer: Optimizer) -> bool:
     SAM does, and so does a schedule-free optimiser that shows its averaged weights; accelerate's wrapper does not.
     """
     return any(
-        callable(getattr(found, "eval", None))
-        or (_wrapped_by(found) and type(found).__module__.partition(".")[0] != "accelerate")
+        callable(getattr(found, "eval", None)) or (_wrapped_by(found) and not _is_accelerates(found))
         for found in optimizers_in(optimizer)
     )
 
@@ -120,6 +121,36 @@ def show_averaged_weights(optimizer: Optimizer) -> None:
         if callable(show := getattr(found, "eval", None)):
             show()
             return
+
+
+@contextmanager
+def only(optimizer: Optimizer, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Let an optimiser see these of its parameters alone."""
+    shown = {id(weight) for weight in weights}
+    groups = optimizer.param_groups
+    members = [group["params"] for group in groups]
+    try:
+        for group, own in zip(groups, members, strict=True):
+            group["params"] = [weight for weight in own if id(weight) in shown]
+        optimizer.param_groups = [group for group in groups if group["params"]]
+        yield
+    finally:
+        optimizer.param_groups = groups
+        for group, own in zip(groups, members, strict=True):
+            group["params"] = own
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    return getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_post_hooks")
+
+
+def _is_accelerates(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.partition(".")[0] == "accelerate"
+
+
+def _only_calls(optimizer: Optimizer) -> bool:
+    """Return whether an optimiser writes nothing that the hooks of the one inside it would not see."""
+    return _is_accelerates(optimizer) if _wrapped_by(optimizer) else _has_hooks(optimizer)
 
 
 def _wrapped_by(optimizer: Optimizer) -> list[Optimizer]:

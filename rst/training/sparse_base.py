@@ -172,6 +172,10 @@ class SparseBaseWeights(BaseWeights):
                 self.copies[name] = self._built(name)
                 del self._places[name]
 
+    def move_copy(self, name: str, memory: Tensor) -> None:
+        """Move a copy of w0 into memory of the same shape and dtype, which belongs to it from then on."""
+        self.copies[name] = memory.copy_(self.copies[name])
+
     @torch.no_grad()
     def settle(self, names: Iterable[str] | None = None) -> None:
         """After these weights changed, drop the copies that places can replace in less memory."""

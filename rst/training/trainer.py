@@ -30,6 +30,7 @@ from rst.operations.extraction import Extraction
 from rst.shards.blocks import like, locals_of
 from rst.shards.layout import ShardLayout, find_layout
 from rst.training.boundary_on_device import keep_about_
+from rst.training.copies_in_gradients import step_into_gradients, steps_each_alone
 from rst.training.frozen_weights import FrozenWeights
 from rst.training.in_backward import InBackward
 from rst.training.optimizer_steps import OptimizerSteps, may_write_between_steps, optimizers_in
@@ -101,7 +102,7 @@ class ResidualSparseTrainer:
         self._target: float | None = None
         self._boundary: float | Tensor | None = None
         self._counted: tuple[CountKept, list[int]] | None = None
-        self._suspended = self._left = False
+        self._suspended = self._left = self._steps_parts = False
         claim(self.model, self)
         warn_of_what_base_lacks(self.model, frozenset(self._tracked.saved), stacklevel=2)
         self._following: OptimizerSteps | None = None
@@ -344,6 +345,8 @@ class ResidualSparseTrainer:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
+            if self.config.base_storage == "sparse":
+                self._step_into_gradients(args[0])
             self._take()
             return None
 
@@ -357,8 +360,17 @@ class ResidualSparseTrainer:
     def _take(self) -> None:
         self._base.take(self._in_backward.waiting() if self._in_backward else None)
 
+    def _step_into_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._in_backward or not isinstance(self._base, SparseBaseWeights) or not steps_each_alone(optimizer):
+            return
+        self._steps_parts = True
+        try:
+            step_into_gradients(optimizer, self._tracked.sparse, self._base)
+        finally:
+            self._steps_parts = False
+
     def _steps_alone(self) -> bool:
-        return self._in_backward is not None and self._in_backward.steps_alone
+        return self._steps_parts or (self._in_backward is not None and self._in_backward.steps_alone)
 
     def step(self) -> None:
         """Count one optimiser step, and select if one is due (`every`). `attach` calls this for you.
