@@ -101,7 +101,15 @@ def _root(
 
 def _describe_usage(error: Any) -> str:
     command = error.ctx.command_path if error.ctx else "rst"
-    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+    hint = (
+        "; the base belongs after --base" if "unexpected extra argument" in error.message and _takes_base(error) else ""
+    )
+    return f"{error.format_message().rstrip('.')}{hint} (see {command} --help)"
+
+
+def _takes_base(error: Any) -> bool:
+    """Whether the command has the option --base: `rst merge` takes its base as an argument, `rst export` does not."""
+    return any("--base" in parameter.opts for parameter in error.ctx.command.params)
 
 
 def _describe_os(error: OSError) -> str:

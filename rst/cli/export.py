@@ -167,12 +167,14 @@ def _record(delta: "SparseDelta") -> dict[str, Any]:
 
 
 def _print(record: dict[str, Any], base: str) -> None:
+    from rst.delta.sparse_delta import dsp_in_words
+
     verb = "wrote" if record["written"] else "would write"
     size, whole = record["bytes"], record["tuned_bytes"]
     share = f", {size / whole:.2%} of the tuned weights' {human_size(whole)}" if whole else ""
     say(f"{verb} {record['output']} ({human_size(size)}{share})")
     more = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
     say(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
-    say(f"DSP (downstream parameters): {record['dsp']:,}")
+    say(f"downstream parameters (DSP): {dsp_in_words(record['dsp'], record['changed'])}")
     if record["written"]:
         say(f"merge it with: rst merge {quote(base)} {quote(record['output'])}")

@@ -39,7 +39,12 @@ def inspect(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page (never an input).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all tensors.")] = False,
 ) -> None:
-    """Show a delta's base, settings and versions, and the density, DSP and bytes (unpacked) of each tensor."""
+    """Show a delta's base, settings and versions, and the density, DSP and bytes of each tensor.
+
+    DSP, downstream parameters, counts the changed weights and all weights of modules stored whole, but no buffers.
+
+    Bytes are those in memory; the file's own size, which the encoding decides, stands in the first line.
+    """
     from rst.delta.file import delta_file, load_delta
 
     place = local_delta(delta)
@@ -112,6 +117,8 @@ def _print(record: dict[str, Any], limit: int) -> None:
 
 
 def _heading(record: dict[str, Any]) -> list[tuple[str, str]]:
+    from rst.delta.sparse_delta import dsp_in_words
+
     base = record["base"]
     revision = f" at {base['revision']}" if base["revision"] else ""
     config = ", ".join(f"{name}={value!r}" for name, value in record["config"].items())
@@ -123,7 +130,7 @@ def _heading(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("fingerprint", base["fingerprint"] or "unknown"),
         ("config", config or "every changed bit"),
         ("changed", f"{record['changed']:,} weights ({record['density']:.4%})"),
-        ("DSP", f"{record['dsp']:,}"),
+        ("DSP", dsp_in_words(record["dsp"], record["changed"])),
     ]
 
 

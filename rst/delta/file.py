@@ -25,6 +25,7 @@ from rst.files.budget import Budget
 from rst.files.safetensors_reader import StoredArrays, read_safetensors
 from rst.files.safetensors_writer import specs_of
 from rst.files.strict_json import check_depth, parse_json, strings, to_json, typed
+from rst.printable import printable
 from rst.version import __version__
 
 FORMAT = "rst"
@@ -106,6 +107,19 @@ def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
     return found
 
 
+def _instead_of_settings(folder: Path) -> str:
+    """Say what to do with a folder that has no `rst_config.json`."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "the folder holds an adapter of PEFT: convert it first, with rst.from_peft or "
+            "rst convert ADAPTER delta.safetensors --base BASE"
+        )
+    inside = min((path.parent for path in folder.glob(f"*/{CONFIG_FILE}")), default=None)
+    if inside:
+        return f"the adapters are in folders inside it: name one of them, such as {printable(str(inside))}"
+    return "save_pretrained writes one into its folder"
+
+
 def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseIdentity]:
     """Read the configuration that an adapter's folder has, as JSON, and the name and revision of the base.
 
@@ -115,7 +129,7 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseI
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError("no such file; save_pretrained writes one into its folder", file=path)
+        raise CheckpointError(f"no such file; {_instead_of_settings(path.parent)}", file=path)
     try:
         content = parse_json(path.read_bytes())
         kind, version, config = content["format"], content["format_version"], content.get("config", {})

@@ -212,7 +212,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return self.prepare(module).apply()
 
     def summary(self) -> str:
-        """Return a plain-text table: changed weights, density and bytes of each tensor, the totals, and the DSP."""
+        """Return a plain-text table: changed weights, density and bytes in memory of each tensor, totals, the DSP."""
         rows = [("tensor", "changed", "of", "density", "bytes")]
         for name, change in self.parameters.items():
             rows.append(
@@ -227,7 +227,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
             "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(texts, others, strict=True))])
             for name, *texts in rows
         ]
-        return "\n".join([*lines, f"downstream parameters (DSP): {self.dsp():,}"])
+        return "\n".join([*lines, f"downstream parameters (DSP): {dsp_in_words(self.dsp(), self.nnz)}"])
 
     def __eq__(self, other: object) -> bool:
         """Compare parameters, whole tensors (bit for bit), ties and base; the settings do not count."""
@@ -277,3 +277,14 @@ class SparseDelta(Mapping[str, ParameterDelta]):
                 f"cannot {verb}: {len(self.dense)} tensors are stored whole ({names}), which have no residual; "
                 "call delta.sparse_only() first"
             )
+
+
+def dsp_in_words(dsp: int, changed: int) -> str:
+    """Return the downstream parameters, and what they consist of where that is more than changed weights.
+
+    >>> dsp_in_words(478, 379)
+    '478: 379 changed weights and 99 in modules stored whole'
+    """
+    if dsp == changed:
+        return f"{dsp:,}"
+    return f"{dsp:,}: {changed:,} changed weights and {dsp - changed:,} in modules stored whole"

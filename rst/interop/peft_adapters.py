@@ -104,15 +104,18 @@ def _check_complete(adapter: PathLike, adapted: "PeftModel", stored: Mapping[str
 
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     own = adapted.state_dict()  # PEFT may save whole embeddings with the adapter
-    for what, names in (
-        ("the adapter lacks", wanted.keys() - stored.keys()),
-        ("the base has no place for", stored.keys() - wanted.keys() - own.keys()),
+    for what, names, advice in (
+        ("the adapter lacks", wanted.keys() - stored.keys(), "is this the adapter's base?"),
+        (
+            f"the base, a {type(adapted.get_base_model()).__name__}, has no place for",
+            stored.keys() - wanted.keys() - own.keys(),
+            "the base must be the model that the adapter was trained on, with its head; save that model to a folder, "
+            "or pass it to rst.from_peft",
+        ),
     ):
         if names:
             example = min(names).removeprefix(_WRAPPER)
-            raise ParameterMismatchError(
-                f"{what} {len(names)} weights, such as {example}; is this the adapter's base?", file=adapter
-            )
+            raise ParameterMismatchError(f"{what} {len(names)} weights, such as {example}; {advice}", file=adapter)
 
 
 def _kind(adapted: "PeftModel") -> str:

@@ -144,8 +144,13 @@ def read_pointer(store: Store) -> Pointer:
         ChainDamageError: the pointer is damaged, or has an unknown version.
     """
     where = f"{store.location}/{POINTER}"
-    with store.fetch(POINTER) as path:
-        text = path.read_bytes()
+    try:
+        with store.fetch(POINTER) as path:
+            text = path.read_bytes()
+    except ChainGapError as error:
+        raise ChainGapError(
+            "no chain starts here yet; rst.sync.Publisher and rst sync publish start one", file=where
+        ) from error
     try:
         record = check_depth(parse_json(text))
         found, version = record.pop("digest"), record["format_version"]

@@ -90,6 +90,27 @@ def test_a_missing_extra_is_named_by_the_commands(rst, tmp_path, pair, delta, mo
         to_shira(delta, tmp_path / "out", tmp_path / "base")
 
 
+def test_a_folder_that_is_no_adapter_but_nearly_one_names_the_next_step(rst, tmp_path, pair):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    get_rst_model(torch.nn.Linear(2, 2), RSTConfig(), "art").save_pretrained(tmp_path / "adapters")
+    for words in (("inspect",), ("merge", "base.pt")):
+        lora, above = rst(*words, "lora"), rst(*words, "adapters")
+        assert is_one_sentence(lora)
+        assert "rst convert" in lora.err
+        assert is_one_sentence(above)
+        assert "adapters/art" in above.err.replace("\\", "/")
+    assert rst("inspect", "adapters/art").code == 0
+
+
+def test_a_base_as_a_second_argument_is_told_its_option(rst, pair):
+    exported, merged = rst("export", "base.pt", "tuned.pt"), rst("merge", "base.pt", "tuned.pt", "more")
+    assert is_one_sentence(exported)
+    assert "after --base" in exported.err
+    assert is_one_sentence(merged)
+    assert "--base" not in merged.err
+
+
 def test_an_adapter_s_folder_is_a_delta_and_other_folders_and_checkpoints_are_none(rst, tmp_path, pair):
     get_rst_model(torch.nn.Linear(2, 2), RSTConfig()).save_pretrained(tmp_path / "adapter")
     (tmp_path / "empty").mkdir()
@@ -98,4 +119,5 @@ def test_an_adapter_s_folder_is_a_delta_and_other_folders_and_checkpoints_are_no
         empty, pickle = rst(command, "empty"), rst(command, "base.pt")
         assert is_one_sentence(empty)
         assert "empty/rst_config.json: " in empty.err
+        assert "PEFT" not in empty.err
         assert "rst export makes a delta" in pickle.err

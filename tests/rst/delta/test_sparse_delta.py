@@ -76,6 +76,12 @@ def test_the_summary_is_a_table() -> None:
     assert lines[-1] == "downstream parameters (DSP): 4"
 
 
+def test_the_summary_says_what_the_downstream_parameters_consist_of() -> None:
+    base = {"a": torch.zeros(2, 3), "head.w": torch.zeros(7)}
+    delta = export(base, {"a": torch.eye(2, 3), "head.w": torch.zeros(7)}, modules_to_save=["head"])
+    assert delta.summary().splitlines()[-1].split(": ", 1)[1] == "9: 2 changed weights and 7 in modules stored whole"
+
+
 def test_another_device_has_all_of_it() -> None:
     base, tuned = {"a": torch.zeros(2, 3), "head.w": torch.zeros(2)}, {"a": torch.ones(2, 3), "head.w": torch.ones(2)}
     delta = export(base, tuned, modules_to_save=["head"])
