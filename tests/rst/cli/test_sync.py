@@ -93,7 +93,7 @@ def test_refusals_name_what_is_wrong_and_leave_the_file(rst, tmp_path):
         ran = rst("sync", *words)
         assert ran.code == 2
         assert "nowhere/latest.json: " in ran.err
-            assert "rst sync publish" in ran.err
+        assert "rst sync publish" in ran.err
     assert rst("sync", "follow", "chain", "--into", "x.pt").code == 2
 
 
