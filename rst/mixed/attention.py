@@ -62,13 +62,13 @@ def multi_head_attention(
     by_sample = [tensor.transpose(0, 1) for tensor in (query, key, value)]
     # Self-attention: one product for all three, as torch does, so that the sums are its sums.
     if packed and query is key and key is value:
-        projected = list(context.linear(by_sample[0], in_proj_weight).chunk(3, dim=-1))
+        projected = list(context.linear(by_sample[0], in_proj_weight, in_proj_bias).chunk(3, dim=-1))
     else:
         outputs = [context.linear(tensor, weight) for tensor, weight in zip(by_sample, weights, strict=True)]
         projected = [one.chunk(3, dim=-1)[place] if packed else one for place, one in enumerate(outputs)]
-    if in_proj_bias is not None:
-        biases = per_sample(context, in_proj_bias).unsqueeze(1).chunk(3, dim=-1)
-        projected = [one + bias for one, bias in zip(projected, biases, strict=True)]
+        if in_proj_bias is not None:
+            biases = per_sample(context, in_proj_bias).unsqueeze(1).chunk(3, dim=-1)
+            projected = [one + bias for one, bias in zip(projected, biases, strict=True)]
     heads = [one.view(*one.shape[:2], num_heads, -1).transpose(1, 2) for one in projected]
     mask = _joint_mask(attn_mask, key_padding_mask, num_heads, heads[0].dtype)
     attended, attention = _attend(heads[0], heads[1], heads[2], mask, need_weights)

@@ -1,7 +1,7 @@
 """One forward over a batch whose samples use different adapters: `h = w0 x + w_sp x` (Eq. 15), for inference.
 
-The base's weights do one dense pass over all samples; each adapter adds its sparse products to its own. The model is
-neither changed nor, but beside quantised layers, hooked.
+The base's weights do one dense pass over all samples; what the adapters add is one sparse product a layer. The model
+is neither changed nor, but beside quantised layers, hooked.
 """
 
 import weakref
@@ -20,12 +20,11 @@ from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from rst.live.adapter_bank import BASE
 from rst.live.apply import prepare, said_in_module
 from rst.live.patch import EVERYTHING, LiveTensor, Patch
-from rst.mixed.beside_quantized import beside_samples, refuse_bias
+from rst.mixed.beside_quantized import LayerChange, LayerChanges, beside_samples, layer_of_bias, weight_change
 from rst.mixed.change import Change, SparseChange, Varying, WholeChange
 from rst.mixed.context import Derived, MixedContext, tensors_in
 from rst.mixed.sample_groups import SampleGroups
 from rst.naming import plain_name, unwrap
-from rst.quantized.beside import SparseBeside
 
 
 def mixed_forward(
@@ -49,7 +48,8 @@ def mixed_forward(
     a `torch.autograd.Function`, or one that was copied or transposed before.
 
     A delta is checked against the base, by its digests, at its first use with a model; later calls only look whether
-    the tensors are where they were.
+    the tensors are where they were. The joint product of a batch is prepared by its first forward and kept until
+    another choice of adapters comes: positions and values of each sample's adapter, at 8 to 16 bytes a changed weight.
 
     Args:
         model: in eval mode, on any device; a compiled one runs uncompiled.
@@ -90,13 +90,12 @@ def mixed_call(
     """
     _check(model, deltas, adapter_names, args, kwargs)
     adapters = {name: _prepared(model, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
-    groups = SampleGroups([name for name in adapter_names for _ in range(repeats)])
-    besides = {name: prepared.besides for name, prepared in adapters.items()}
+    batch = _composed(model, adapters, tuple(name for name in adapter_names for _ in range(repeats)))
     with (
         _torch_state_kept(),
         torch.no_grad(),
-        beside_samples(besides, groups),
-        MixedContext(_varying(adapters), groups),
+        beside_samples(batch.beside, batch.groups),
+        MixedContext(batch.varying, batch.groups),
     ):
         output = getattr(model, method)(*args, **kwargs)
     for tensor in tensors_in(output):
@@ -125,15 +124,37 @@ class _PreparedAdapter:
     """The changes of one delta, checked against one model."""
 
     changes: Sequence[tuple[LiveTensor, Change]]
-    besides: Sequence[SparseBeside]
+    beside: Mapping[nn.Module, LayerChange]
+    tensors: Sequence[LiveTensor]
 
     def fits(self) -> bool:
         """Whether the model still has its tensors where they were."""
-        return all(live.is_current for live, _ in self.changes)
+        return all(live.is_current for live in self.tensors)
+
+
+@dataclass(frozen=True)
+class _Composition:
+    """Which samples have which adapters, with what was prepared for all of them at once."""
+
+    adapters: Mapping[str, _PreparedAdapter]
+    groups: SampleGroups
+    varying: Sequence[tuple[Tensor, Varying]]
+    beside: Mapping[nn.Module, LayerChanges]
 
 
 # Model to a delta's id to what was prepared. It ends with the model or the delta, whichever goes first.
 _known: weakref.WeakKeyDictionary[nn.Module, dict[int, _PreparedAdapter]] = weakref.WeakKeyDictionary()
+# The latest only: its joint products are larger than the deltas, and a batch that comes again mostly comes next.
+_latest: weakref.WeakKeyDictionary[nn.Module, _Composition] = weakref.WeakKeyDictionary()
+
+
+def _composed(module: nn.Module, adapters: Mapping[str, _PreparedAdapter], names: tuple[str, ...]) -> _Composition:
+    found = _latest.get(module)
+    same = found is not None and found.groups.names == names and found.adapters.keys() == adapters.keys()
+    if found is None or not same or any(found.adapters[name] is not one for name, one in adapters.items()):
+        _latest.pop(module, None)
+        found = _latest[module] = _Composition(adapters, SampleGroups(names), _varying(adapters), _beside(adapters))
+    return found
 
 
 def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
@@ -145,9 +166,20 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
         _refuse_scripted(module, own)
         prepared = prepare(module, own)
         patches = [patch for patch in prepared.patches if patch.live.tensor.numel()]
+        beside = {one.target.layer: LayerChange(one.target.name, weight_change(one)) for one in prepared.besides}
+        changes = []
         for patch in patches:
-            refuse_bias(patch.live, prepared.besides)
-        found = _PreparedAdapter([(patch.live, _change(patch, own)) for patch in patches], prepared.besides)
+            change, layer = _change(patch, own), layer_of_bias(patch.live, beside)
+            if layer is None:
+                changes.append((patch.live, change))
+            elif isinstance(change, SparseChange):
+                beside[layer].bias = change
+            else:
+                raise ParameterMismatchError(
+                    f"{type(layer).__name__} adds it inside its own kernel, and the adapter has it whole",
+                    parameter=patch.live.name,
+                )
+        found = _PreparedAdapter(changes, beside, [patch.live for patch in patches])
         known[id(delta)] = found
         weakref.finalize(delta, _forget, weakref.ref(module), id(delta)).atexit = False
     return found
@@ -166,7 +198,10 @@ def _refuse_scripted(module: nn.Module, delta: SparseDelta) -> None:
 def _forget(module: "weakref.ref[nn.Module]", delta: int) -> None:
     model = module()
     if model is not None:
-        _known.get(model, {}).pop(delta, None)
+        gone = _known.get(model, {}).pop(delta, None)
+        latest = _latest.get(model)
+        if latest is not None and any(one is gone for one in latest.adapters.values()):
+            _latest.pop(model, None)
 
 
 def _change(patch: Patch, delta: SparseDelta) -> Change:
@@ -194,6 +229,18 @@ def _varying(adapters: Mapping[str, _PreparedAdapter]) -> list[tuple[Tensor, Var
                 found[id(tensor)] = tensor, Varying(live.name, tensor, {})
             found[id(tensor)][1].changes[adapter] = change
     return list(found.values())
+
+
+def _beside(adapters: Mapping[str, _PreparedAdapter]) -> dict[nn.Module, LayerChanges]:
+    """Every quantised layer that an adapter changes, with all adapters' changes."""
+    found: dict[nn.Module, LayerChanges] = {}
+    for adapter, prepared in adapters.items():
+        for layer, change in prepared.beside.items():
+            of_layer = found.setdefault(layer, LayerChanges(change.name))
+            of_layer.weight[adapter] = change.weight
+            if change.bias is not None:
+                of_layer.bias[adapter] = change.bias
+    return found
 
 
 def _check(

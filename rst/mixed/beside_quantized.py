@@ -1,45 +1,77 @@
 """What adapters add beside quantised layers, each to its own samples of a mixed batch."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rst.errors import ParameterMismatchError
 from rst.live.patch import LiveTensor
+from rst.mixed.change import SparseChange
 from rst.mixed.sample_groups import SampleGroups
+from rst.mixed.sparse_product import add_linear
 from rst.quantized.beside import SparseBeside
 
 
+@dataclass
+class LayerChange:
+    """What one adapter changes of a quantised layer.
+
+    Attributes:
+        name: of its weight, for messages.
+        weight: what is beside it.
+        bias: of one that the layer adds in its own kernel.
+    """
+
+    name: str
+    weight: SparseChange
+    bias: SparseChange | None = None
+
+
+@dataclass(frozen=True)
+class LayerChanges:
+    """What all adapters of a batch change of it: `weight` and `bias` by adapter.
+
+    Attributes:
+        name: of its weight, for messages.
+    """
+
+    name: str
+    weight: dict[str, SparseChange] = field(default_factory=dict)
+    bias: dict[str, SparseChange] = field(default_factory=dict)
+
+
+def weight_change(beside: SparseBeside) -> SparseChange:
+    """The sparse matrix beside a layer, as the residual of its weight."""
+    device = beside.target.layer.weight.device
+    values = beside.values.detach().to(device, beside.dtype)  # rounded as the delta's are
+    return SparseChange(beside.positions.to(device).long(), torch.zeros_like(values), values, beside.target.shape)
+
+
+def layer_of_bias(live: LiveTensor, layers: Iterable[nn.Module]) -> nn.Module | None:
+    """The layer whose bias this is, if its kernel is none of torch's operations, else None."""
+    for layer in layers:
+        if live.place.owner is layer._parameters and type(layer) is not nn.Linear:
+            return layer
+    return None
+
+
 @contextmanager
-def beside_samples(adapters: Mapping[str, Sequence[SparseBeside]], groups: SampleGroups) -> Iterator[None]:
+def beside_samples(layers: Mapping[nn.Module, LayerChanges], groups: SampleGroups) -> Iterator[None]:
     """Have each adapter's products in the outputs of its samples, in this thread's forward passes."""
-    of_layer: dict[nn.Module, dict[str, SparseBeside]] = {}
-    for adapter, besides in adapters.items():
-        for beside in besides:
-            of_layer.setdefault(beside.target.layer, {})[adapter] = beside
     with ExitStack() as hooks:
-        for layer, changes in of_layer.items():
+        for layer, changes in layers.items():
             hook = layer.register_forward_hook(_MixedBeside(changes, groups), with_kwargs=True)
             hooks.callback(hook.remove)
         yield
 
 
-def refuse_bias(live: LiveTensor, besides: Sequence[SparseBeside]) -> None:
-    """Raise `ParameterMismatchError` for the bias of a layer whose kernel is none of torch's operations."""
-    for beside in besides:
-        layer = beside.target.layer
-        if live.place.owner is layer._parameters and type(layer) is not nn.Linear:
-            raise ParameterMismatchError(
-                f"{type(layer).__name__} adds it inside its own kernel, where it cannot differ between samples",
-                parameter=live.name,
-            )
-
-
 class _MixedBeside:
-    def __init__(self, changes: Mapping[str, SparseBeside], groups: SampleGroups) -> None:
+    def __init__(self, changes: LayerChanges, groups: SampleGroups) -> None:
         self._changes, self._groups, self._thread = changes, groups, threading.get_ident()
 
     def __call__(
@@ -49,16 +81,10 @@ class _MixedBeside:
             return None
         inputs: Tensor = next(iter((*args, *kwargs.values())))
         if len(inputs) != self._groups.size or inputs.ndim < 2:
-            first = next(iter(self._changes.values()))
             raise ParameterMismatchError(
                 f"its inputs {tuple(inputs.shape)} have not the {self._groups.size} samples in dimension 0",
-                parameter=first.target.name,
+                parameter=self._changes.name,
             )
-        samples, mixed = self._groups.on(inputs.device), output.clone()
-
-        def add(adapter: str, part: Tensor) -> None:
-            own = inputs.index_select(0, samples[adapter]).flatten(0, -2)
-            part += self._changes[adapter].product(own).to(part.dtype).view_as(part)
-
-        self._groups.update(mixed, list(self._changes), add)
+        mixed = output.clone(memory_format=torch.contiguous_format)
+        add_linear(mixed, inputs, self._changes.weight, self._changes.bias, self._groups)
         return mixed

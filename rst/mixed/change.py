@@ -35,7 +35,8 @@ class SparseChange:
     """The changed elements of a tensor, seen as a matrix: its first dimension against all others.
 
     Attributes:
-        rows, columns: of each changed element, in row-major order, shape (nnz,), int64.
+        positions: flat, of each changed element, sorted, shape (nnz,), int64.
+        rows, columns: of each, shape (nnz,), int64.
         values: wt there, shape (nnz,), in the tensor's dtype.
         residual: wt - w0 there, shape (nnz,), in float32, or in float64 for a tensor of that dtype.
         shape: the tensor's shape.
@@ -48,13 +49,13 @@ class SparseChange:
         width = prod(shape[1:])
         self.rows, self.columns = positions // width, positions % width
         self.values, self.residual, self.shape = values, values.to(wide) - origin.to(wide), shape
-        self._positions = positions
+        self.positions = positions
         self._taps: dict[int, tuple[Tensor, ...]] = {}
 
     def tuned(self, base: Tensor) -> Tensor:
         """A tuned copy of the tensor."""
         copy = base.detach().clone(memory_format=torch.contiguous_format)
-        copy.view(-1)[self._positions] = self.values
+        copy.view(-1)[self.positions] = self.values
         return copy
 
     @cached_property
@@ -97,7 +98,7 @@ class Varying:
         change = None if adapter is None else self.changes.get(adapter)
         return self.base if change is None else change.tuned(self.base)
 
-    @property
+    @cached_property
     def sparse(self) -> Mapping[str, SparseChange] | None:
         """The changes if all of them are sparse and can be added, else None."""
         changes = {name: change for name, change in self.changes.items() if isinstance(change, SparseChange)}

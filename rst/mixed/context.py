@@ -20,11 +20,13 @@ from rst.mixed.operations import (
     addmm,
     batch_norm,
     convolution,
+    elementwise,
     embedding,
     group_norm,
     layer_norm,
     linear,
     matmul,
+    recurrent,
 )
 from rst.mixed.sample_groups import SampleGroups
 
@@ -43,6 +45,14 @@ _RULES: dict[Callable[..., Any], Rule] = {
     functional.batch_norm: batch_norm,
     functional.multi_head_attention_forward: multi_head_attention,
 }
+_RULES |= {
+    function: elementwise(function)
+    for function in (
+        *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__),
+        *(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__),
+    )
+}
+_RULES |= {function: recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)}
 # These ask about a tensor, not for its values, so the base's answer is every adapter's.
 _QUESTIONS = {
     "size",

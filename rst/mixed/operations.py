@@ -1,4 +1,4 @@
-"""Layers' operations over a batch of several adapters: one dense operation for all samples, a sparse one for each.
+"""Layers' operations over a batch of several adapters: one dense operation and one sparse one for all samples.
 
 Every function has the signature of torch's, after the context. `None` leaves the call to
 `MixedContext.per_adapter`, which is right for anything whose inputs and output have the samples in dimension 0.
@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rst.errors import ParameterMismatchError
-from rst.mixed.change import SparseChange
-from rst.mixed.sparse_product import Changes, add_convolution, add_linear, put_embeddings
+from rst.mixed.sparse_product import Changes, add_convolution, add_linear, put_embeddings, spread
 
 if TYPE_CHECKING:
     from rst.mixed.context import MixedContext
@@ -26,7 +25,7 @@ def linear(context: "MixedContext", input: Tensor, weight: Tensor, bias: Tensor 
     changes = sparse_changes(context, weight, bias)
     if changes is None or not context.has_samples(input):
         return None
-    output = functional.linear(input, weight, bias)
+    output = functional.linear(input, weight, bias).contiguous()
     add_linear(output, input, *changes, context.groups)
     return output
 
@@ -36,7 +35,7 @@ def matmul(context: "MixedContext", input: Tensor, other: Tensor) -> Tensor | No
     changes = sparse_changes(context, other, None)
     if changes is None or not context.has_samples(input) or input.ndim < 2 or other.ndim != 2:
         return None
-    output = torch.matmul(input, other)
+    output = torch.matmul(input, other).contiguous()
     add_linear(output, input, *changes, context.groups, transposed=True)
     return output
 
@@ -172,48 +171,105 @@ def batch_norm(
     return _scale_and_shift(context, normal, weight, bias, after=1)
 
 
+def elementwise(operation: Rule) -> Rule:
+    """The rule for `operation` on two tensors, broadcast: one has the samples, one is a parameter that all share."""
+
+    def combine(context: "MixedContext", *args: Any, **factors: Any) -> Any:
+        rest = [tensor for tensor in args if context.varying(tensor) is None]
+        if len(args) != 2 or factors or len(rest) != 1 or not isinstance(rest[0], Tensor):
+            return None
+        samples = rest[0]
+        if not context.has_samples(samples):
+            return None
+
+        def aligned(tensor: Tensor) -> Tensor | None:
+            shape = tensor.shape if tensor.ndim < samples.ndim else tensor.shape[1:]
+            # A tensor without dimensions is left alone: with them it would decide the result's dtype.
+            if not 0 < tensor.ndim <= samples.ndim or (tensor.ndim == samples.ndim and len(tensor) != 1):
+                return None
+            return per_sample(context, tensor).view(-1, *[1] * (samples.ndim - 1 - len(shape)), *shape)
+
+        both = [tensor if tensor is samples else aligned(tensor) for tensor in args]
+        return None if any(one is None for one in both) else operation(*both)
+
+    return combine
+
+
+def recurrent(operation: Rule) -> Rule:
+    """The rule for `operation`, one of torch's recurrent layers: all its steps, once an adapter.
+
+    `input` (steps, samples, in), or (samples, steps, in) if `batch_first`; `state` and those in it (layers, samples,
+    hidden).
+    """
+
+    def run(context: "MixedContext", input: Tensor, state: Any, weights: Any, *settings: Any) -> Any:
+        states = list(state) if isinstance(state, (tuple, list)) else [state]
+        axis = 0 if settings[-1] is True else 1
+        size = context.groups.size
+        shapes = [tuple(tensor.shape) for tensor in (input, *states) if isinstance(tensor, Tensor)]
+        aligned = input.ndim == 3 and input.shape[axis] == size and all(one.shape[1] == size for one in states)
+        if not aligned:
+            lists = [one for one in (weights, *settings) if isinstance(one, (tuple, list))]
+            raise ParameterMismatchError(
+                f"{context.name(*(tensor for one in lists for tensor in one))}: no mixed batch in "
+                f"{operation.__name__} with inputs and states {shapes}: they are packed, or dimension {axis} of the "
+                f"inputs is not the {size} samples"
+            )
+        found: list[Tensor] = []
+        for adapter, samples in context.groups.on(input.device).items():
+            own = [one.index_select(1, samples) for one in states]
+            varying = [(weight, context.varying(weight)) for weight in weights]
+            its = [weight if meaning is None else meaning.under(adapter) for weight, meaning in varying]
+            part = operation(input.index_select(axis, samples), own if len(own) > 1 else own[0], its, *settings)
+            for place, one in enumerate(part):
+                along = axis if place == 0 else 1
+                if len(found) == place:
+                    found.append(one.new_empty(*one.shape[:along], size, *one.shape[along + 1 :]))
+                found[place].index_copy_(along, samples, one)
+        return tuple(found)
+
+    return run
+
+
 def per_sample(context: "MixedContext", tensor: Tensor) -> Tensor:
     """Repeat a small tensor for each sample: (samples, *shape); (1, *shape) where no adapter changes it."""
     varying = context.varying(tensor)
     if varying is None:
         return tensor.unsqueeze(0)
-    spread = varying.base.detach().unsqueeze(0).repeat(context.groups.size, *[1] * varying.base.ndim)
-    for adapter, samples in context.groups.on(spread.device).items():
-        if adapter in varying.changes:
-            spread[samples] = varying.under(adapter)
-    return spread
+    copies = spread(varying.base, varying.sparse or {}, context.groups)
+    if varying.sparse is None:
+        for adapter, samples in context.groups.on(copies.device).items():
+            if adapter in varying.changes:
+                copies[samples] = varying.under(adapter)
+    return copies
 
 
-def sparse_changes(
-    context: "MixedContext", weight: Tensor, bias: Tensor | None
-) -> tuple[dict[str, SparseChange], dict[str, SparseChange]] | None:
+def sparse_changes(context: "MixedContext", weight: Tensor, bias: Tensor | None) -> tuple[Changes, Changes] | None:
     """The sparse changes of both, none for a tensor that does not vary; None if one varies in another way."""
-    found: list[dict[str, SparseChange]] = []
+    found: list[Changes] = []
     for tensor in (weight, bias):
         varying = context.varying(tensor)
         changes: Changes | None = {} if varying is None else varying.sparse
         # One that was computed from the parameter (cast, reshaped) has its changes elsewhere than the parameter.
         if changes is None or context.is_derived(tensor):
             return None
-        found.append(dict(changes))
+        found.append(changes)
     return found[0], found[1]
 
 
 def _scale_and_shift(
     context: "MixedContext", normal: Tensor, weight: Tensor | None, bias: Tensor | None, after: int
 ) -> Tensor:
-    """`normal * weight + bias` in place, their dimensions aligned with the ones of `normal` from `after` on."""
+    """`normal * weight + bias`, their dimensions aligned with the ones of `normal` from `after` on."""
 
     def aligned(tensor: Tensor) -> Tensor:
-        spread = per_sample(context, tensor)
+        copies = per_sample(context, tensor)
         behind = normal.ndim - after - tensor.ndim
-        return spread.view(len(spread), *[1] * (after - 1), *tensor.shape, *[1] * behind)
+        return copies.view(len(copies), *[1] * (after - 1), *tensor.shape, *[1] * behind)
 
-    if weight is not None:
-        normal *= aligned(weight)
-    if bias is not None:
-        normal += aligned(bias)
-    return normal
+    if weight is None or bias is None:
+        return normal if weight is None else normal.mul_(aligned(weight))
+    return torch.addcmul(aligned(bias), normal, aligned(weight))
 
 
 def _each(setting: int | Sequence[int], dimensions: int) -> list[int]:

@@ -1,10 +1,13 @@
-"""Which samples of a batch belong to which adapter."""
+"""Which samples of a batch belong to which adapter, and what the adapters' changes are over all samples at once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class SampleGroups:
@@ -12,15 +15,18 @@ class SampleGroups:
 
     Attributes:
         size: samples of the batch.
+        names: the adapter of each.
     """
 
     def __init__(self, adapter_names: Sequence[str]) -> None:
         """Group the samples by their adapters' names."""
-        self.size = len(adapter_names)
+        self.names = tuple(adapter_names)
+        self.size = len(self.names)
         self._samples: defaultdict[str, list[int]] = defaultdict(list)
         for sample, name in enumerate(adapter_names):
             self._samples[name].append(sample)
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
+        self._joint: dict[Hashable, tuple[Hashable, object]] = {}
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Adapter to its samples, shape (samples,), int64."""
@@ -30,14 +36,13 @@ class SampleGroups:
             }
         return self._on_device[device]
 
-    def update(
-        self, output: Tensor, adapters: Iterator[str] | Sequence[str], add: Callable[[str, Tensor], None]
-    ) -> None:
-        """Let `add(adapter, part)` change in place the samples of each of `adapters` that the batch has."""
-        samples = self.on(output.device)
-        for adapter in dict.fromkeys(adapters):
-            if adapter in samples:
-                # Out and back in, since an index of indices is a copy, which `add` would change in vain.
-                part = output.index_select(0, samples[adapter])
-                add(adapter, part)
-                output.index_copy_(0, samples[adapter], part)
+    def of_samples(self, changes: Mapping[str, T], start: int = 0, stop: int | None = None) -> list[tuple[int, T]]:
+        """The samples from `start` on that have a change, counted from `start`, each with it."""
+        return [(k, changes[name]) for k, name in enumerate(self.names[start:stop]) if name in changes]
+
+    def once(self, key: Hashable, version: Hashable, build: Callable[[], T]) -> T:
+        """What `build` returns, kept for as long as `version` is the same."""
+        known = self._joint.get(key)
+        if known is None or known[0] != version:
+            known = self._joint[key] = version, build()
+        return known[1]  # type: ignore[return-value]

@@ -1,10 +1,12 @@
-"""The sparse half of `h = w0 x + w_sp x` (Eq. 15): each adapter's product, added to its own samples.
+"""The sparse half of `h = w0 x + w_sp x` (Eq. 15): one product a layer, over all adapters of a batch at once.
 
-A linear product gathers and sums with `embedding_bag`, over the outputs that change only. Of what torch has, that was
-the quickest from 0.1 % to 1 % of the weights, and needs no sparse library of the platform.
+The adapters' sparse matrices lie on the diagonal of one: rows are samples times outputs, columns samples times inputs.
+A linear product gathers and sums with `embedding_bag`, over the outputs that change only: it was quicker than torch's
+CSR product, which wants other layouts of inputs and outputs, and needs no sparse library of the platform.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -13,9 +15,11 @@ from torch.nn import functional
 
 from rst.mixed.change import SparseChange
 from rst.mixed.sample_groups import SampleGroups
+from rst.numerics.bags import Bags
 
 Changes = Mapping[str, SparseChange]
 
+_INPUTS = 1 << 19  # elements of a linear layer's inputs at a time, so that what is gathered stays in a core's cache
 _MOST_GATHERED = 1 << 24  # elements of a convolution's input at a time
 
 
@@ -25,25 +29,116 @@ def add_linear(
     """Add to `output` (samples, ..., out) what the changes of weight and bias make of `inputs` (samples, ..., in).
 
     Args:
-        output: changed in place.
+        output: contiguous, changed in place.
         inputs: as the layer got them.
         weight: of a matrix (out, in), or (in, out) if transposed.
         bias: of a vector (out,).
         groups: the batch.
         transposed: which of the two the weight is.
     """
-    samples = groups.on(inputs.device)
+    if not output.numel():
+        return
+    into = output.view(groups.size, -1, output.shape[-1])
+    if weight:
+        _add_products(into, inputs.reshape(*into.shape[:2], -1), weight, groups, transposed)
+    if bias:
+        joint = groups.once(("vector", id(bias)), None, lambda: _JointVectors.of(bias, groups))
+        added = joint.values.to(into.dtype)[:, None].expand(-1, into.shape[1], -1)
+        into.scatter_add_(2, joint.places[:, None].expand_as(added), added)
 
-    def add(adapter: str, part: Tensor) -> None:
-        flat = part.view(-1, part.shape[-1])  # samples and tokens alike: the adapter is the same for all of them
-        if adapter in weight:
-            bags = weight[adapter].by_column if transposed else weight[adapter].by_row
-            own = inputs.index_select(0, samples[adapter]).flatten(0, -2)
-            flat.index_add_(1, bags.outputs, bags.sums(own).t().to(flat.dtype).contiguous())
-        if adapter in bias:
-            flat.index_add_(1, bias[adapter].rows, bias[adapter].residual.to(flat.dtype).expand(len(flat), -1))
 
-    groups.update(output, [*weight, *bias], add)
+def _add_products(output: Tensor, inputs: Tensor, weight: Changes, groups: SampleGroups, transposed: bool) -> None:
+    tokens, width = inputs.shape[1:]
+    together = max(1, _INPUTS // max(1, tokens * width))
+    together = min(1 << together.bit_length() - 1, groups.size)
+    blocks = groups.once(
+        ("matrix", id(weight), transposed), together, lambda: _blocks(weight, groups, together, transposed)
+    )
+    for block in blocks:
+        own = inputs[block.samples].to(block.weights.dtype)
+        # A row for each input of each sample, with its tokens side by side: one transposition for all samples.
+        rows = own.reshape(-1, width).t().contiguous().view(-1, tokens)
+        sums = functional.embedding_bag(
+            block.sources, rows, block.starts, mode="sum", per_sample_weights=block.weights
+        ).view(len(own), -1, tokens)
+        places = block.outputs[:, None].expand(-1, tokens, -1)
+        output[block.samples].scatter_add_(2, places, sums.to(output.dtype).transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The block-diagonal matrix of some samples, as bags: as many a sample as the one with the most changed outputs.
+
+    Attributes:
+        samples: which.
+        outputs: of each bag, shape (samples, bags). A bag too many is empty.
+        starts: where the entries of each bag begin, shape (samples * bags,).
+        sources: the input of each entry times the number of samples, plus its sample, shape (nnz,).
+        weights: shape (nnz,).
+    """
+
+    samples: slice
+    outputs: Tensor
+    starts: Tensor
+    sources: Tensor
+    weights: Tensor
+
+
+def _blocks(weight: Changes, groups: SampleGroups, together: int, transposed: bool) -> list[_Block]:
+    blocks = []
+    for start in range(0, groups.size, together):
+        stop = min(start + together, groups.size)
+        found = [
+            (sample, change.by_column if transposed else change.by_row)
+            for sample, change in groups.of_samples(weight, start, stop)
+        ]
+        if any(bags.outputs.numel() for _, bags in found):
+            blocks.append(_block(slice(start, stop), found))
+    return blocks
+
+
+def _block(samples: slice, found: Sequence[tuple[int, Bags]]) -> _Block:
+    count, device = samples.stop - samples.start, found[0][1].outputs.device
+    bags, entries = torch.zeros(2, count, dtype=torch.int64)
+    for sample, own in found:
+        bags[sample], entries[sample] = len(own.outputs), len(own.sources)
+    bags, entries = bags.to(device), entries.to(device)
+    ends = entries.cumsum(0)
+    used = torch.arange(int(bags.max()), device=device) < bags[:, None]
+    outputs, starts = torch.zeros_like(used, dtype=torch.int64), ends[:, None].repeat(1, used.shape[1])
+    outputs[used] = torch.cat([own.outputs for _, own in found])
+    starts[used] = torch.cat([own.starts for _, own in found]) + (ends - entries).repeat_interleave(bags)
+    sample = torch.arange(count, device=device).repeat_interleave(entries)
+    sources = torch.cat([own.sources for _, own in found]) * count + sample
+    # Half the bytes to read with each product.
+    small = torch.int32 if max(int(ends[-1]), int(sources.max())) < 2**31 else torch.int64
+    weights = torch.cat([own.weights for _, own in found])
+    return _Block(samples, outputs, starts.flatten().to(small), sources.to(small), weights)
+
+
+@dataclass(frozen=True)
+class _JointVectors:
+    """The changes of a vector for each sample: as many as the sample with the most, others filled up with zeros.
+
+    Attributes:
+        places: in the vector, shape (samples, changes).
+        values: to be added there.
+    """
+
+    places: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, bias: Changes, groups: SampleGroups) -> "_JointVectors":
+        first = next(iter(bias.values())).residual
+        most = max(change.rows.numel() for change in bias.values())
+        places = torch.zeros(groups.size, most, dtype=torch.int64, device=first.device)
+        values = first.new_zeros(groups.size, most)
+        for adapter, samples in groups.on(first.device).items():
+            if adapter in bias:
+                own = bias[adapter]
+                places[samples, : own.rows.numel()], values[samples, : own.rows.numel()] = own.rows, own.residual
+        return cls(places, values)
 
 
 def add_convolution(
@@ -73,28 +168,57 @@ def add_convolution(
         dilation: steps between the kernel's elements.
         channel_groups: of the convolution.
     """
-    windows = _windows(inputs, kernel, stride, padding, dilation)
-    samples = groups.on(inputs.device)
     places = output[0, 0].numel()
-    spatial = [1] * len(kernel)
+    if weight:
+        windows = _windows(inputs, kernel, stride, padding, dilation)
+        # What the kernel sees is gathered for a part of the changes at a time, to bound the memory.
+        step = max(1, _MOST_GATHERED // max(1, places))
+        parts = groups.once(
+            ("kernel", id(weight), channel_groups), step, lambda: _kernel_parts(weight, groups, channel_groups, step)
+        )
+        for part in parts:
+            seen = windows[part.taps].to(part.bags.weights.dtype).flatten(1)
+            sums = functional.embedding_bag(
+                part.bags.sources, seen, part.bags.starts, mode="sum", per_sample_weights=part.bags.weights
+            )
+            output[part.samples, part.outputs] += sums.to(output.dtype).view(-1, *output.shape[2:])
+    if bias:
+        joint = groups.once(("vector", id(bias)), None, lambda: _JointVectors.of(bias, groups))
+        added = output.new_zeros(output.shape[:2]).scatter_add_(1, joint.places, joint.values.to(output.dtype))
+        output += added.view(*added.shape, *[1] * len(kernel))
 
-    def add(adapter: str, part: Tensor) -> None:
-        if adapter in weight:
-            change = weight[adapter]
-            own, taps = samples[adapter][:, None], change.taps(channel_groups)
-            # What the kernel sees is gathered for a part of the changes at a time, to bound the memory.
-            step = max(1, _MOST_GATHERED // max(1, len(part) * places))
-            for start in range(0, change.rows.numel(), step):
-                chunk = slice(start, start + step)
-                where = (own, *(tap[chunk] for tap in taps))
-                seen = windows[where].to(change.residual.dtype) * change.residual[chunk].view(-1, *spatial)
-                part.index_add_(1, change.rows[chunk], seen.to(part.dtype))
-        if adapter in bias:
-            change = bias[adapter]
-            addend = change.residual.to(part.dtype).view(1, -1, *spatial)
-            part.index_add_(1, change.rows, addend.expand(len(part), -1, *part.shape[2:]))
 
-    groups.update(output, [*weight, *bias], add)
+@dataclass(frozen=True)
+class _KernelPart:
+    """Some changed elements of the kernels of all samples.
+
+    Attributes:
+        taps: sample, input channel and place in the kernel of each, shape (nnz,) all of them.
+        bags: of those that go into the same output channel of the same sample.
+        samples, outputs: which that are, shape (bags,).
+    """
+
+    taps: tuple[Tensor, ...]
+    bags: Bags
+    samples: Tensor
+    outputs: Tensor
+
+
+def _kernel_parts(weight: Changes, groups: SampleGroups, channel_groups: int, step: int) -> list[_KernelPart]:
+    found = groups.of_samples(weight)
+    taps = [torch.cat(taps) for taps in zip(*(change.taps(channel_groups) for _, change in found), strict=True)]
+    rows, residual = (torch.cat([getattr(change, name) for _, change in found]) for name in ("rows", "residual"))
+    counts = torch.tensor([change.rows.numel() for _, change in found], device=rows.device)
+    sample = torch.tensor([sample for sample, _ in found], device=rows.device).repeat_interleave(counts)
+    height = found[0][1].shape[0]
+    parts = []
+    for start in range(0, len(rows), step):
+        chunk = slice(start, start + step)
+        keys, entries = sample[chunk] * height + rows[chunk], torch.arange(len(rows[chunk]), device=rows.device)
+        bags = Bags.of(keys, entries, residual[chunk])
+        where = (sample[chunk], *(tap[chunk] for tap in taps))
+        parts.append(_KernelPart(where, bags, bags.outputs // height, bags.outputs % height))
+    return parts
 
 
 def _windows(
@@ -116,16 +240,62 @@ def _windows(
 
 def put_embeddings(output: Tensor, ids: Tensor, weight: Changes, groups: SampleGroups) -> None:
     """Put each adapter's own elements into `output` (samples, ..., width), the base's rows for `ids` (samples, ...)."""
-    samples = groups.on(ids.device)
+    if not weight:
+        return
+    table = groups.once(("table", id(weight)), None, lambda: _JointTable.of(weight, groups))
+    tokens = (ids.reshape(groups.size, -1).long() + table.first_rows[:, None]).flatten()
+    # Entries are sorted by row, so those of a token's row are the run from `first`: listed without a loop.
+    first = torch.searchsorted(table.rows, tokens)
+    counts = torch.searchsorted(table.rows, tokens, right=True) - first
+    token = torch.arange(len(tokens), device=ids.device).repeat_interleave(counts)
+    before = (counts.cumsum(0) - counts)[token]
+    entry = torch.arange(len(token), device=ids.device) - before + first[token]
+    output.view(len(tokens), -1)[token, table.columns[entry]] = table.values[entry].to(output.dtype)
 
-    def put(adapter: str, part: Tensor) -> None:
-        change, tokens = weight[adapter], ids.index_select(0, samples[adapter]).flatten().long()
-        # Entries are sorted by row, so those of a token's row are the run from `first`: listed without a loop.
-        first = torch.searchsorted(change.rows, tokens)
-        counts = torch.searchsorted(change.rows, tokens, right=True) - first
-        token = torch.arange(len(tokens), device=ids.device).repeat_interleave(counts)
-        before = (counts.cumsum(0) - counts)[token]
-        entry = torch.arange(len(token), device=ids.device) - before + first[token]
-        part.view(len(tokens), -1)[token, change.columns[entry]] = change.values[entry].to(part.dtype)
 
-    groups.update(output, list(weight), put)
+@dataclass(frozen=True)
+class _JointTable:
+    """The changes of the adapters' embeddings, one table after the other.
+
+    Attributes:
+        first_rows: where each sample's table begins, shape (samples,). The base's comes last and changes nothing.
+        rows, columns, values: of each change, sorted by row, shape (nnz,).
+    """
+
+    first_rows: Tensor
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, weight: Changes, groups: SampleGroups) -> "_JointTable":
+        adapters = [name for name in dict.fromkeys(groups.names) if name in weight]
+        device, height = next(iter(weight.values())).rows.device, next(iter(weight.values())).shape[0]
+        begins = {name: place * height for place, name in enumerate(adapters)}
+        first = [begins.get(name, len(adapters) * height) for name in groups.names]
+        rows = [weight[name].rows + begins[name] for name in adapters]
+        columns, values = [weight[name].columns for name in adapters], [weight[name].values for name in adapters]
+        empty = [torch.empty(0, dtype=torch.int64, device=device)] * (not adapters)
+        return cls(
+            torch.tensor(first, device=device),
+            torch.cat(rows + empty),
+            torch.cat(columns + empty),
+            torch.cat(values or [next(iter(weight.values())).values[:0]]),
+        )
+
+
+def spread(base: Tensor, changes: Changes, groups: SampleGroups) -> Tensor:
+    """The tensor as each sample has it, shape (samples, *shape)."""
+    copies = base.detach().unsqueeze(0).repeat(groups.size, *[1] * base.ndim)
+    found = groups.of_samples(changes)
+    if found:
+        places, values = groups.once(
+            ("spread", id(changes)),
+            None,
+            lambda: (
+                torch.cat([change.positions + sample * base.numel() for sample, change in found]),
+                torch.cat([change.values for _, change in found]),
+            ),
+        )
+        copies.view(-1)[places] = values
+    return copies

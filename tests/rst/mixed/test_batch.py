@@ -236,6 +236,46 @@ class TestLayers:
         images = torch.randn(5, 4, 6, dtype=torch.float64)
         assert_matches_single_runs(Mixture().double(), {"images": images}, share=0.7)
 
+    @pytest.mark.parametrize("batch_first", [False, True])
+    @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+    def test_recurrent_layers(self, kind: type[nn.RNNBase], batch_first: bool) -> None:
+        class Recurrent(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = kind(3, 4, num_layers=2, bidirectional=True, batch_first=batch_first)  # type: ignore[arg-type]
+
+            def forward(self, images: Tensor) -> Tensor:
+                output, state = self.layer(images if batch_first else images.transpose(0, 1))
+                last = state[1] if isinstance(state, tuple) else state
+                output = output if batch_first else output.transpose(0, 1)
+                return torch.cat([output.flatten(1), last.transpose(0, 1).flatten(1)], dim=1)
+
+        torch.manual_seed(0)
+        assert_matches_single_runs(Recurrent().double(), {"images": torch.randn(5, 6, 3).double()}, share=0.5)
+
+    def test_adapters_with_few_and_many_changes_and_none(self) -> None:
+        """The samples of one product have differing numbers of changed outputs, and what lies there is not finite."""
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).double().eval()
+        models = {f"{share}": tuned_from(base, seed=1, share=share) for share in (0.02, 0.3, 1.0)}
+        models["same"] = copy.deepcopy(base)
+        deltas = {name: delta_between(base, tuned) for name, tuned in models.items()}
+        names = ["0.3", "__base__", "1.0", "0.02", "same", "0.3"]
+        x = torch.randn(6, 3, 6, dtype=torch.float64)
+        x[0, 1, 0], x[1, 0, 0] = float("nan"), float("inf")
+        found = mixed_forward(base, deltas, names, (x,))
+        wanted = torch.stack(
+            [(base if name == "__base__" else models[name])(one) for name, one in zip(names, x, strict=True)]
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+    def test_samples_of_many_tokens_come_in_several_products(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rst.mixed.sparse_product._INPUTS", 64)
+        monkeypatch.setattr("rst.mixed.sparse_product._MOST_GATHERED", 64)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(6, 3)).double()
+        assert_matches_single_runs(model, {"images": torch.randn(7, 2, 8).double()}, share=0.4)
+
     def test_tied_weights(self) -> None:
         class Tied(nn.Module):
             def __init__(self) -> None:
@@ -401,7 +441,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("layer", "shape", "message"),
         [
-            (nn.LSTM(3, 4, batch_first=True), (3, 5, 3), r"0\.weight_ih_l0.*lstm"),
+            (nn.LSTM(3, 4), (3, 5, 3), r"0\.weight_ih_l0.*lstm"),
             (nn.Embedding(9, 2, max_norm=1.0), (3,), r"0\.weight.*max_norm"),
             (nn.Embedding(9, 2), (3,), r"0\.weight.*3 samples or 3 positions"),
             (nn.BatchNorm1d(3, track_running_stats=False), (3, 3), r"0\.weight.*mix"),

@@ -201,7 +201,7 @@ def test_the_verbs_swap_on_a_quantised_base(quantizer: Any, tmp_path: Path) -> N
 
 
 def test_a_batch_mixes_adapters_beside_quantised_layers(quantizer: Any) -> None:
-    deltas = {"first": trained(quantizer)[1].export(), "second": float_delta(exclude_modules=["up.bias"])}
+    deltas = {"first": trained(quantizer)[1].export(), "second": float_delta()}
     model = quantizer(Net()).eval()
     inputs = batch()[0]
     alone = {"__base__": answer(model)}
@@ -213,10 +213,6 @@ def test_a_batch_mixes_adapters_beside_quantised_layers(quantizer: Any) -> None:
     for row, name in enumerate(names):
         torch.testing.assert_close(found[row], alone[name][row], rtol=1e-4, atol=1e-5)
     assert bit_equal(answer(model), alone["__base__"])
-    if type(model.up) is not nn.Linear:
-        with pytest.raises(ParameterMismatchError) as caught:
-            mixed_forward(model, {"bias": float_delta()}, ["bias"] * 6, (inputs,))
-        assert caught.value.parameter == "up.bias"
 
 
 def test_merging_into_the_float_base_adds_the_residuals_and_says_what_it_is_not(quantizer: Any) -> None:
