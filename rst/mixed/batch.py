@@ -166,7 +166,9 @@ def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:
         _refuse_scripted(module, own)
         prepared = prepare(module, own)
         patches = [patch for patch in prepared.patches if patch.live.tensor.numel()]
-        beside = {one.target.layer: LayerChange(one.target.name, weight_change(one)) for one in prepared.besides}
+        beside: dict[nn.Module, LayerChange] = {}
+        for one in prepared.besides:
+            beside[one.target.layer] = LayerChange(one.target.name, weight_change(one))
         changes = []
         for patch in patches:
             change, layer = _change(patch, own), layer_of_bias(patch.live, beside)

@@ -1,6 +1,5 @@
 """Which samples of a batch belong to which adapter, and what the adapters' changes are over all samples at once."""
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -16,15 +15,16 @@ class SampleGroups:
     Attributes:
         size: samples of the batch.
         names: the adapter of each.
+        members: samples of each adapter, in order.
     """
 
     def __init__(self, adapter_names: Sequence[str]) -> None:
         """Group the samples by their adapters' names."""
         self.names = tuple(adapter_names)
         self.size = len(self.names)
-        self._samples: defaultdict[str, list[int]] = defaultdict(list)
+        self.members: dict[str, list[int]] = {}
         for sample, name in enumerate(adapter_names):
-            self._samples[name].append(sample)
+            self.members.setdefault(name, []).append(sample)
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
         self._joint: dict[Hashable, tuple[Hashable, object]] = {}
 
@@ -32,13 +32,13 @@ class SampleGroups:
         """Adapter to its samples, shape (samples,), int64."""
         if device not in self._on_device:
             self._on_device[device] = {
-                name: torch.tensor(samples, device=device) for name, samples in self._samples.items()
+                name: torch.tensor(samples, device=device) for name, samples in self.members.items()
             }
         return self._on_device[device]
 
-    def of_samples(self, changes: Mapping[str, T], start: int = 0, stop: int | None = None) -> list[tuple[int, T]]:
-        """The samples from `start` on that have a change, counted from `start`, each with it."""
-        return [(k, changes[name]) for k, name in enumerate(self.names[start:stop]) if name in changes]
+    def of_samples(self, changes: Mapping[str, T]) -> list[tuple[int, T]]:
+        """The samples that have a change, each with it."""
+        return [(sample, changes[name]) for sample, name in enumerate(self.names) if name in changes]
 
     def once(self, key: Hashable, version: Hashable, build: Callable[[], T]) -> T:
         """What `build` returns, kept for as long as `version` is the same."""

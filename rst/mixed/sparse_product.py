@@ -5,8 +5,9 @@ A linear product gathers and sums with `embedding_bag`, over the outputs that ch
 CSR product, which wants other layouts of inputs and outputs, and needs no sparse library of the platform.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -20,6 +21,7 @@ from rst.numerics.bags import Bags
 Changes = Mapping[str, SparseChange]
 
 _INPUTS = 1 << 19  # elements of a linear layer's inputs at a time, so that what is gathered stays in a core's cache
+_MOST_COPIES = 4  # of an adapter's index, for samples that share a block with others
 _MOST_GATHERED = 1 << 24  # elements of a convolution's input at a time
 
 
@@ -56,28 +58,34 @@ def _add_products(output: Tensor, inputs: Tensor, weight: Changes, groups: Sampl
     )
     for block in blocks:
         own = inputs[block.samples].to(block.weights.dtype)
-        # A row for each input of each sample, with its tokens side by side: one transposition for all samples.
-        rows = own.reshape(-1, width).t().contiguous().view(-1, tokens)
+        # A row for each input, or each input of each sample, with tokens side by side.
+        rows = own.reshape(-1, width).t().contiguous().view(block.matrices * width, -1)
         sums = functional.embedding_bag(
             block.sources, rows, block.starts, mode="sum", per_sample_weights=block.weights
-        ).view(len(own), -1, tokens)
-        places = block.outputs[:, None].expand(-1, tokens, -1)
-        output[block.samples].scatter_add_(2, places, sums.to(output.dtype).transpose(1, 2))
+        ).view(block.matrices, block.outputs.shape[1], -1, tokens)
+        added = sums.transpose(1, 2).reshape(len(own), -1, tokens).to(output.dtype).transpose(1, 2)
+        places = block.outputs[:, None].expand(len(own), tokens, -1)
+        if isinstance(block.samples, slice):
+            output[block.samples].scatter_add_(2, places, added)
+        else:
+            output[block.samples] = output[block.samples].scatter_add_(2, places, added)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The block-diagonal matrix of some samples, as bags: as many a sample as the one with the most changed outputs.
+    """What some samples add, as bags: one matrix for all of them, or one of each on the diagonal of a large one.
 
     Attributes:
         samples: which.
-        outputs: of each bag, shape (samples, bags). A bag too many is empty.
-        starts: where the entries of each bag begin, shape (samples * bags,).
-        sources: the input of each entry times the number of samples, plus its sample, shape (nnz,).
+        matrices: 1, or as many as samples.
+        outputs: of each bag, shape (matrices, bags): as many a matrix as the one with the most. One too many is empty.
+        starts: where the entries of each bag begin, shape (matrices * bags,).
+        sources: the input of each entry times the number of matrices, plus its matrix, shape (nnz,).
         weights: shape (nnz,).
     """
 
-    samples: slice
+    samples: slice | Tensor
+    matrices: int
     outputs: Tensor
     starts: Tensor
     sources: Tensor
@@ -85,35 +93,45 @@ class _Block:
 
 
 def _blocks(weight: Changes, groups: SampleGroups, together: int, transposed: bool) -> list[_Block]:
-    blocks = []
-    for start in range(0, groups.size, together):
-        stop = min(start + together, groups.size)
-        found = [
-            (sample, change.by_column if transposed else change.by_row)
-            for sample, change in groups.of_samples(weight, start, stop)
-        ]
-        if any(bags.outputs.numel() for _, bags in found):
-            blocks.append(_block(slice(start, stop), found))
+    """Adapters with many samples have blocks of their own; the others share some, with a copy of each for each sample.
+
+    So a joint index is at most `_MOST_COPIES` times the adapters' own.
+    """
+    bags = {name: change.by_column if transposed else change.by_row for name, change in weight.items()}
+    device = next(iter(bags.values())).outputs.device
+    blocks, shared = [], []
+    for name, samples in groups.members.items():
+        if name not in bags or not len(bags[name].outputs):
+            continue
+        if len(samples) <= min(_MOST_COPIES, together - 1):
+            shared += [(sample, bags[name]) for sample in samples]
+            continue
+        for start in range(0, len(samples), together):
+            blocks.append(_block(samples[start : start + together], [bags[name]], device))
+    shared.sort(key=lambda of_sample: of_sample[0])
+    for start in range(0, len(shared), together):
+        own, found = zip(*shared[start : start + together], strict=True)
+        blocks.append(_block(own, found, device))
     return blocks
 
 
-def _block(samples: slice, found: Sequence[tuple[int, Bags]]) -> _Block:
-    count, device = samples.stop - samples.start, found[0][1].outputs.device
-    bags, entries = torch.zeros(2, count, dtype=torch.int64)
-    for sample, own in found:
-        bags[sample], entries[sample] = len(own.outputs), len(own.sources)
-    bags, entries = bags.to(device), entries.to(device)
+def _block(samples: Sequence[int], found: Sequence[Bags], device: torch.device) -> _Block:
+    count = len(found)
+    bags = torch.tensor([len(own.outputs) for own in found], device=device)
+    entries = torch.tensor([len(own.sources) for own in found], device=device)
     ends = entries.cumsum(0)
     used = torch.arange(int(bags.max()), device=device) < bags[:, None]
     outputs, starts = torch.zeros_like(used, dtype=torch.int64), ends[:, None].repeat(1, used.shape[1])
-    outputs[used] = torch.cat([own.outputs for _, own in found])
-    starts[used] = torch.cat([own.starts for _, own in found]) + (ends - entries).repeat_interleave(bags)
-    sample = torch.arange(count, device=device).repeat_interleave(entries)
-    sources = torch.cat([own.sources for _, own in found]) * count + sample
+    outputs[used] = torch.cat([own.outputs for own in found])
+    starts[used] = torch.cat([own.starts for own in found]) + (ends - entries).repeat_interleave(bags)
+    matrix = torch.arange(count, device=device).repeat_interleave(entries)
+    sources = torch.cat([own.sources for own in found]) * count + matrix
     # Half the bytes to read with each product.
     small = torch.int32 if max(int(ends[-1]), int(sources.max())) < 2**31 else torch.int64
-    weights = torch.cat([own.weights for _, own in found])
-    return _Block(samples, outputs, starts.flatten().to(small), sources.to(small), weights)
+    adjoin = samples[-1] - samples[0] + 1 == len(samples)
+    where = slice(samples[0], samples[-1] + 1) if adjoin else torch.tensor(samples, device=device)
+    weights = found[0].weights if count == 1 else torch.cat([own.weights for own in found])
+    return _Block(where, count, outputs, starts.flatten().to(small), sources.to(small), weights)
 
 
 @dataclass(frozen=True)
@@ -173,9 +191,9 @@ def add_convolution(
         windows = _windows(inputs, kernel, stride, padding, dilation)
         # What the kernel sees is gathered for a part of the changes at a time, to bound the memory.
         step = max(1, _MOST_GATHERED // max(1, places))
-        parts = groups.once(
-            ("kernel", id(weight), channel_groups), step, lambda: _kernel_parts(weight, groups, channel_groups, step)
-        )
+        parts: Iterable[_KernelPart] = _kernel_parts(weight, groups, channel_groups, step)
+        if max(len(groups.members[name]) for name in weight) <= _MOST_COPIES:
+            parts = groups.once(("kernel", id(weight), channel_groups), step, partial(list, parts))
         for part in parts:
             seen = windows[part.taps].to(part.bags.weights.dtype).flatten(1)
             sums = functional.embedding_bag(
@@ -204,21 +222,33 @@ class _KernelPart:
     outputs: Tensor
 
 
-def _kernel_parts(weight: Changes, groups: SampleGroups, channel_groups: int, step: int) -> list[_KernelPart]:
-    found = groups.of_samples(weight)
-    taps = [torch.cat(taps) for taps in zip(*(change.taps(channel_groups) for _, change in found), strict=True)]
-    rows, residual = (torch.cat([getattr(change, name) for _, change in found]) for name in ("rows", "residual"))
-    counts = torch.tensor([change.rows.numel() for _, change in found], device=rows.device)
-    sample = torch.tensor([sample for sample, _ in found], device=rows.device).repeat_interleave(counts)
+def _kernel_parts(weight: Changes, groups: SampleGroups, channel_groups: int, step: int) -> Iterator[_KernelPart]:
+    found: list[tuple[int, SparseChange, slice]] = []
+    left = step
+    for sample, change in groups.of_samples(weight):
+        start, end = 0, change.rows.numel()
+        while start < end:
+            stop = min(start + left, end)
+            found.append((sample, change, slice(start, stop)))
+            left -= stop - start
+            start = stop
+            if not left:
+                yield _kernel_part(found, channel_groups)
+                found, left = [], step
+    if found:
+        yield _kernel_part(found, channel_groups)
+
+
+def _kernel_part(found: Sequence[tuple[int, SparseChange, slice]], channel_groups: int) -> _KernelPart:
+    every = [[tap[chunk] for tap in change.taps(channel_groups)] for _, change, chunk in found]
+    taps = [torch.cat(one) for one in zip(*every, strict=True)]
+    rows = torch.cat([change.rows[chunk] for _, change, chunk in found])
+    residual = torch.cat([change.residual[chunk] for _, change, chunk in found])
+    counts = torch.tensor([chunk.stop - chunk.start for *_, chunk in found], device=rows.device)
+    sample = torch.tensor([sample for sample, *_ in found], device=rows.device).repeat_interleave(counts)
     height = found[0][1].shape[0]
-    parts = []
-    for start in range(0, len(rows), step):
-        chunk = slice(start, start + step)
-        keys, entries = sample[chunk] * height + rows[chunk], torch.arange(len(rows[chunk]), device=rows.device)
-        bags = Bags.of(keys, entries, residual[chunk])
-        where = (sample[chunk], *(tap[chunk] for tap in taps))
-        parts.append(_KernelPart(where, bags, bags.outputs // height, bags.outputs % height))
-    return parts
+    bags = Bags.of(sample * height + rows, torch.arange(len(rows), device=rows.device), residual)
+    return _KernelPart((sample, *taps), bags, bags.outputs // height, bags.outputs % height)
 
 
 def _windows(
