@@ -49,7 +49,8 @@ def mixed_forward(
 
     A delta is checked against the base, by its digests, at its first use with a model; later calls only look whether
     the tensors are where they were. The joint product of a batch is prepared by its first forward and kept until
-    another choice of adapters comes: positions and values of each sample's adapter, at 8 to 16 bytes a changed weight.
+    another choice of adapters comes. It has positions and values of each sample's adapter, 8 bytes a changed weight;
+    if that is more than 256 MiB, only of adapters with at most four samples, and the others have a product each.
 
     Args:
         model: in eval mode, on any device; a compiled one runs uncompiled.
@@ -119,6 +120,11 @@ def _torch_state_kept() -> Iterator[None]:
             _pop_mode()  # type: ignore[no-untyped-call]
 
 
+_BYTES_AN_ENTRY = 8  # position and value
+_MOST_JOINT = 1 << 28  # bytes of a joint index with a copy of its adapter's for each sample
+_FEW_COPIES = 4  # in a larger batch
+
+
 @dataclass(frozen=True)
 class _PreparedAdapter:
     """The changes of one delta, checked against one model."""
@@ -153,8 +159,19 @@ def _composed(module: nn.Module, adapters: Mapping[str, _PreparedAdapter], names
     same = found is not None and found.groups.names == names and found.adapters.keys() == adapters.keys()
     if found is None or not same or any(found.adapters[name] is not one for name, one in adapters.items()):
         _latest.pop(module, None)
-        found = _latest[module] = _Composition(adapters, SampleGroups(names), _varying(adapters), _beside(adapters))
+        groups = SampleGroups(names, _most_copies(adapters, names))
+        found = _latest[module] = _Composition(adapters, groups, _varying(adapters), _beside(adapters))
     return found
+
+
+def _most_copies(adapters: Mapping[str, _PreparedAdapter], names: Sequence[str]) -> int:
+    """Return of how many samples an adapter's index may be copied, so that the joint one stays small."""
+    entries = {
+        name: sum(change.rows.numel() for _, change in adapter.changes if isinstance(change, SparseChange))
+        for name, adapter in adapters.items()
+    }
+    joint = sum(entries.get(name, 0) for name in names) * _BYTES_AN_ENTRY
+    return len(names) if joint <= _MOST_JOINT else _FEW_COPIES
 
 
 def _prepared(module: nn.Module, delta: SparseDelta) -> _PreparedAdapter:

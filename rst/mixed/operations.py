@@ -5,6 +5,7 @@ Every function has the signature of torch's, after the context. `None` leaves th
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ def linear(context: "MixedContext", input: Tensor, weight: Tensor, bias: Tensor 
     changes = sparse_changes(context, weight, bias)
     if changes is None or not context.has_samples(input):
         return None
+    if changes[0] and context.groups.are_large(input.shape[:-1].numel()):
+        return _with_tuned_copies(context, functional.linear, input, weight, bias)
     output = functional.linear(input, weight, bias).contiguous()
     add_linear(output, input, *changes, context.groups)
     return output
@@ -35,6 +38,8 @@ def matmul(context: "MixedContext", input: Tensor, other: Tensor) -> Tensor | No
     changes = sparse_changes(context, other, None)
     if changes is None or not context.has_samples(input) or input.ndim < 2 or other.ndim != 2:
         return None
+    if changes[0] and context.groups.are_large(input.shape[:-1].numel()):
+        return _with_tuned_copies(context, torch.matmul, input, other)
     output = torch.matmul(input, other).contiguous()
     add_linear(output, input, *changes, context.groups, transposed=True)
     return output
@@ -47,9 +52,15 @@ def addmm(context: "MixedContext", input: Tensor, mat1: Tensor, mat2: Tensor, **
     samples = context.groups.size
     if changes is None or factors or input.ndim != 1 or context.varying(mat1) is not None or len(mat1) % samples:
         return None
+    rows = mat1.reshape(samples, len(mat1) // samples, -1)
+    if changes[0] and context.groups.are_large(len(mat1)):
+
+        def product(own: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+            return torch.addmm(bias, own.flatten(0, 1), matrix).view(*own.shape[:2], -1)
+
+        return _with_tuned_copies(context, product, rows, mat2, input).flatten(0, 1)
     output = torch.addmm(input, mat1, mat2)
-    by_sample = (samples, len(mat1) // samples, -1)
-    add_linear(output.view(by_sample), mat1.reshape(by_sample), *changes, context.groups, transposed=True)
+    add_linear(output.view(*rows.shape[:2], -1), rows, *changes, context.groups, transposed=True)
     return output
 
 
@@ -69,8 +80,15 @@ def convolution(dense: Rule) -> Rule:
         changes = sparse_changes(context, weight, bias)
         if changes is None or not context.has_samples(input) or input.ndim != weight.ndim:
             return None
-        output: Tensor = dense(input, weight, bias, stride, padding, dilation, groups)
         kernel = weight.shape[2:]
+        places = input[:, 0].numel() // prod(_each(stride, len(kernel)))
+        if changes[0] and context.groups.are_large(places):
+
+            def layer(own: Tensor, kernels: Tensor, biases: Tensor | None) -> Any:
+                return dense(own, kernels, biases, stride, padding, dilation, groups)
+
+            return _with_tuned_copies(context, layer, input, weight, bias)
+        output: Tensor = dense(input, weight, bias, stride, padding, dilation, groups)
         dilations = _each(dilation, len(kernel))
         add_convolution(
             output,
@@ -255,6 +273,24 @@ def sparse_changes(context: "MixedContext", weight: Tensor, bias: Tensor | None)
             return None
         found.append(changes)
     return found[0], found[1]
+
+
+def _with_tuned_copies(
+    context: "MixedContext", layer: Callable[..., Tensor], input: Tensor, *parameters: Tensor | None
+) -> Tensor:
+    """`layer(input, *parameters)`, once an adapter, with the parameters as the adapter has them."""
+    groups = context.groups
+    output: Tensor | None = None
+    for adapter, samples in groups.on(input.device).items():
+        own = [one if (meaning := context.varying(one)) is None else meaning.under(adapter) for one in parameters]
+        if len(samples) == groups.size:
+            return layer(input, *own)
+        part = layer(input.index_select(0, samples), *own)
+        if output is None:
+            output = part.new_empty(groups.size, *part.shape[1:])
+        output.index_copy_(0, samples, part)
+    assert output is not None
+    return output
 
 
 def _scale_and_shift(

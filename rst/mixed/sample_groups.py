@@ -8,6 +8,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_WORTH_COPIES = 512  # rows an adapter, on the average
+
 
 class SampleGroups:
     """The samples of each adapter, as indices into dimension 0.
@@ -16,10 +18,12 @@ class SampleGroups:
         size: samples of the batch.
         names: the adapter of each.
         members: samples of each adapter, in order.
+        most_copies: samples of an adapter for each of which its index may be copied into a joint one.
     """
 
-    def __init__(self, adapter_names: Sequence[str]) -> None:
+    def __init__(self, adapter_names: Sequence[str], most_copies: int) -> None:
         """Group the samples by their adapters' names."""
+        self.most_copies = most_copies
         self.names = tuple(adapter_names)
         self.size = len(self.names)
         self.members: dict[str, list[int]] = {}
@@ -35,6 +39,13 @@ class SampleGroups:
                 name: torch.tensor(samples, device=device) for name, samples in self.members.items()
             }
         return self._on_device[device]
+
+    def are_large(self, rows: int) -> bool:
+        """Return whether an adapter has so many of the rows of a matrix product that tuned weights are made for it.
+
+        A copy of the weights costs as much as some rows' products; the sparse sums cost a share of all of them.
+        """
+        return rows >= _WORTH_COPIES * len(self.members)
 
     def of_samples(self, changes: Mapping[str, T]) -> list[tuple[int, T]]:
         """The samples that have a change, each with it."""

@@ -21,7 +21,6 @@ from rst.numerics.bags import Bags
 Changes = Mapping[str, SparseChange]
 
 _INPUTS = 1 << 19  # elements of a linear layer's inputs at a time, so that what is gathered stays in a core's cache
-_MOST_COPIES = 4  # of an adapter's index, for samples that share a block with others
 _MOST_GATHERED = 1 << 24  # elements of a convolution's input at a time
 
 
@@ -54,12 +53,12 @@ def _add_products(output: Tensor, inputs: Tensor, weight: Changes, groups: Sampl
     together = max(1, _INPUTS // max(1, tokens * width))
     together = min(1 << together.bit_length() - 1, groups.size)
     blocks = groups.once(
-        ("matrix", id(weight), transposed), together, lambda: _blocks(weight, groups, together, transposed)
+        ("matrix", id(weight), transposed), together, lambda: _blocks(weight, groups, together, width, transposed)
     )
     for block in blocks:
         own = inputs[block.samples].to(block.weights.dtype)
-        # A row for each input, or each input of each sample, with tokens side by side.
-        rows = own.reshape(-1, width).t().contiguous().view(block.matrices * width, -1)
+        # A row for each input of each matrix, with the tokens that it is multiplied with side by side.
+        rows = own.reshape(block.matrices, -1, width).transpose(1, 2).contiguous().view(block.matrices * width, -1)
         sums = functional.embedding_bag(
             block.sources, rows, block.starts, mode="sum", per_sample_weights=block.weights
         ).view(block.matrices, block.outputs.shape[1], -1, tokens)
@@ -80,7 +79,7 @@ class _Block:
         matrices: 1, or as many as samples.
         outputs: of each bag, shape (matrices, bags): as many a matrix as the one with the most. One too many is empty.
         starts: where the entries of each bag begin, shape (matrices * bags,).
-        sources: the input of each entry times the number of matrices, plus its matrix, shape (nnz,).
+        sources: the input of each entry, plus the inputs of the matrices before, shape (nnz,).
         weights: shape (nnz,).
     """
 
@@ -92,31 +91,30 @@ class _Block:
     weights: Tensor
 
 
-def _blocks(weight: Changes, groups: SampleGroups, together: int, transposed: bool) -> list[_Block]:
+def _blocks(weight: Changes, groups: SampleGroups, together: int, width: int, transposed: bool) -> list[_Block]:
     """Adapters with many samples have blocks of their own; the others share some, with a copy of each for each sample.
 
-    So a joint index is at most `_MOST_COPIES` times the adapters' own.
+    How many copies, and so how large the joint index is, `groups` says.
     """
     bags = {name: change.by_column if transposed else change.by_row for name, change in weight.items()}
-    device = next(iter(bags.values())).outputs.device
     blocks, shared = [], []
     for name, samples in groups.members.items():
         if name not in bags or not len(bags[name].outputs):
             continue
-        if len(samples) <= min(_MOST_COPIES, together - 1):
+        if len(samples) <= min(groups.most_copies, together - 1):
             shared += [(sample, bags[name]) for sample in samples]
             continue
         for start in range(0, len(samples), together):
-            blocks.append(_block(samples[start : start + together], [bags[name]], device))
+            blocks.append(_block(samples[start : start + together], [bags[name]], width))
     shared.sort(key=lambda of_sample: of_sample[0])
     for start in range(0, len(shared), together):
         own, found = zip(*shared[start : start + together], strict=True)
-        blocks.append(_block(own, found, device))
+        blocks.append(_block(own, found, width))
     return blocks
 
 
-def _block(samples: Sequence[int], found: Sequence[Bags], device: torch.device) -> _Block:
-    count = len(found)
+def _block(samples: Sequence[int], found: Sequence[Bags], width: int) -> _Block:
+    count, device = len(found), found[0].outputs.device
     bags = torch.tensor([len(own.outputs) for own in found], device=device)
     entries = torch.tensor([len(own.sources) for own in found], device=device)
     ends = entries.cumsum(0)
@@ -125,7 +123,7 @@ def _block(samples: Sequence[int], found: Sequence[Bags], device: torch.device) 
     outputs[used] = torch.cat([own.outputs for own in found])
     starts[used] = torch.cat([own.starts for own in found]) + (ends - entries).repeat_interleave(bags)
     matrix = torch.arange(count, device=device).repeat_interleave(entries)
-    sources = torch.cat([own.sources for own in found]) * count + matrix
+    sources = torch.cat([own.sources for own in found]) + matrix * width
     # Half the bytes to read with each product.
     small = torch.int32 if max(int(ends[-1]), int(sources.max())) < 2**31 else torch.int64
     adjoin = samples[-1] - samples[0] + 1 == len(samples)
@@ -192,7 +190,7 @@ def add_convolution(
         # What the kernel sees is gathered for a part of the changes at a time, to bound the memory.
         step = max(1, _MOST_GATHERED // max(1, places))
         parts: Iterable[_KernelPart] = _kernel_parts(weight, groups, channel_groups, step)
-        if max(len(groups.members[name]) for name in weight) <= _MOST_COPIES:
+        if max(len(groups.members[name]) for name in weight) <= groups.most_copies:
             parts = groups.once(("kernel", id(weight), channel_groups), step, partial(list, parts))
         for part in parts:
             seen = windows[part.taps].to(part.bags.weights.dtype).flatten(1)

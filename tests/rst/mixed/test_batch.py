@@ -24,6 +24,7 @@ from rst import (
     get_rst_model,
     mixed_forward,
 )
+from rst.mixed import batch, sample_groups
 from rst.mixed.batch import _known
 
 
@@ -99,6 +100,16 @@ def small() -> Small:
     return Small().double().eval()
 
 
+@pytest.fixture(params=["joined", "few joined", "tuned copies"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take one way through a layer, which the sizes decide otherwise."""
+    monkeypatch.setattr(sample_groups, "_WORTH_COPIES", 0 if request.param == "tuned copies" else 1 << 40)
+    if request.param == "few joined":
+        monkeypatch.setattr(batch, "_MOST_JOINT", 0)
+        monkeypatch.setattr(batch, "_FEW_COPIES", 1)
+
+
+@pytest.mark.usefixtures("way")
 class TestRealArchitectures:
     def test_resnet(self) -> None:
         import torchvision
@@ -147,6 +158,24 @@ class TestRealArchitectures:
         with torch.no_grad():
             wanted = torch.cat([model(images[i : i + 1]) for i, model in enumerate(tuned.values())])
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_the_joint_index_of_a_batch_is_no_larger_than_four_of_each_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a copy for each sample would be too large: one adapter for 64 samples has its own index only."""
+    monkeypatch.setattr(batch, "_MOST_JOINT", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False)).eval()
+    deltas = {f"task{seed}": delta_between(model, tuned_from(model, seed)) for seed in range(3)}
+    inputs = torch.randn(70, 64)
+    names = [*["task0"] * 64, *["task1"] * 4, "task2", "__base__"]
+    found = mixed_forward(model, deltas, names, (inputs,))
+    for name in deltas:
+        with deltas[name].apply(model):
+            own = [k for k, one in enumerate(names) if one == name]
+            torch.testing.assert_close(found[own], model(inputs[own]))
+    kept = batch._latest[model].groups._joint.values()
+    entries = sum(len(block.sources) for _, blocks in kept for block in blocks)  # type: ignore[attr-defined]
+    assert entries == deltas["task0"].nnz + 4 * deltas["task1"].nnz + deltas["task2"].nnz
 
 
 class TestLayers:
