@@ -12,6 +12,7 @@ from rst.cli.console import human_size, print_json, say
 from rst.cli.convert_source import read_source, source_files
 from rst.cli.export import Encoding
 from rst.cli.hub_ids import local_weights
+from rst.cli.op_option import WantedOperation
 from rst.cli.output_paths import check_output
 from rst.errors import ConfigError
 
@@ -24,14 +25,6 @@ EXAMPLE = (
     "[bold]rst convert model.delta.safetensors shira/ --to shira --base llama/[/bold]"
 )
 _DELTA_ONLY, _ADAPTER_ONLY = "To a delta", "From PEFT or a released checkpoint"
-
-
-class Operation(str, Enum):
-    """The operations of `ParameterDelta`, defined here so that the choices of --op do not import torch."""
-
-    ADD = "add"
-    REPLACE = "replace"
-    STEP = "step"
 
 
 class Target(str, Enum):
@@ -70,10 +63,11 @@ def convert(
         ),
     ] = None,
     operation: Annotated[
-        Operation | None,
+        WantedOperation | None,
         typer.Option(
             "--op",
-            help="add: residuals; replace: tuned values; step: integers, smallest in bfloat16. Default: SOURCE's.",
+            help="add: residuals; replace: tuned values; step: integers, only on their own base; smallest: of the "
+            "three, when packed. Default: SOURCE's.",
             rich_help_panel=_DELTA_ONLY,
         ),
     ] = None,
@@ -103,6 +97,7 @@ def convert(
     """Convert SOURCE to another form. Converting between deltas is exact: merged, they give the same weights
     bit for bit."""
     from rst.checkpoints.checkpoint import checkpoint_files
+    from rst.operations.convert import convert as convert_delta
 
     _check_options(target, encoding, operation, partial)
     source, base = local_weights(source), local_weights(base) if base else None
@@ -113,8 +108,9 @@ def convert(
     with warnings.catch_warnings():  # a user of the command line cannot act on them
         warnings.simplefilter("ignore", FutureWarning)
         delta = read_source(source, base, threshold, backbone_prefix, head_prefix)
-        op = operation.value if operation else delta.op
-        left_out = _write(delta, output, target, base, op, encoding or Encoding.COO, partial)
+        if operation:
+            delta = convert_delta(delta, op=operation.value, base=base)
+        left_out = _write(delta, output, target, base, encoding or Encoding.COO, partial)
     record = {
         "output": str(output),
         "bytes": _size(output),
@@ -123,19 +119,19 @@ def convert(
         "delta_bytes": _size(source),
     }
     if target is Target.DELTA:
-        record |= {"encoding": (encoding or Encoding.COO).value, "op": op}
+        record |= {"encoding": (encoding or Encoding.COO).value, "op": delta.op}
     else:
         record |= {"left_out": left_out}
     if as_json:
         print_json(record)
         return
-    form = f"encoding {record['encoding']}, op {op}" if target is Target.DELTA else target.value
+    form = f"encoding {record['encoding']}, op {delta.op}" if target is Target.DELTA else target.value
     say(f"wrote {output} ({human_size(_size(output))}, {human_size(_size(source))} before), {form}")
     for name, reason in left_out.items():
         say(f"not carried as it is: {name} {reason}")
 
 
-def _check_options(target: Target, encoding: Encoding | None, operation: Operation | None, partial: bool) -> None:
+def _check_options(target: Target, encoding: Encoding | None, operation: WantedOperation | None, partial: bool) -> None:
     if target is not Target.DELTA and (encoding or operation):
         raise ConfigError(f"--encoding and --op apply to deltas only; leave them out with --to {target.value}")
     if target is Target.DELTA and partial:
@@ -143,12 +139,11 @@ def _check_options(target: Target, encoding: Encoding | None, operation: Operati
 
 
 def _write(
-    delta: "SparseDelta", output: Path, target: Target, base: Path | None, op: str, encoding: Encoding, partial: bool
+    delta: "SparseDelta", output: Path, target: Target, base: Path | None, encoding: Encoding, partial: bool
 ) -> dict[str, str]:
     """Write the delta in the requested form; return what that form cannot hold."""
     from rst.interop.shira import to_shira
     from rst.interop.task_vector import to_task_vector
-    from rst.operations.convert import convert as convert_delta
 
     if target is Target.SHIRA:
         if base is None:
@@ -156,7 +151,7 @@ def _write(
         return to_shira(delta, output, base, partial=partial)
     if target is Target.TASK_VECTOR:
         return to_task_vector(delta, output, base=base, partial=partial)
-    convert_delta(delta, op=Operation(op).value, base=base).save(output, encoding.value)
+    delta.save(output, encoding.value)
     return {}
 
 

@@ -14,6 +14,7 @@ from rst.cli.console import human_size, print_json, print_warning, say
 from rst.cli.dtype_option import CastTuned
 from rst.cli.export_warnings import warn_of_outcome
 from rst.cli.hub_ids import local_weights
+from rst.cli.op_option import WantedOperation
 from rst.cli.output_paths import check_output, delta_beside
 from rst.cli.pair_options import Exclude, TunedKey
 from rst.cli.progress import byte_progress
@@ -76,6 +77,14 @@ def export(
     encoding: Annotated[
         Encoding, typer.Option(help="coo: readable with safetensors alone; packed: a third of the bytes or less.")
     ] = Encoding.COO,
+    operation: Annotated[
+        WantedOperation,
+        typer.Option(
+            "--op",
+            help="add: residuals, which combine and scale; replace: tuned values, which need no base to be read; step: "
+            "integers, only on their own base; smallest: of the three, when packed.",
+        ),
+    ] = WantedOperation.ADD,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -116,6 +125,7 @@ def export(
             key=key,
             base_key=base_key,
             dtype=None if dtype is None else dtype.in_torch,
+            op=operation.value,
             on_progress=on_progress,
             output=None if dry_run else target,
             encoding=encoding.value,
@@ -138,6 +148,7 @@ def export(
         "bytes": size,
         "tuned_bytes": whole,
         "encoding": encoding.value,
+        "op": delta.op,
         "tuned": str(tuned),
         "base": str(base) if base else None,
     }
@@ -172,7 +183,8 @@ def _print(record: dict[str, Any], base: str) -> None:
     verb = "wrote" if record["written"] else "would write"
     size, whole = record["bytes"], record["tuned_bytes"]
     share = f", {size / whole:.2%} of the tuned weights' {human_size(whole)}" if whole else ""
-    say(f"{verb} {record['output']} ({human_size(size)}{share})")
+    form = "" if record["op"] == "add" else f", op {record['op']}"
+    say(f"{verb} {record['output']} ({human_size(size)}{share}){form}")
     more = f", {record['stored_whole']:,} tensors stored whole" if record["stored_whole"] else ""
     say(f"{record['changed']:,} of {record['weights']:,} weights changed ({record['density']:.4%}){more}")
     say(f"downstream parameters (DSP): {dsp_in_words(record['dsp'], record['changed'])}")

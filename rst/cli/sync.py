@@ -10,8 +10,8 @@ import typer
 
 from rst.cli.allow_class import AllowClass
 from rst.cli.console import human_size, print_json, print_warning, say
-from rst.cli.convert import Operation
 from rst.cli.hub_ids import local_weights
+from rst.cli.op_option import Operation
 from rst.cli.output_paths import check_output
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rst.errors import NonFiniteError, ParameterMismatchError, WrongBaseError
+from rst.errors import ConfigError, NonFiniteError, ParameterMismatchError, WrongBaseError
 from rst.numerics.difference import changed_positions, changed_positions_of_each, may_hold_nan
 from rst.numerics.dtypes import NAME_OF_DTYPE
 from rst.numerics.exactness import (
@@ -26,6 +26,7 @@ from rst.numerics.fingerprint import digest
 from rst.numerics.rounding import at_most
 
 Op = Literal["add", "replace", "step"]
+WantedOp = Literal["add", "replace", "step", "smallest"]  # the last for whichever of the three packs smallest
 _INT32_LIMIT = 1 << 31
 
 
@@ -329,6 +330,12 @@ def _kept(change: Tensor, threshold: float, ties: int | None) -> Tensor:
     if ties:
         keep[(change == threshold).nonzero().squeeze(1)[:ties]] = True
     return keep
+
+
+def check_op(op: str, known: Sequence[str] = get_args(Op)) -> None:
+    """Raise `ConfigError` for an operation that is not known, or not here."""
+    if op not in known:
+        raise ConfigError(f"op={op!r}: choose one of {list(known)}")
 
 
 def stored_op(op: Op, dtype: torch.dtype) -> Op:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rst.checkpoints.coordinates import Coordinates
 from rst.checkpoints.model_config import config_of_module
-from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, check_no_nan
+from rst.delta.parameter_delta import BaseDigests, Op, ParameterDelta, check_no_nan, check_op
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.distributed.entries import Entries, changed_entries, collect
 from rst.errors import ConfigError
@@ -51,15 +51,17 @@ def export_sharded(trainer: ResidualSparseTrainer, op: Op = "add") -> SparseDelt
 
     Args:
         trainer: of a model with DTensors, the same in every process.
-        op: what to store, as in `ResidualSparseTrainer.export`.
+        op: what to store, as in `ResidualSparseTrainer.export`, but for "smallest", which reads w0 again:
+            `rst.convert(delta, op="smallest", base=...)` does where the base is at hand.
 
     Returns:
         In the process of rank 0 the delta, on the CPU; in the others None.
 
     Raises:
-        ConfigError: no tensor of the model is sharded, or as `trainer.export`.
+        ConfigError: no tensor of the model is sharded, an unknown `op`, or as `trainer.export`.
         NonFiniteError: a weight is NaN in any process; all raise.
     """
+    check_op(op)
     layout = trainer.layout
     if layout is None:
         raise ConfigError("no parameter of the model is a DTensor; call trainer.export()")

@@ -17,7 +17,7 @@ from rst.checkpoints.model_config import tuned_config
 from rst.checkpoints.not_in_base import warn_of_what_base_module_lacks
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.config import Patterns, RSTConfig, Selection
-from rst.delta.parameter_delta import Op
+from rst.delta.parameter_delta import WantedOp
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import CheckpointError, ConfigError, ParameterMismatchError, RSTWarning
 from rst.files.partial_folder import job_digest
@@ -46,7 +46,7 @@ def export(
     key: str | None = None,
     base_key: str | None = None,
     dtype: torch.dtype | None = None,
-    op: Op = "add",
+    op: WantedOp = "add",
     on_progress: Progress | None = None,
     output: str | os.PathLike[str] | None = None,
     encoding: Encoding = "coo",
@@ -73,7 +73,9 @@ def export(
         base_key: the same of `base`.
         dtype: of a base in another dtype: the tuned floats are cast to it first, which rounds them and raises an
             `RSTWarning`. Base plus delta is then the cast weights, bit for bit.
-        op: what to store: residuals ("add"), the tuned values ("replace") or steps, as in `ParameterDelta`.
+        op: what to store: residuals ("add"), the tuned values ("replace") or steps ("step"), as in `ParameterDelta`, or
+            "smallest", whichever of them takes the fewest bytes with the encoding "packed". Residuals alone can be
+            combined and scaled, or added to a base in another dtype; steps mean something on their own base alone.
         on_progress: called after each tensor with bytes done and bytes in all.
         output: where to save the delta as well. From files, what is compared is kept in `output.partial` every few
             gigabytes until the delta is saved, and used again unless an input, a setting or this library has changed.
@@ -155,7 +157,7 @@ def _files(weights: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return [file for path in weights for file in checkpoint_files(path)]
 
 
-def from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], op: Op) -> Extraction:
+def from_two(base: Checkpoint, tuned: Checkpoint, settings: Mapping[str, Any], op: WantedOp) -> Extraction:
     """Plan the export of two sets of weights. Raises as `export`."""
     tuned = tuned.named_as(base)
     whole, exclude = settings["modules_to_save"], settings["exclude_modules"]
@@ -193,7 +195,7 @@ def _shape(weights: Checkpoint, name: str) -> torch.Size | None:
     return weights.outline(name).shape if name in weights else None
 
 
-def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extraction, dict[str, Any]]:
+def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: WantedOp) -> tuple[Extraction, dict[str, Any]]:
     """Plan the export of a checkpoint that holds `ResidualSparseTrainer.state_dict()` with the weights.
 
     Its own rule applies unless another is given.
@@ -218,7 +220,7 @@ def _from_record(tuned: Checkpoint, rule: dict[str, Any], op: Op) -> tuple[Extra
 
 
 def _planned(
-    tuned: Checkpoint, record: TrainerRecord, threshold: float | None, config: Mapping[str, Any], op: Op
+    tuned: Checkpoint, record: TrainerRecord, threshold: float | None, config: Mapping[str, Any], op: WantedOp
 ) -> Extraction:
     names = [*record.base, *record.kept, *record.buffers, *record.saved]
     tuned = tuned.named_as(names).in_files(record.places)

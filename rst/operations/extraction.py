@@ -1,16 +1,25 @@
 """The loop at the heart of every export: pairs of tensors in, one `SparseDelta` out."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
-from rst.delta.parameter_delta import Op, ParameterDelta, check_carried, check_like, check_no_nan, is_judged
+from rst.delta.parameter_delta import (
+    ParameterDelta,
+    WantedOp,
+    check_carried,
+    check_like,
+    check_no_nan,
+    check_op,
+    is_judged,
+)
 from rst.delta.sparse_delta import BaseIdentity, CoordinatesName, SparseDelta
 from rst.errors import naming_file
 from rst.numerics.exactness import bit_equal, bytes_of_tensor
+from rst.operations.forms import express, smallest_op
 
 Progress = Callable[[int, int], None]
 
@@ -36,7 +45,7 @@ class Extraction:
         left: parameters that stay as the base has them.
         identity: the base's name and revision.
         config: settings to record, in JSON types.
-        op: how to store each parameter, as in `ParameterDelta`.
+        op: how to store each parameter, as in `ParameterDelta`; "smallest" finds out once all are compared.
         kept: tensors recorded even if they did not change, because the base has them tied and the tuned model does not.
         source: origin of the tuned weights, for messages.
         coordinates: the coordinates of names and positions, as in `SparseDelta`.
@@ -54,16 +63,21 @@ class Extraction:
     left: Collection[str] = ()
     identity: BaseIdentity = field(default_factory=BaseIdentity)
     config: Mapping[str, Any] = field(default_factory=dict)
-    op: Op = "add"
+    op: WantedOp = "add"
     kept: Collection[str] = ()
     source: str | None = None
     coordinates: CoordinatesName | None = None
     model_config: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for an unknown operation."""
+        check_op(self.op, get_args(WantedOp))
+
     def run(self, on_progress: Progress | None = None) -> SparseDelta:
         """Compare tensor by tensor. Raises as `ParameterDelta.between` does, before anything is written."""
         parameters: dict[str, ParameterDelta] = {}
         dense: dict[str, Tensor] = {}
+        op = "step" if self.op == "smallest" else self.op
         weights = done = 0
         total = sum(map(self.nbytes, self.names))
         for name in self.names:
@@ -77,7 +91,7 @@ class Extraction:
                 else:
                     weights += tuned.numel()
                     ties = None if self.ties is None else self.ties.get(name, 0)
-                    change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, self.op, ties=ties)
+                    change = ParameterDelta.between(name, self.base[name], tuned, self.threshold, op, ties=ties)
                     if change.nnz or name in self.kept:
                         parameters[name] = change
             self.release(name)
@@ -85,7 +99,7 @@ class Extraction:
             if on_progress:
                 on_progress(done, total)
         self.check_unchanged()
-        return SparseDelta(
+        delta = SparseDelta(
             parameters=parameters,
             dense=dense,
             buffers=frozenset(dense.keys() & set(self.buffers)),
@@ -95,6 +109,18 @@ class Extraction:
             coordinates=self.coordinates,
             model_config=self.model_config,
         )
+        return self.in_smallest_form(delta) if self.op == "smallest" else delta
+
+    def in_smallest_form(self, delta: SparseDelta) -> SparseDelta:
+        """Express the delta of these tensors by the operation with which it packs smallest; w0 is read once more."""
+        op = smallest_op(self._with_base(delta), delta.nnz, self.source)
+        parameters = {name: express(name, change, w0, op, self.source) for name, change, w0 in self._with_base(delta)}
+        return replace(delta, parameters=parameters)
+
+    def _with_base(self, delta: SparseDelta) -> Iterator[tuple[str, ParameterDelta, Tensor]]:
+        for name, change in delta.items():
+            yield name, change, self.base[name].detach()
+            self.release(name)
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if a file was written to since it was opened, so that the data read may be mixed."""

@@ -43,6 +43,8 @@ def export_in_parts(
                     on_progress(after, total)
             done = after
         delta = _joined(extraction, found)
+        if extraction.op == "smallest":  # of all parts; each may have another operation
+            delta = extraction.in_smallest_form(delta)
         delta.save(output, encoding)
         partial.discard()
     return delta

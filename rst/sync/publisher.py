@@ -14,7 +14,14 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import Weights
 from rst.config import CopyStorage
 from rst.delta.file import save
-from rst.delta.parameter_delta import Op, ParameterDelta, changed_weights_of_each, check_no_nan, check_real
+from rst.delta.parameter_delta import (
+    Op,
+    ParameterDelta,
+    changed_weights_of_each,
+    check_no_nan,
+    check_op,
+    check_real,
+)
 from rst.delta.sparse_delta import BaseIdentity, Encoding, SparseDelta
 from rst.errors import ConfigError, ParameterMismatchError, RSTError
 from rst.files.safetensors_writer import specs_of
@@ -114,7 +121,7 @@ class Publisher:
                 weight changes in a step, but only a few per cent of the bfloat16 weights that engines run.
 
         Raises:
-            ConfigError: `anchor_every` is below 1, or `dtype` has no residuals.
+            ConfigError: `anchor_every` is below 1, `op` is unknown, or `dtype` has no residuals.
             ChainDamageError: the chain's pointer is damaged, or missing while its steps exist.
             ChainConflictError: another publisher holds the store's lock.
             ParameterMismatchError: a complex tensor.
@@ -122,6 +129,7 @@ class Publisher:
         """
         if anchor_every < 1:
             raise ConfigError(f"anchor_every={anchor_every}: must be at least 1")
+        check_op(op)
         if dtype is not None and dtype not in RESIDUAL_DTYPES:
             raise ConfigError(f"dtype={dtype}: choose one of {', '.join(map(str, RESIDUAL_DTYPES))}")
         self.store = open_store(store)

@@ -21,7 +21,7 @@ from rst.checkpoints.not_in_base import warn_of_what_base_lacks
 from rst.checkpoints.trainer_record import TrainerRecord, read_trainer_record
 from rst.checkpoints.transformers_files import coordinates_of
 from rst.config import RSTConfig
-from rst.delta.parameter_delta import Op, changed_weights, check_like
+from rst.delta.parameter_delta import WantedOp, changed_weights, check_like
 from rst.delta.sparse_delta import BaseIdentity, SparseDelta
 from rst.errors import ConfigError
 from rst.naming import is_bias, unwrap
@@ -468,14 +468,15 @@ class ResidualSparseTrainer:
     def _writes(self) -> list[int]:
         return [weight._version for weight in self._tracked.sparse.values()]
 
-    def export(self, op: Op = "add", *, select: bool = True) -> SparseDelta:
+    def export(self, op: WantedOp = "add", *, select: bool = True) -> SparseDelta:
         """Select once more, then extract the sparse residuals (Eq. 16), changed buffers and modules saved whole.
 
         Afterwards the model equals base plus delta, bit for bit. Warns (`RSTWarning`) if almost nothing or nearly
         everything is kept, or if the trainer saw no optimiser step.
 
         Args:
-            op: what to store: residuals, the tuned values ("replace") or steps, as in `ParameterDelta`.
+            op: what to store: residuals, the tuned values ("replace"), steps ("step"), or whichever of them packs
+                smallest ("smallest"), as in `rst.export`.
             select: False stores what differs from w0 now and leaves the model as it is, for use during a run.
 
         Raises:

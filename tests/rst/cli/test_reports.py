@@ -74,6 +74,7 @@ def test_export_and_merge_as_json(rst, tmp_path, pair):
         "bytes": (tmp_path / "tuned.delta.safetensors").stat().st_size,
         "tuned_bytes": 244,
         "encoding": "coo",
+        "op": "add",
         "tuned": "tuned.pt",
         "base": "base.pt",
         "changed": delta.nnz,
