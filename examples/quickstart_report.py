@@ -38,7 +38,10 @@ class Run:
 
 def table(runs: Iterable[Run]) -> Table:
     """One row a method: mean and standard deviation of the accuracy, mean DSP, mean size of the artefact."""
-    result = Table(title="Target: handwritten digits; mean ± standard deviation over the seeds")
+    result = Table(
+        title="Target: handwritten digits; mean ± standard deviation over the seeds",
+        caption="DSP, downstream parameters: changed weights of the encoder, and all weights of the head",
+    )
     for column in COLUMNS:
         result.add_column(column, justify="left" if column == "Method" else "right")
     for row in _rows(runs):

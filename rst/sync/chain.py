@@ -149,7 +149,7 @@ def read_pointer(store: Store) -> Pointer:
             text = path.read_bytes()
     except ChainGapError as error:
         raise ChainGapError(
-            "no chain starts here yet; rst.sync.Publisher and rst sync publish start one", file=where
+            "no chain starts here yet; rst.sync.Publisher and rst sync publish start one", file=error.file
         ) from error
     try:
         record = check_depth(parse_json(text))

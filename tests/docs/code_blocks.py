@@ -1,9 +1,10 @@
 """Fenced code blocks of a Markdown page, and what the comments before them say about running them.
 
-Two comments, which readers do not see, are understood right before a block:
+Three comments, which readers do not see, are understood right before a block:
 
     <!-- fixture: NAME -->      the names that the fixture NAME of conftest.py returns are put at the block's disposal
     <!-- not run: REASON -->    the block is only parsed
+    <!-- script -->             the block is complete: it also runs in a process of its own, before it runs here
 """
 
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-_COMMENT = re.compile(r"<!-- (fixture|not run): (.+?) -->")
+_COMMENT = re.compile(r"<!-- (fixture|not run|script)(?:: (.+?))? -->")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Block:
         line: number of its first line in the page.
         fixtures: names of the fixtures it asks for.
         not_run: the reason why it is not run; None if it is.
+        script: whether it is a complete script.
     """
 
     language: str
@@ -32,6 +34,7 @@ class Block:
     line: int
     fixtures: tuple[str, ...] = ()
     not_run: str | None = None
+    script: bool = False
 
     def padded(self) -> str:
         """The text below as many empty lines as make its line numbers those of the page."""
@@ -53,7 +56,8 @@ def code_blocks(page: Path) -> list[Block]:
         elif token.type == "fence" and token.map:
             fixtures = tuple(name.strip() for name in comments.pop("fixture", "").split(",") if name.strip())
             line = token.map[0] + 2  # the fence's own line comes before, and lines are counted from 1
-            blocks.append(Block(token.info.strip(), token.content, line, fixtures, comments.pop("not run", None)))
+            not_run, script = comments.pop("not run", None), comments.pop("script", None) is not None
+            blocks.append(Block(token.info.strip(), token.content, line, fixtures, not_run, script))
         elif token.type != "fence":
             comments.clear()
     return blocks

@@ -4,6 +4,8 @@ A page's blocks run in order, in one namespace and one empty folder, as a reader
 """
 
 import shlex
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> None:
     written_out = block.padded().replace(TRAIN_AS_ALWAYS, "train_as_always(model, optimizer, images)")
     code = compile(written_out, str(page), "exec")  # an error is shown at its line of the page
     if block.not_run is None:
+        if block.script:
+            subprocess.run([sys.executable, "-c", block.text], check=True)
         namespace["train_as_always"] = train_as_always
         exec(code, namespace)
         if trains(block.text):
