@@ -132,7 +132,7 @@ class RSTConfig:
             raise ConfigError(f'select="{self.select}" takes no threshold')
         tau = as_schedule(self.threshold)(progress)
         if not (math.isfinite(tau) and tau >= 0):
-            raise ConfigError(f"threshold={tau} at progress {progress:g}: must be finite and at least 0")
+            raise ConfigError(f"threshold={tau}{_at(self.threshold, progress)}: must be finite and at least 0")
         return tau
 
     def ratio_at(self, progress: float) -> float:
@@ -141,7 +141,8 @@ class RSTConfig:
             raise ConfigError(f'select="{self.select}" takes no ratio')
         share = self.ratio(progress) if callable(self.ratio) else self.ratio
         if not 0 < share <= 1:
-            raise ConfigError(f"ratio={share} at progress {progress:g}: must be a fraction in (0, 1]; 0.2 % is 0.002")
+            place = _at(self.ratio, progress)
+            raise ConfigError(f"ratio={share}{place}: must be a fraction in (0, 1]; 0.2 % is 0.002")
         return share if callable(self.ratio) else Geometric(1.0, share, by=FALLS_UNTIL)(progress)
 
     def exported_ratio(self, progress: float) -> float:
@@ -246,3 +247,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _at(setting: float | Schedule, progress: float) -> str:
+    return f" at progress {progress:g}" if callable(setting) else ""

@@ -155,6 +155,6 @@ def verify(store: Store, as_json: AsJson = False) -> None:
         return
     say(f"{store}: intact from step {report.first} to {report.step}, which is {report.state}")
     say(
-        f"{report.deltas:,} deltas, {len(report.anchors):,} anchors, "
+        f"{report.deltas:,} deltas, {len(report.anchors):,} {'anchor' if len(report.anchors) == 1 else 'anchors'}, "
         f"{report.changed:,} changes of {report.weights:,} weights"
     )

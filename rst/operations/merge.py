@@ -61,7 +61,7 @@ def merge(
         output: with files, where to write: `.safetensors` is streamed tensor by tensor; `.pt`, `.pth`, `.ckpt`,
             `.th` and `.bin` need a pickled base and keep its structure, and hold the changed tensors in memory. A
             name without a suffix, and an empty folder, become a folder of safetensors as transformers reads it, with
-            the settings and tokenizer of a base that is a folder.
+            the settings and tokenizer of a base that is a folder. An existing file is replaced, the base's own too.
         key: which of several sets of weights in the base is meant, such as "state_dict_ema"; others stay.
         max_shard_size: of an output folder, the bytes of tensors in one file: a number, or as `5GB` (the default).
         on_progress: called after each tensor with bytes done and bytes in all.
