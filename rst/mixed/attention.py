@@ -41,13 +41,13 @@ def multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What torch's `multi_head_attention_forward` computes, without dropout.
+    """Compute what torch's `multi_head_attention_forward` computes, without dropout.
 
-    Args as torch's: query (length, samples, width), key and value (sources, samples, width).
+    The arguments are those of torch: query (length, samples, width), key and value (sources, samples, width).
 
     Raises:
-        ParameterMismatchError: extra keys or values (`add_bias_kv`, `add_zero_attn`, static ones), no batch, or the
-            samples are not in the second dimension.
+        ParameterMismatchError: there are extra keys or values (`add_bias_kv`, `add_zero_attn`, static ones), there is
+            no batch, or the samples are not in the second dimension.
     """
     extras = [tensor for tensor in (bias_k, bias_v, static_k, static_v) if tensor is not None]
     if extras or add_zero_attn or query.ndim != 3 or query.shape[1] != context.groups.size:
@@ -58,9 +58,9 @@ def multi_head_attention(
         )
     packed = not use_separate_proj_weight
     weights = [in_proj_weight] * 3 if packed else [q_proj_weight, k_proj_weight, v_proj_weight]
-    # The rules want the samples first, torch's attention has them second.
+    # The rules expect the samples in the first dimension; torch's attention has them in the second.
     by_sample = [tensor.transpose(0, 1) for tensor in (query, key, value)]
-    # Self-attention: one product for all three, as torch does, so that the sums are its sums.
+    # Self-attention computes all three in one product, as torch does, so that the sums are the same as torch's.
     if packed and query is key and key is value:
         projected = list(context.linear(by_sample[0], in_proj_weight, in_proj_bias).chunk(3, dim=-1))
     else:
@@ -81,17 +81,17 @@ def multi_head_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend, all of shape (samples, heads, length, width); also return the weights if needed."""
+    """Attend to tensors of shape (samples, heads, length, width); also return the weights if they are needed."""
     if not need_weights:
         return functional.scaled_dot_product_attention(query, key, value, mask), None
-    # The fused kernels give no weights, so torch takes this way as well.
+    # The fused kernels do not return the weights, so torch computes them in this way as well.
     scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
     attention = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     return attention @ value, attention
 
 
 def _joint_mask(attention: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
-    """Both masks as one to be added, that broadcasts to (samples, heads, length, sources)."""
+    """Combine both masks into one that is added, and that broadcasts to (samples, heads, length, sources)."""
     masks = []
     if attention is not None:
         masks.append(attention if attention.ndim == 2 else attention.view(-1, heads, *attention.shape[1:]))

@@ -1,7 +1,7 @@
-"""One forward over a batch whose samples use different adapters: `h = w0 x + w_sp x` (Eq. 15), for inference.
+"""One forward pass over a batch whose samples use different adapters: `h = w0 x + w_sp x` (Eq. 15), for inference.
 
-The base's weights do one dense pass over all samples; what the adapters add is one sparse product a layer. The model
-is neither changed nor, but beside quantised layers, hooked.
+The base's weights process all samples in one dense pass, and the adapters add one sparse product per layer. The model
+is not changed, and it gets no hooks, except at quantised layers.
 """
 
 import weakref
@@ -34,35 +34,37 @@ def mixed_forward(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Run the model that holds the base's weights, each sample with its own delta, without gradients.
+    """Run a model that holds the base's weights, with a delta of its own for each sample, without gradients.
 
-    What `RSTModel.forward(adapter_names=...)` does, for deltas without an `RSTModel`. Nothing is written into the
-    model, so other threads may use it meanwhile.
+    This does what `RSTModel.forward(adapter_names=...)` does, for deltas without an `RSTModel`. It writes nothing into
+    the model, so other threads may use the model at the same time.
 
     >>> logits = mixed_forward(model, {"art": art, "photo": photo}, ["photo", "__base__", "art"], (images,))
 
     Dimension 0 of every activation must be the samples (GPT-2's `addmm` may have them flattened with the tokens). A
-    model that puts tokens first is refused where the sizes tell the two apart. Linear, convolution, embedding and
-    norms add sparse or per-sample terms, `nn.MultiheadAttention` too; any other operation on a changed tensor runs
-    once an adapter, on that adapter's samples. What an operation of torch does not read goes unnoticed: a weight inside
-    a `torch.autograd.Function`, or one that was copied or transposed before.
+    model that puts tokens first raises an error where the sizes reveal it. Linear layers, convolutions, embeddings,
+    norms and `nn.MultiheadAttention` add sparse or per-sample terms; any other operation on a changed tensor runs once
+    for each adapter, on that adapter's samples. A weight that no operation of torch reads goes unnoticed: one that is
+    read inside a `torch.autograd.Function`, or one that was copied or transposed before.
 
-    A delta is checked against the base, by its digests, at its first use with a model; later calls only look whether
-    the tensors are where they were. The joint product of a batch is prepared by its first forward and kept until
-    another choice of adapters comes. It has positions and values of each sample's adapter, 8 bytes a changed weight;
-    if that is more than 256 MiB, only of adapters with at most four samples, and the others have a product each.
+    At its first use with a model, a delta is checked against the base by its digests; later calls only check that the
+    tensors are still in the same place. The first forward pass of a batch prepares its joint product, which is kept
+    until another choice of adapters comes. It holds the positions and values of each sample's adapter, 8 bytes per
+    changed weight. If that is more than 256 MiB, it holds only the adapters with at most four samples, and each of the
+    others has a product of its own.
 
     Args:
-        model: in eval mode, on any device; a compiled one runs uncompiled.
-        deltas: by adapter name.
-        adapter_names: one a sample, "__base__" for none.
-        args: the model's; the first tensor in them or else in `kwargs` has the samples in dimension 0.
-        kwargs: the model's.
+        model: a model in eval mode, on any device; a compiled one runs uncompiled.
+        deltas: the deltas by adapter name.
+        adapter_names: one name per sample; "__base__" stands for the base.
+        args: the model's arguments; the first tensor in them, or else in `kwargs`, has the samples in dimension 0.
+        kwargs: the model's keyword arguments.
 
     Raises:
-        ConfigError: not one name a sample, an unknown name, no tensor among the inputs, a model in training mode or
-            compiled by `torch.jit`.
-        ParameterMismatchError: an operation on a changed parameter that cannot be done sample by sample; both named.
+        ConfigError: the number of names is not that of the samples, a name is unknown, the inputs contain no tensor,
+            or the model is in training mode or compiled by `torch.jit`.
+        ParameterMismatchError: an operation on a changed parameter cannot be computed sample by sample. The message
+            names both.
         RSTError: as `rst.live.apply.prepare`. The model is unchanged in every case.
     """
     return mixed_call(unwrap(model), deltas, adapter_names, args, kwargs or {})
@@ -78,16 +80,16 @@ def mixed_call(
     method: str = "__call__",
     repeats: int = 1,
 ) -> Any:
-    """`mixed_forward` for any method of an unwrapped model that runs its layers.
+    """Do what `mixed_forward` does, for any method of an unwrapped model that runs its layers.
 
     Args:
-        model: see `mixed_forward`, as of the next four.
-        deltas: by adapter name.
-        adapter_names: one a sample of the inputs.
-        args: the method's.
-        kwargs: the method's.
-        method: its name.
-        repeats: how often the method lays each sample out side by side before it runs the layers (beams).
+        model: see `mixed_forward`.
+        deltas: the deltas by adapter name.
+        adapter_names: one name per sample of the inputs.
+        args: the method's arguments.
+        kwargs: the method's keyword arguments.
+        method: the method's name.
+        repeats: how often the method repeats each sample, side by side, before it runs the layers (beams).
     """
     _check(model, deltas, adapter_names, args, kwargs)
     adapters = {name: _prepared(model, delta) for name, delta in deltas.items() if name in {*adapter_names} - {BASE}}
@@ -110,7 +112,7 @@ def mixed_call(
 
 @contextmanager
 def _torch_state_kept() -> Iterator[None]:
-    """Leave torch's modes as they were, also where Ctrl-C keeps torch's own context managers from doing so."""
+    """Restore torch's modes, even if Ctrl-C prevents torch's own context managers from doing so."""
     modes, grad = torch._C._len_torch_function_stack(), torch.is_grad_enabled()
     try:
         yield
@@ -121,7 +123,7 @@ def _torch_state_kept() -> Iterator[None]:
 
 
 _BYTES_AN_ENTRY = 8  # position and value
-_MOST_JOINT = 1 << 28  # bytes of a joint index with a copy of its adapter's for each sample
+_MOST_JOINT = 1 << 28  # bytes of a joint index that holds a copy of the adapter's index for each sample
 _FEW_COPIES = 4  # in a larger batch
 
 
@@ -134,13 +136,13 @@ class _PreparedAdapter:
     tensors: Sequence[LiveTensor]
 
     def fits(self) -> bool:
-        """Whether the model still has its tensors where they were."""
+        """Return whether the model's tensors are still in the same place."""
         return all(live.is_current for live in self.tensors)
 
 
 @dataclass(frozen=True)
 class _Composition:
-    """Which samples have which adapters, with what was prepared for all of them at once."""
+    """Which samples use which adapters, and what was prepared for all of them at once."""
 
     adapters: Mapping[str, _PreparedAdapter]
     groups: SampleGroups
@@ -148,9 +150,9 @@ class _Composition:
     beside: Mapping[nn.Module, LayerChanges]
 
 
-# Model to a delta's id to what was prepared. It ends with the model or the delta, whichever goes first.
+# Maps a model and the id of a delta to what was prepared. An entry is dropped with the model or the delta.
 _known: weakref.WeakKeyDictionary[nn.Module, dict[int, _PreparedAdapter]] = weakref.WeakKeyDictionary()
-# The latest only: its joint products are larger than the deltas, and a batch that comes again mostly comes next.
+# Only the latest is kept: its joint products are larger than the deltas, and a batch that recurs mostly comes next.
 _latest: weakref.WeakKeyDictionary[nn.Module, _Composition] = weakref.WeakKeyDictionary()
 
 
@@ -165,7 +167,7 @@ def _composed(module: nn.Module, adapters: Mapping[str, _PreparedAdapter], names
 
 
 def _most_copies(adapters: Mapping[str, _PreparedAdapter], names: Sequence[str]) -> int:
-    """Return of how many samples an adapter's index may be copied, so that the joint one stays small."""
+    """Return for how many samples an adapter's index may be copied so that the joint index stays small."""
     entries = {
         name: sum(change.rows.numel() for _, change in adapter.changes if isinstance(change, SparseChange))
         for name, adapter in adapters.items()
@@ -238,11 +240,11 @@ def _change(patch: Patch, delta: SparseDelta) -> Change:
 
 
 def _varying(adapters: Mapping[str, _PreparedAdapter]) -> list[tuple[Tensor, Varying]]:
-    """Every tensor that an adapter changes, as the model has it, with all adapters' changes."""
+    """Return every tensor that an adapter changes, as the model has it, with the changes of all adapters."""
     found: dict[int, tuple[Tensor, Varying]] = {}
     for adapter, prepared in adapters.items():
         for live, change in prepared.changes:
-            tensor = live.place.tensor  # the module's own, as operations get it; live.tensor is detached
+            tensor = live.place.tensor  # the module's own tensor, which operations get; live.tensor is detached
             assert tensor is not None
             if id(tensor) not in found:
                 found[id(tensor)] = tensor, Varying(live.name, tensor, {})
@@ -251,7 +253,7 @@ def _varying(adapters: Mapping[str, _PreparedAdapter]) -> list[tuple[Tensor, Var
 
 
 def _beside(adapters: Mapping[str, _PreparedAdapter]) -> dict[nn.Module, LayerChanges]:
-    """Every quantised layer that an adapter changes, with all adapters' changes."""
+    """Return every quantised layer that an adapter changes, with the changes of all adapters."""
     found: dict[nn.Module, LayerChanges] = {}
     for adapter, prepared in adapters.items():
         for layer, change in prepared.beside.items():

@@ -1,4 +1,4 @@
-"""What adapters add beside quantised layers, each to its own samples of a mixed batch."""
+"""The products that adapters add beside quantised layers, each to its own samples of a mixed batch."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,12 +19,12 @@ from rst.quantized.beside import SparseBeside
 
 @dataclass
 class LayerChange:
-    """What one adapter changes of a quantised layer.
+    """What one adapter changes in a quantised layer.
 
     Attributes:
-        name: of its weight, for messages.
-        weight: what is beside it.
-        bias: of one that the layer adds in its own kernel.
+        name: the name of the layer's weight, for messages.
+        weight: the change that lies beside the weight.
+        bias: the change of a bias that the layer adds in its own kernel.
     """
 
     name: str
@@ -34,10 +34,10 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class LayerChanges:
-    """What all adapters of a batch change of it: `weight` and `bias` by adapter.
+    """What all adapters of a batch change in a quantised layer: `weight` and `bias` by adapter.
 
     Attributes:
-        name: of its weight, for messages.
+        name: the name of the layer's weight, for messages.
     """
 
     name: str
@@ -46,14 +46,14 @@ class LayerChanges:
 
 
 def weight_change(beside: SparseBeside) -> SparseChange:
-    """The sparse matrix beside a layer, as the residual of its weight."""
+    """Return the sparse matrix beside a layer as the residual of its weight."""
     device = beside.target.layer.weight.device
-    values = beside.values.detach().to(device, beside.dtype)  # rounded as the delta's are
+    values = beside.values.detach().to(device, beside.dtype)  # rounded as the delta's values are
     return SparseChange(beside.positions.to(device).long(), torch.zeros_like(values), values, beside.target.shape)
 
 
 def layer_of_bias(live: LiveTensor, layers: Iterable[nn.Module]) -> nn.Module | None:
-    """The layer whose bias this is, if its kernel is none of torch's operations, else None."""
+    """Return the layer that has this bias if its kernel is not an operation of torch, else None."""
     for layer in layers:
         if live.place.owner is layer._parameters and type(layer) is not nn.Linear:
             return layer
@@ -62,7 +62,7 @@ def layer_of_bias(live: LiveTensor, layers: Iterable[nn.Module]) -> nn.Module | 
 
 @contextmanager
 def beside_samples(layers: Mapping[nn.Module, LayerChanges], groups: SampleGroups) -> Iterator[None]:
-    """Have each adapter's products in the outputs of its samples, in this thread's forward passes."""
+    """Add each adapter's products to the outputs of its samples, in the forward passes of this thread."""
     with ExitStack() as hooks:
         for layer, changes in layers.items():
             hook = layer.register_forward_hook(_MixedBeside(changes, groups), with_kwargs=True)
@@ -77,7 +77,7 @@ class _MixedBeside:
     def __call__(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
     ) -> Tensor | None:
-        if threading.get_ident() != self._thread:  # others use the model as it is
+        if threading.get_ident() != self._thread:  # other threads use the model as it is
             return None
         inputs: Tensor = next(iter((*args, *kwargs.values())))
         if len(inputs) != self._groups.size or inputs.ndim < 2:

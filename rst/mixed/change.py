@@ -1,4 +1,4 @@
-"""What adapters make of one tensor of the base, in the forms that a mixed batch computes with."""
+"""The changes that adapters make to one tensor of the base, in the forms that a mixed batch computes with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,35 +16,35 @@ class Change(Protocol):
     """One adapter's change of one tensor."""
 
     def tuned(self, base: Tensor) -> Tensor:
-        """The whole tuned tensor, in new memory or the change's own. `base` is left alone."""
+        """Return the whole tuned tensor, in new memory or in the change's own. `base` is not modified."""
         ...
 
 
 @dataclass(frozen=True)
 class WholeChange:
-    """A tensor that the adapter has whole."""
+    """A tensor that the adapter stores whole."""
 
     tensor: Tensor
 
     def tuned(self, base: Tensor) -> Tensor:
-        """The adapter's tensor."""
+        """Return the adapter's tensor."""
         return self.tensor
 
 
 class SparseChange:
-    """The changed elements of a tensor, seen as a matrix: its first dimension against all others.
+    """The changed elements of a tensor, seen as a matrix of its first dimension by all others.
 
     Attributes:
-        positions: flat, of each changed element, sorted, shape (nnz,), int64.
-        rows, columns: of each, shape (nnz,), int64.
-        values: wt there, shape (nnz,), in the tensor's dtype.
-        residual: wt - w0 there, shape (nnz,), in float32, or in float64 for a tensor of that dtype.
+        positions: the flat positions of the changed elements, sorted, shape (nnz,), int64.
+        rows, columns: their rows and columns, shape (nnz,), int64.
+        values: wt at these positions, shape (nnz,), in the tensor's dtype.
+        residual: wt - w0 at these positions, shape (nnz,), in float32, or in float64 for a tensor of that dtype.
         shape: the tensor's shape.
     """
 
     def __init__(self, positions: Tensor, origin: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
-        """Take flat positions (nnz,), sorted, with w0 (`origin`) and wt (`values`) there."""
-        # Residuals are added to a product, so they are rounded once, with it, and not before.
+        """Take sorted flat positions (nnz,), and w0 (`origin`) and wt (`values`) at these positions."""
+        # Residuals are added to a product, so they are rounded only once, together with it.
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
         width = prod(shape[1:])
         self.rows, self.columns = positions // width, positions % width
@@ -53,25 +53,25 @@ class SparseChange:
         self._taps: dict[int, tuple[Tensor, ...]] = {}
 
     def tuned(self, base: Tensor) -> Tensor:
-        """A tuned copy of the tensor."""
+        """Return a tuned copy of the tensor."""
         copy = base.detach().clone(memory_format=torch.contiguous_format)
         copy.view(-1)[self.positions] = self.values
         return copy
 
     @cached_property
     def by_row(self) -> Bags:
-        """For `W x`: rows are the outputs."""
+        """Return the form for `W x`, where rows are the outputs."""
         return Bags.of(self.rows, self.columns, self.residual)
 
     @cached_property
     def by_column(self) -> Bags:
-        """For `x W`: columns are the outputs."""
-        # Stable, so that the entries of a column stay in the order of their rows, as its sum is defined.
+        """Return the form for `x W`, where columns are the outputs."""
+        # The sort is stable, so the entries of a column stay in the order of their rows, in which its sum is defined.
         columns, order = self.columns.sort(stable=True)
         return Bags.of(columns, self.rows[order], self.residual[order])
 
     def taps(self, groups: int) -> tuple[Tensor, ...]:
-        """For a convolution's weight (out, in / groups, *kernel): input channel and place in the kernel of each."""
+        """Return each element's input channel and place in the kernel, for a weight (out, in / groups, *kernel)."""
         if groups not in self._taps:
             outputs, inputs, *kernel = self.shape
             channel, *place = torch.unravel_index(self.columns, (inputs, *kernel))
@@ -81,12 +81,12 @@ class SparseChange:
 
 @dataclass(frozen=True)
 class Varying:
-    """A tensor that is another one under each adapter.
+    """A tensor that differs between adapters.
 
     Attributes:
-        name: the parameter's or buffer's, for messages.
+        name: the name of the parameter or buffer, for messages.
         base: the tensor under adapters that do not change it.
-        changes: by adapter.
+        changes: the changes by adapter.
     """
 
     name: str
@@ -94,13 +94,13 @@ class Varying:
     changes: dict[str, Change]
 
     def under(self, adapter: str | None) -> Tensor:
-        """The tensor as this adapter has it, or as the base has it (None)."""
+        """Return the tensor as this adapter has it, or for None as the base has it."""
         change = None if adapter is None else self.changes.get(adapter)
         return self.base if change is None else change.tuned(self.base)
 
     @cached_property
     def sparse(self) -> Mapping[str, SparseChange] | None:
-        """The changes if all of them are sparse and can be added, else None."""
+        """Return the changes if all of them are sparse and can be added, else None."""
         changes = {name: change for name, change in self.changes.items() if isinstance(change, SparseChange)}
         addable = self.base.is_floating_point() and len(changes) == len(self.changes)
         return changes if addable else None

@@ -1,7 +1,7 @@
-"""Operations that read a tensor which differs between adapters, caught one by one while a model runs.
+"""A mode of torch that intercepts the operations that read a tensor which differs between adapters.
 
-A mode of torch sees every operation before it runs, whichever layer it comes from: `nn.Linear`, a bare parameter that
-is added, a weight that a function borrows. Nothing in the model is replaced, and other threads notice nothing.
+Such a mode sees every operation before it runs, wherever it comes from: `nn.Linear`, a bare parameter that is added, a
+weight that a function borrows. Nothing in the model is replaced, and other threads are not affected.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ _RULES |= {
     )
 }
 _RULES |= {function: recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)}
-# These ask about a tensor, not for its values, so the base's answer is every adapter's.
+# These ask for properties of a tensor, not for its values, so the base's answer holds for every adapter.
 _QUESTIONS = {
     "size",
     "dim",
@@ -71,32 +71,32 @@ _REPEATING = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
 
 
 class Derived(Tensor):
-    """A tensor computed from one that varies, without the samples: a reshaped token, a cast embedding."""
+    """A tensor that was computed from one that varies, without the samples: a reshaped token, a cast embedding."""
 
     varying: Varying
-    # The mode above sees every operation already; the subclass's own hook would see it a second time.
+    # The mode already sees every operation; the hook of the subclass would see it a second time.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def of(cls, varying: Varying) -> "Derived":
-        """Stand for `varying`; to the model it looks like the base's tensor."""
+        """Return a tensor that stands for `varying` and looks like the base's tensor to the model."""
         derived = varying.base.detach().as_subclass(cls)
         derived.varying = varying
         return derived
 
 
 class MixedContext(TorchFunctionMode):
-    """While entered, each sample of the batch meets its own adapter's tensors.
+    """While this mode is entered, each sample of the batch is computed with the tensors of its own adapter.
 
     Attributes:
-        groups: the batch.
+        groups: the samples of each adapter in the batch.
     """
 
     def __init__(self, varying: Sequence[tuple[Tensor, Varying]], groups: SampleGroups) -> None:
-        """Take the tensors as the model has them, with what the adapters make of each."""
+        """Take the tensors as the model has them, with the changes that the adapters make to each."""
         super().__init__()
         self.groups = groups
-        # By identity, with the tensor kept alive: equality compares elements, and an id alone could be used again.
+        # Tensors are found by identity and kept alive: equality compares elements, and an id alone could be reused.
         self._varying = {id(tensor): (tensor, meaning) for tensor, meaning in varying}
 
     def __torch_function__(
@@ -111,42 +111,43 @@ class MixedContext(TorchFunctionMode):
         return self.per_adapter(func, args, kwargs) if result is None else result
 
     def varying(self, tensor: Tensor | None) -> Varying | None:
-        """What the adapters make of a tensor, None if they leave it alone."""
+        """Return the changes that the adapters make to a tensor; None if they leave it unchanged."""
         if isinstance(tensor, Derived):
             return tensor.varying
         found = self._varying.get(id(tensor))
         return None if found is None else found[1]
 
     def is_derived(self, tensor: Tensor | None) -> bool:
-        """Whether a tensor was computed from one that varies."""
+        """Return whether a tensor was computed from one that varies."""
         return isinstance(tensor, Derived)
 
     def has_samples(self, tensor: Tensor) -> bool:
-        """Whether a tensor is an activation: not one that varies, the samples in dimension 0."""
+        """Return whether a tensor is an activation: it does not vary, and has the samples in dimension 0."""
         return self.varying(tensor) is None and tensor.ndim > 0 and len(tensor) == self.groups.size
 
     def name(self, *tensors: Tensor | None) -> str:
-        """The names of those that vary, for messages."""
+        """Return the names of the tensors that vary, for messages."""
         found = [varying.name for tensor in tensors if (varying := self.varying(tensor)) is not None]
         return ", ".join(dict.fromkeys(found))
 
     def linear(self, input: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
-        """`functional.linear`, whether or not weight and bias vary."""
+        """Compute `functional.linear`, whether or not weight and bias vary."""
         result: Tensor = self.__torch_function__(functional.linear, (), (input, weight, bias))
         return result
 
     def per_adapter(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation once an adapter: on its samples, or if there are none among the inputs on what varies.
+        """Run an operation once per adapter, on its samples; without samples among the inputs, on what varies.
 
         Raises:
-            ParameterMismatchError: naming parameter and operation, if that cannot be told or done.
+            ParameterMismatchError: the samples cannot be told apart, or the operation cannot be computed in this way.
+                The message names the parameter and the operation.
         """
         operation, method = resolve_name(func) or repr(func), getattr(func, "__name__", "")
         tensors = [*tensors_in((args, kwargs))]
         names = self.name(*tensors)
         others = [tensor for tensor in tensors if self.varying(tensor) is None]
         with_samples = any(self.has_samples(tensor) for tensor in others)
-        # With another first dimension, nobody can tell which elements belong to which sample.
+        # With another first dimension, nothing tells which elements belong to which sample.
         strays = [tensor for tensor in others if tensor.is_floating_point() and not self._fits(tensor)]
         if strays:
             raise ParameterMismatchError(
@@ -185,7 +186,7 @@ class MixedContext(TorchFunctionMode):
                 f"{names}: {operation} returns no tensor, so the result cannot differ between samples"
             )
         variants = {adapter: under(adapter) for adapter in adapters}
-        # A class token that is repeated for each sample is where the samples part: from here on each has its own.
+        # Where a class token is repeated for each sample, the samples part: from here on each has its own token.
         if repeats and base.ndim and len(base) == self.groups.size:
             output = base.clone(memory_format=torch.contiguous_format)
             for adapter, samples in self.groups.on(base.device).items():
@@ -216,7 +217,7 @@ class MixedContext(TorchFunctionMode):
         yield from () if varying is None else varying.changes
 
     def _replace(self, value: Any, adapter: str | None, own: bool = False) -> Any:
-        """Arguments with the adapter's tensors for those that vary, and if `own` its samples for all of them."""
+        """Replace the tensors that vary by the adapter's, and with `own` also the samples by the adapter's."""
         if isinstance(value, Tensor):
             varying = self.varying(value)
             if varying is not None:
@@ -232,7 +233,7 @@ class MixedContext(TorchFunctionMode):
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and mappings."""
+    """Yield the tensors in nested lists, tuples and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Layers' operations over a batch of several adapters: one dense operation and one sparse one for all samples.
+"""The operations of layers over a batch of several adapters: one dense and one sparse operation for all samples.
 
-Every function has the signature of torch's, after the context. `None` leaves the call to
-`MixedContext.per_adapter`, which is right for anything whose inputs and output have the samples in dimension 0.
+After the context, every function takes the arguments of torch's function. A function that returns `None` leaves the
+call to `MixedContext.per_adapter`, which is correct if the inputs and the output have the samples in dimension 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Rule = Callable[..., Any]
 
 
 def linear(context: "MixedContext", input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """`input` (samples, ..., in), `weight` (out, in)."""
+    """Compute `linear` for `input` (samples, ..., in) and `weight` (out, in)."""
     changes = sparse_changes(context, weight, bias)
     if changes is None or not context.has_samples(input):
         return None
@@ -34,7 +34,7 @@ def linear(context: "MixedContext", input: Tensor, weight: Tensor, bias: Tensor 
 
 
 def matmul(context: "MixedContext", input: Tensor, other: Tensor) -> Tensor | None:
-    """`input` (samples, ..., in) times a matrix (in, out)."""
+    """Multiply `input` (samples, ..., in) by a matrix (in, out)."""
     changes = sparse_changes(context, other, None)
     if changes is None or not context.has_samples(input) or input.ndim < 2 or other.ndim != 2:
         return None
@@ -46,8 +46,8 @@ def matmul(context: "MixedContext", input: Tensor, other: Tensor) -> Tensor | No
 
 
 def addmm(context: "MixedContext", input: Tensor, mat1: Tensor, mat2: Tensor, **factors: float) -> Tensor | None:
-    """As GPT-2's layers use it: bias (out,), activations (samples times tokens, in), a matrix (in, out)."""
-    # The layer has flattened samples and tokens into one dimension; each sample has equally many tokens.
+    """Compute `addmm` as GPT-2 uses it: bias (out,), activations (samples times tokens, in), a matrix (in, out)."""
+    # The layer has flattened samples and tokens into one dimension; every sample has the same number of tokens.
     changes = sparse_changes(context, mat2, input)
     samples = context.groups.size
     if changes is None or factors or input.ndim != 1 or context.varying(mat1) is not None or len(mat1) % samples:
@@ -65,7 +65,7 @@ def addmm(context: "MixedContext", input: Tensor, mat1: Tensor, mat2: Tensor, **
 
 
 def convolution(dense: Rule) -> Rule:
-    """The rule for `dense`, one of torch's convolutions."""
+    """Return the rule for `dense`, one of torch's convolutions."""
 
     def convolve(
         context: "MixedContext",
@@ -116,7 +116,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor | None:
-    """`input` (samples, ...) or (1, ...): positions that all samples share."""
+    """Look up `input` (samples, ...), or (1, ...) for positions that all samples share."""
     if max_norm is not None:
         raise ParameterMismatchError(
             f"max_norm={max_norm} writes to the base's weights", parameter=context.name(weight)
@@ -145,10 +145,10 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """`input` (samples, ..., *normalized_shape)."""
+    """Normalise `input` (samples, ..., *normalized_shape)."""
     if not context.has_samples(input) or input.ndim <= len(normalized_shape):
         return None
-    # What normalises depends on no adapter; scale and shift, small tensors, are then taken sample by sample.
+    # The normalisation depends on no adapter; scale and shift, which are small, are then applied sample by sample.
     normal = functional.layer_norm(input, normalized_shape, eps=eps)
     return _scale_and_shift(context, normal, weight, bias, after=input.ndim - len(normalized_shape))
 
@@ -161,7 +161,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """`input` (samples, channels, ...)."""
+    """Normalise `input` (samples, channels, ...)."""
     if not context.has_samples(input):
         return None
     return _scale_and_shift(context, functional.group_norm(input, num_groups, eps=eps), weight, bias, after=1)
@@ -178,7 +178,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """`input` (samples, channels, ...), with the running statistics."""
+    """Normalise `input` (samples, channels, ...) with the running statistics."""
     tensors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     if training:
         names = ", ".join(context.name(tensor) for tensor in tensors.values() if context.varying(tensor) is not None)
@@ -190,7 +190,7 @@ def batch_norm(
 
 
 def elementwise(operation: Rule) -> Rule:
-    """The rule for `operation` on two tensors, broadcast: one has the samples, one is a parameter that all share."""
+    """Return the rule for an operation that broadcasts two tensors: one has the samples, the other is a parameter."""
 
     def combine(context: "MixedContext", *args: Any, **factors: Any) -> Any:
         rest = [tensor for tensor in args if context.varying(tensor) is None]
@@ -202,7 +202,7 @@ def elementwise(operation: Rule) -> Rule:
 
         def aligned(tensor: Tensor) -> Tensor | None:
             shape = tensor.shape if tensor.ndim < samples.ndim else tensor.shape[1:]
-            # A tensor without dimensions is left alone: with them it would decide the result's dtype.
+            # A tensor without dimensions stays one: with dimensions it would decide the dtype of the result.
             if not 0 < tensor.ndim <= samples.ndim or (tensor.ndim == samples.ndim and len(tensor) != 1):
                 return None
             return per_sample(context, tensor).view(-1, *[1] * (samples.ndim - 1 - len(shape)), *shape)
@@ -214,10 +214,10 @@ def elementwise(operation: Rule) -> Rule:
 
 
 def recurrent(operation: Rule) -> Rule:
-    """The rule for `operation`, one of torch's recurrent layers: all its steps, once an adapter.
+    """Return the rule for `operation`, one of torch's recurrent layers, which runs all its steps once per adapter.
 
-    `input` (steps, samples, in), or (samples, steps, in) if `batch_first`; `state` and those in it (layers, samples,
-    hidden).
+    `input` has the shape (steps, samples, in), or (samples, steps, in) if `batch_first`; the tensors of `state` have
+    the shape (layers, samples, hidden).
     """
 
     def run(context: "MixedContext", input: Tensor, state: Any, weights: Any, *settings: Any) -> Any:
@@ -250,7 +250,7 @@ def recurrent(operation: Rule) -> Rule:
 
 
 def per_sample(context: "MixedContext", tensor: Tensor) -> Tensor:
-    """Repeat a small tensor for each sample: (samples, *shape); (1, *shape) where no adapter changes it."""
+    """Repeat a small tensor for each sample: (samples, *shape), or (1, *shape) if no adapter changes it."""
     varying = context.varying(tensor)
     if varying is None:
         return tensor.unsqueeze(0)
@@ -263,12 +263,12 @@ def per_sample(context: "MixedContext", tensor: Tensor) -> Tensor:
 
 
 def sparse_changes(context: "MixedContext", weight: Tensor, bias: Tensor | None) -> tuple[Changes, Changes] | None:
-    """The sparse changes of both, none for a tensor that does not vary; None if one varies in another way."""
+    """Return both tensors' sparse changes, none for one that does not vary; None if one varies in another way."""
     found: list[Changes] = []
     for tensor in (weight, bias):
         varying = context.varying(tensor)
         changes: Changes | None = {} if varying is None else varying.sparse
-        # One that was computed from the parameter (cast, reshaped) has its changes elsewhere than the parameter.
+        # A tensor computed from the parameter (cast, reshaped) has the changes at other places than the parameter.
         if changes is None or context.is_derived(tensor):
             return None
         found.append(changes)
@@ -278,7 +278,7 @@ def sparse_changes(context: "MixedContext", weight: Tensor, bias: Tensor | None)
 def _with_tuned_copies(
     context: "MixedContext", layer: Callable[..., Tensor], input: Tensor, *parameters: Tensor | None
 ) -> Tensor:
-    """`layer(input, *parameters)`, once an adapter, with the parameters as the adapter has them."""
+    """Compute `layer(input, *parameters)` once per adapter, with the adapter's parameters."""
     groups = context.groups
     output: Tensor | None = None
     for adapter, samples in groups.on(input.device).items():
@@ -296,7 +296,7 @@ def _with_tuned_copies(
 def _scale_and_shift(
     context: "MixedContext", normal: Tensor, weight: Tensor | None, bias: Tensor | None, after: int
 ) -> Tensor:
-    """`normal * weight + bias`, their dimensions aligned with the ones of `normal` from `after` on."""
+    """Compute `normal * weight + bias`, with their dimensions aligned to those of `normal` from `after` on."""
 
     def aligned(tensor: Tensor) -> Tensor:
         copies = per_sample(context, tensor)
@@ -317,7 +317,7 @@ def _both_sides(
     padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[int, int]]:
     if padding == "same":
-        # torch puts the odd zero of an even kernel behind.
+        # For an even kernel, torch puts the odd zero at the end.
         totals = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]
     if isinstance(padding, str):

@@ -1,8 +1,9 @@
-"""The sparse half of `h = w0 x + w_sp x` (Eq. 15): one product a layer, over all adapters of a batch at once.
+"""The sparse half of `h = w0 x + w_sp x` (Eq. 15): one product per layer, for all adapters of a batch at once.
 
-The adapters' sparse matrices lie on the diagonal of one: rows are samples times outputs, columns samples times inputs.
-A linear product gathers and sums with `embedding_bag`, over the outputs that change only: it was quicker than torch's
-CSR product, which wants other layouts of inputs and outputs, and needs no sparse library of the platform.
+The adapters' sparse matrices lie on the diagonal of a single one, whose rows are samples times outputs and whose
+columns are samples times inputs. A linear product gathers and sums with `embedding_bag`, over the outputs that change
+only. This was faster than torch's CSR product, which needs other layouts of inputs and outputs, and it needs no sparse
+library of the platform.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,22 +21,22 @@ from rst.numerics.bags import Bags
 
 Changes = Mapping[str, SparseChange]
 
-_INPUTS = 1 << 19  # elements of a linear layer's inputs at a time, so that what is gathered stays in a core's cache
+_INPUTS = 1 << 19  # elements of a linear layer's inputs at a time, so that they stay in the cache of a core
 _MOST_GATHERED = 1 << 24  # elements of a convolution's input at a time
 
 
 def add_linear(
     output: Tensor, inputs: Tensor, weight: Changes, bias: Changes, groups: SampleGroups, *, transposed: bool = False
 ) -> None:
-    """Add to `output` (samples, ..., out) what the changes of weight and bias make of `inputs` (samples, ..., in).
+    """Add to `output` (samples, ..., out) the products of the changes with `inputs` (samples, ..., in).
 
     Args:
-        output: contiguous, changed in place.
-        inputs: as the layer got them.
-        weight: of a matrix (out, in), or (in, out) if transposed.
-        bias: of a vector (out,).
-        groups: the batch.
-        transposed: which of the two the weight is.
+        output: a contiguous tensor, which is changed in place.
+        inputs: the inputs of the layer.
+        weight: the changes of a matrix (out, in), or (in, out) if transposed.
+        bias: the changes of a vector (out,).
+        groups: the samples of each adapter.
+        transposed: whether the weight is (in, out).
     """
     if not output.numel():
         return
@@ -57,7 +58,7 @@ def _add_products(output: Tensor, inputs: Tensor, weight: Changes, groups: Sampl
     )
     for block in blocks:
         own = inputs[block.samples].to(block.weights.dtype)
-        # A row for each input of each matrix, with the tokens that it is multiplied with side by side.
+        # Each input of each matrix has a row, which holds the tokens that it is multiplied with, side by side.
         rows = own.reshape(block.matrices, -1, width).transpose(1, 2).contiguous().view(block.matrices * width, -1)
         sums = functional.embedding_bag(
             block.sources, rows, block.starts, mode="sum", per_sample_weights=block.weights
@@ -72,15 +73,16 @@ def _add_products(output: Tensor, inputs: Tensor, weight: Changes, groups: Sampl
 
 @dataclass(frozen=True)
 class _Block:
-    """What some samples add, as bags: one matrix for all of them, or one of each on the diagonal of a large one.
+    """The sparse matrices of some samples, as bags: one for all, or one per sample on the diagonal of a large one.
 
     Attributes:
-        samples: which.
-        matrices: 1, or as many as samples.
-        outputs: of each bag, shape (matrices, bags): as many a matrix as the one with the most. One too many is empty.
+        samples: the samples.
+        matrices: the number of matrices: 1, or as many as samples.
+        outputs: the output of each bag, shape (matrices, bags). Every matrix has as many bags as the one with the most;
+            the additional ones are empty.
         starts: where the entries of each bag begin, shape (matrices * bags,).
-        sources: the input of each entry, plus the inputs of the matrices before, shape (nnz,).
-        weights: shape (nnz,).
+        sources: the input of each entry, counted from the first matrix on, shape (nnz,).
+        weights: the weight of each entry, shape (nnz,).
     """
 
     samples: slice | Tensor
@@ -92,9 +94,9 @@ class _Block:
 
 
 def _blocks(weight: Changes, groups: SampleGroups, together: int, width: int, transposed: bool) -> list[_Block]:
-    """Adapters with many samples have blocks of their own; the others share some, with a copy of each for each sample.
+    """Return blocks: adapters with many samples have their own; the others share some, with a copy for each sample.
 
-    How many copies, and so how large the joint index is, `groups` says.
+    `groups` determines how many copies are made, and so how large the joint index is.
     """
     bags = {name: change.by_column if transposed else change.by_row for name, change in weight.items()}
     blocks, shared = [], []
@@ -124,7 +126,7 @@ def _block(samples: Sequence[int], found: Sequence[Bags], width: int) -> _Block:
     starts[used] = torch.cat([own.starts for own in found]) + (ends - entries).repeat_interleave(bags)
     matrix = torch.arange(count, device=device).repeat_interleave(entries)
     sources = torch.cat([own.sources for own in found]) + matrix * width
-    # Half the bytes to read with each product.
+    # With 32 bits, each product reads half the bytes.
     small = torch.int32 if max(int(ends[-1]), int(sources.max())) < 2**31 else torch.int64
     adjoin = samples[-1] - samples[0] + 1 == len(samples)
     where = slice(samples[0], samples[-1] + 1) if adjoin else torch.tensor(samples, device=device)
@@ -134,11 +136,11 @@ def _block(samples: Sequence[int], found: Sequence[Bags], width: int) -> _Block:
 
 @dataclass(frozen=True)
 class _JointVectors:
-    """The changes of a vector for each sample: as many as the sample with the most, others filled up with zeros.
+    """The changes of a vector for each sample, padded with zeros to the largest number of changes.
 
     Attributes:
-        places: in the vector, shape (samples, changes).
-        values: to be added there.
+        places: the positions in the vector, shape (samples, changes).
+        values: the values to be added there, of the same shape.
     """
 
     places: Tensor
@@ -170,24 +172,24 @@ def add_convolution(
     dilation: Sequence[int],
     channel_groups: int,
 ) -> None:
-    """Add to `output` (samples, out, *places) what the changes make of `inputs` (samples, in, *size).
+    """Add the convolutions of the changes with `inputs` (samples, in, *size) to `output` (samples, out, *places).
 
     Args:
-        output: changed in place.
-        inputs: as the layer got them.
-        weight: of (out, in / channel_groups, *kernel).
-        bias: of (out,).
-        groups: the batch.
-        kernel: size in each spatial dimension, as are the next three.
-        stride: steps between places.
-        padding: zeros before and after.
-        dilation: steps between the kernel's elements.
-        channel_groups: of the convolution.
+        output: a tensor that is changed in place.
+        inputs: the inputs of the layer.
+        weight: the changes of a weight (out, in / channel_groups, *kernel).
+        bias: the changes of a bias (out,).
+        groups: the samples of each adapter.
+        kernel: the size of the kernel in each spatial dimension. The next three have one number per dimension too.
+        stride: the steps between places.
+        padding: the zeros before and after.
+        dilation: the steps between the kernel's elements.
+        channel_groups: the number of groups of the convolution.
     """
     places = output[0, 0].numel()
     if weight:
         windows = _windows(inputs, kernel, stride, padding, dilation)
-        # What the kernel sees is gathered for a part of the changes at a time, to bound the memory.
+        # The windows are gathered for a part of the changes at a time, to bound the memory.
         step = max(1, _MOST_GATHERED // max(1, places))
         parts: Iterable[_KernelPart] = _kernel_parts(weight, groups, channel_groups, step)
         if max(len(groups.members[name]) for name in weight) <= groups.most_copies:
@@ -209,9 +211,9 @@ class _KernelPart:
     """Some changed elements of the kernels of all samples.
 
     Attributes:
-        taps: sample, input channel and place in the kernel of each, shape (nnz,) all of them.
-        bags: of those that go into the same output channel of the same sample.
-        samples, outputs: which that are, shape (bags,).
+        taps: the sample, the input channel and the place in the kernel of each element, all of shape (nnz,).
+        bags: the elements that contribute to the same output channel of the same sample.
+        samples, outputs: the sample and the output channel of each bag, shape (bags,).
     """
 
     taps: tuple[Tensor, ...]
@@ -256,7 +258,7 @@ def _windows(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
 ) -> Tensor:
-    """What each element of the kernel sees at each place: a view (samples, in, *kernel, *places) of padded inputs."""
+    """View padded inputs as what each kernel element sees at each place: (samples, in, *kernel, *places)."""
     dimensions = len(kernel)
     windows = functional.pad(inputs, [*chain.from_iterable(reversed(padding))])
     for axis in range(dimensions):
@@ -267,12 +269,12 @@ def _windows(
 
 
 def put_embeddings(output: Tensor, ids: Tensor, weight: Changes, groups: SampleGroups) -> None:
-    """Put each adapter's own elements into `output` (samples, ..., width), the base's rows for `ids` (samples, ...)."""
+    """Write each adapter's elements into `output` (samples, ..., width), the base's rows for `ids` (samples, ...)."""
     if not weight:
         return
     table = groups.once(("table", id(weight)), None, lambda: _JointTable.of(weight, groups))
     tokens = (ids.reshape(groups.size, -1).long() + table.first_rows[:, None]).flatten()
-    # Entries are sorted by row, so those of a token's row are the run from `first`: listed without a loop.
+    # Entries are sorted by row, so those of a token's row are a run that begins at `first`; no loop is needed.
     first = torch.searchsorted(table.rows, tokens)
     counts = torch.searchsorted(table.rows, tokens, right=True) - first
     token = torch.arange(len(tokens), device=ids.device).repeat_interleave(counts)
@@ -283,11 +285,11 @@ def put_embeddings(output: Tensor, ids: Tensor, weight: Changes, groups: SampleG
 
 @dataclass(frozen=True)
 class _JointTable:
-    """The changes of the adapters' embeddings, one table after the other.
+    """The changes of the adapters' embeddings, with one table after the other.
 
     Attributes:
-        first_rows: where each sample's table begins, shape (samples,). The base's comes last and changes nothing.
-        rows, columns, values: of each change, sorted by row, shape (nnz,).
+        first_rows: where each sample's table begins, shape (samples,). The base's table comes last and has no changes.
+        rows, columns, values: the row, the column and the value of each change, sorted by row, shape (nnz,).
     """
 
     first_rows: Tensor
@@ -313,7 +315,7 @@ class _JointTable:
 
 
 def spread(base: Tensor, changes: Changes, groups: SampleGroups) -> Tensor:
-    """The tensor as each sample has it, shape (samples, *shape)."""
+    """Return the tensor as each sample has it, shape (samples, *shape)."""
     copies = base.detach().unsqueeze(0).repeat(groups.size, *[1] * base.ndim)
     found = groups.of_samples(changes)
     if found:
