@@ -1,1 +1,1 @@
-"""A sparse delta as a value, and its file."""
+"""The sparse delta as a value, and its file format."""

@@ -1,4 +1,4 @@
-"""The advice for a delta of one dtype that meets weights of another, the same on every route."""
+"""The advice for a delta of one dtype that meets weights of another. It is the same on every route."""
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ def cast_advice(wanted: ParameterDelta | Tensor, shape: tuple[int, ...], dtype: 
 
     Args:
         wanted: the delta's change of one parameter.
-        shape: shape of the weights.
-        dtype: dtype of the weights.
+        shape: the shape of the weights.
+        dtype: the dtype of the weights.
     """
     castable = tuple(wanted.shape) == shape and wanted.dtype != dtype and {wanted.dtype, dtype} <= {*RESIDUAL_DTYPES}
     return f"; delta.to(dtype={dtype}), or --dtype, casts it, but not bit for bit" if castable else ""

@@ -1,8 +1,8 @@
-"""Many changes laid end to end as one, so that what is done to all of them takes a few operations, not a few each.
+"""Many changes concatenated into one, so that work on all of them takes a few operations instead of a few for each.
 
-On the CPU through numpy: torch splits an operation on this many entries over threads, and waits for the slowest. On a
-busy machine that took 100 ms instead of 0.05. Numpy's arrays and tensors are indexed and compared alike, so what is
-said of `Numbers` holds on any device.
+On the CPU, numpy does this work: torch splits an operation on this many entries over threads and waits for the
+slowest one, which took 100 ms instead of 0.05 on a busy machine. Numpy's arrays and tensors are indexed and compared
+in the same way, so code for `Numbers` works on any device.
 """
 
 from collections import Counter
@@ -20,12 +20,12 @@ from rst.numerics.exactness import bits, from_ordered_keys, ordered_keys
 
 Numbers = Any  # integers: a numpy array on the CPU, a tensor elsewhere
 MOST_AT_ONCE = (1 << 15) - 1  # entries that torch leaves to one thread
-_MOST_TOGETHER = 1 << 20  # entries; some megabytes for each of their arrays
+_MOST_TOGETHER = 1 << 20  # entries, which take some megabytes for each of their arrays
 _Kind = tuple[torch.device, torch.dtype, Op, torch.dtype]
 
 
 def batches(parameters: Mapping[str, ParameterDelta]) -> Iterator[dict[str, ParameterDelta]]:
-    """Group changes that can be joined: of one device, dtype, operation and dtype of positions, a million or so."""
+    """Group changes that can be joined: about a million entries of one device, dtype, operation and position dtype."""
     open_batches: dict[_Kind, dict[str, ParameterDelta]] = {}
     sizes: Counter[_Kind] = Counter()
     for name, change in parameters.items():
@@ -40,17 +40,17 @@ def batches(parameters: Mapping[str, ParameterDelta]) -> Iterator[dict[str, Para
 
 @dataclass(frozen=True)
 class JoinedChanges:
-    """Changes of one kind, each of their arrays laid end to end.
+    """Changes of one kind, with each of their arrays concatenated.
 
     Attributes:
-        op: what the values of all are.
-        sizes: weights of each parameter.
-        counts: entries of each.
-        indices: the positions of each in its own parameter, shape (entries of all,).
-        values: shape (entries of all,).
-        exact_counts: how many of each one's entries have absolute values.
-        exact_indices: their positions, shape (sum of exact_counts,).
-        exact_values: the absolute values, same shape.
+        op: the meaning of the values, the same for all changes.
+        sizes: the number of weights of each parameter.
+        counts: the number of entries of each change.
+        indices: the positions of the entries, each in its own parameter, shape (sum of counts,).
+        values: the values of the entries, shape (sum of counts,).
+        exact_counts: the number of entries of each change that have absolute values.
+        exact_indices: the positions of these entries, shape (sum of exact_counts,).
+        exact_values: their absolute values, shape (sum of exact_counts,).
     """
 
     op: Op
@@ -64,7 +64,7 @@ class JoinedChanges:
 
     @classmethod
     def of(cls, changes: Sequence[ParameterDelta]) -> "JoinedChanges":
-        """Join changes of a batch."""
+        """Join the changes of a batch."""
         overlaid = [change for change in changes if change.exact_indices.numel()]
         first = changes[0]
         return cls(
@@ -89,12 +89,12 @@ class JoinedChanges:
         )
 
     def indices_of_64_bits(self) -> Numbers:
-        """The positions as they index arrays."""
+        """Return the positions as 64-bit integers, which index arrays."""
         found = numbers(self.indices)
         return found.astype(np.int64) if isinstance(found, np.ndarray) else found.long()
 
     def overlaid(self) -> tuple[Numbers, bool]:
-        """Where among the entries those with absolute values are, and whether each of their positions is among them.
+        """Return which entries have absolute values, and whether all positions of absolute values are entries'.
 
         All parameters together must have fewer than 2^63 weights.
         """
@@ -134,12 +134,12 @@ class JoinedChanges:
 
 
 def numbers(tensor: Tensor) -> Numbers:
-    """View a tensor of integers as what is computed with."""
+    """View a tensor of integers as the `Numbers` that are computed with."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def end_to_end(parts: Sequence[Tensor]) -> Tensor:
-    """One-dimensional tensors of one dtype and device as one: a view where they lie so, as those of a file do."""
+    """Concatenate 1-D tensors of one dtype and device, as a view if they already lie end to end, as in a file."""
     parts = [part for part in parts if part.numel()] or parts[:1]
     first = parts[0]
     if len(parts) == 1:
@@ -150,5 +150,5 @@ def end_to_end(parts: Sequence[Tensor]) -> Tensor:
         return first.as_strided((total,), (1,))
     if first.device.type != "cpu":
         return torch.cat(list(parts))
-    raw = [part.contiguous().view(torch.uint8).numpy() for part in parts]  # numpy joins many in less time
+    raw = [part.contiguous().view(torch.uint8).numpy() for part in parts]  # numpy joins many arrays in less time
     return torch.from_numpy(np.concatenate(raw)).view(first.dtype)

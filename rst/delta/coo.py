@@ -1,8 +1,8 @@
-"""Encoding "coo": plain arrays for each parameter, which anyone with safetensors and torch can read.
+"""The encoding "coo": plain arrays for each parameter, which anyone can read with safetensors and torch.
 
-For a parameter `p`: `p.indices` (flat row-major positions) and `p.values`, or where those would be larger `p.full`, the
-values in the parameter's own shape with a mark (a residual of -0.0, a step of 0) where nothing changed. Where a
-residual misses, `p.exact_indices` and `p.exact_values` have the tuned values.
+A parameter `p` has `p.indices` (flat row-major positions) and `p.values`. If these would be larger, it has `p.full`
+instead: the values in the parameter's own shape, with a mark (a residual of -0.0, a step of 0) where nothing changed.
+Where a residual misses the tuned value, `p.exact_indices` and `p.exact_values` hold that value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
 
 
 def from_arrays(source: str, headers: Mapping[str, ParameterHeader], arrays: StoredArrays) -> dict[str, ParameterDelta]:
-    """Invert `to_arrays`, taking what belongs to `headers` out of `arrays`; the result is still to be validated.
+    """Invert `to_arrays`, and take what belongs to `headers` out of `arrays`. The result must still be validated.
 
     Raises:
-        DeltaFormatError: an array in the full shape has another shape or dtype.
+        DeltaFormatError: an array `p.full` has another shape or dtype than the parameter.
     """
     read = _Arrays(headers, arrays)
     return {name: _read(source, name, header, read) for name, header in headers.items()}
 
 
 class _Arrays:
-    """A file's arrays by name. Those of one kind are views of one tensor, parameter after parameter."""
+    """The arrays of a file by name. Those of one kind are views of one tensor, in the order of the parameters."""
 
     def __init__(self, headers: Mapping[str, ParameterHeader], arrays: StoredArrays) -> None:
         self._arrays = arrays
@@ -58,7 +58,7 @@ class _Arrays:
             self._found.update(zip(counts, torch.split(joined, list(counts.values())), strict=True))
 
     def take(self, name: str, dtype: torch.dtype) -> Tensor:
-        """An array, of whatever dtype and shape; an empty one of `dtype` if there is none."""
+        """Return an array, of any dtype and shape; an empty one of `dtype` if the file has none."""
         found = self._found.get(name)
         if found is None:
             found = self._arrays.take(name)
@@ -69,7 +69,7 @@ class _Arrays:
         return self._nothing[dtype]
 
     def take_full(self, name: str) -> Tensor | None:
-        """The values in the parameter's own shape, if they are stored so."""
+        """Return the values in the parameter's own shape, if they are stored in this way."""
         return self._arrays.take(f"{name}.full")
 
 
@@ -85,21 +85,21 @@ def _parts(change: ParameterDelta) -> dict[str, Tensor]:
 
 
 def _full_is_smaller(change: ParameterDelta) -> bool:
-    if change.op == "replace":  # every value may be meant: there is no mark
+    if change.op == "replace":  # every value may be a change, so there is no mark
         return False
     width = change.values.element_size()
     return change.nnz * (change.indices.element_size() + width) > change.numel * width
 
 
 def _looks_unchanged(change: ParameterDelta) -> Tensor:
-    """Which entries cannot be told from the mark: none of an exact export, some after arithmetic."""
+    """Return which entries equal the mark: none after an exact export, but some after arithmetic."""
     alike = bits(change.values) == bits(_mark(change.op, change.values.dtype))
     alike[torch.searchsorted(change.indices, change.exact_indices)] = False
     return alike
 
 
 def _mark(op: str, dtype: torch.dtype) -> Tensor:
-    """The value that leaves every weight as it is: x + -0.0 is x even for x = -0.0."""
+    """Return the value that leaves every weight unchanged: x + -0.0 is x, even for x = -0.0."""
     return torch.tensor([-0.0 if op == "add" else 0], dtype=dtype)
 
 

@@ -1,6 +1,7 @@
 """The digest inside a delta file: BLAKE3 of the whole file, with its own digits read as zeros.
 
-One pass over the bytes as they lie on the disk, header included; `b3sum` gives the same once the digits are zeros.
+It takes one pass over the bytes on the disk, including the header. `b3sum` computes the same digest once the digits are
+replaced by zeros.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,13 +13,13 @@ from rst.files.safetensors_writer import TensorSpec, write_safetensors
 from rst.numerics.fingerprint import TEXT_DIGITS, hasher
 
 BLANK = "0" * TEXT_DIGITS
-_FIELD = '"digest":"'  # in a name or a value the quotes would be escaped
+_FIELD = '"digest":"'  # in a name or a value, the quotes would be escaped
 
 
 def write_sealed(
     path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file with its digest, computed while it is written. Arguments and errors of the writer."""
+    """Write a safetensors file, with a digest computed while writing. Arguments and errors are the writer's."""
     found = hasher()
     write_safetensors(path, specs, tensors, {**metadata, "digest": BLANK}, also=found.update)
     digits = found.hexdigest()[:TEXT_DIGITS]
@@ -29,7 +30,7 @@ def write_sealed(
 
 
 def digest_fits(contents: memoryview, digits: str) -> bool:
-    """Whether such a file's bytes are those that `digits`, found in its metadata, were computed from."""
+    """Return whether the bytes of such a file have the digest `digits`, which its metadata gives."""
     end = _header_end(contents[:8])
     header = contents[:end].tobytes().replace(f"{_FIELD}{digits}".encode(), f"{_FIELD}{BLANK}".encode(), 1)
     found = hasher(len(contents)).update(header).update(contents[end:])

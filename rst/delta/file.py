@@ -1,7 +1,7 @@
-"""`delta.safetensors`, format 1: a delta's arrays in one of two encodings, and metadata that prove them.
+"""The file `delta.safetensors`, format 1: a delta's arrays in one of two encodings, and metadata to check them by.
 
-The arrays of the parameters are laid out by `rst.delta.coo` (readable by anyone) or `rst.delta.packed` (small).
-`p.dense` is a tensor stored whole, in both.
+`rst.delta.coo` (readable by anyone) or `rst.delta.packed` (small) lays out the arrays of the parameters. In both
+encodings, `p.dense` is a tensor stored whole.
 """
 
 import json
@@ -37,17 +37,17 @@ _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overflow
 
 
 def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = "coo") -> None:
-    """Write a delta, atomically; the same delta gives the same bytes.
+    """Write a delta atomically. The same delta gives the same bytes.
 
     Args:
-        delta: with whatever operation its parameters have; `rst.convert` changes it.
-        path: the file.
-        encoding: "coo" is readable with safetensors alone, "packed" takes a third of the bytes or less.
+        delta: a delta whose parameters have any one operation; `rst.convert` changes the operation.
+        path: the file to write. An existing file is replaced.
+        encoding: "coo" can be read with safetensors alone; "packed" takes a third of the bytes or less.
 
     Raises:
-        ConfigError: an unknown encoding.
+        ConfigError: the encoding is unknown.
         DeltaFormatError: the delta is malformed (built by hand), or has a dtype that safetensors lacks.
-        ParameterMismatchError: its parameters mix operations. Nothing is written then either.
+        ParameterMismatchError: the parameters mix operations. As with all errors, nothing is written.
         OSError: the folder is missing, read-only or full.
     """
     if encoding not in get_args(Encoding):
@@ -58,7 +58,7 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
     metadata = _metadata(delta, encoding)
     headers = write_headers(parameters)
     if encoding == "packed":
-        from rst.delta import packed  # and with it pcodec, which `import rst` does without
+        from rst.delta import packed  # this imports pcodec, which `import rst` does not need
 
         arrays = packed.to_arrays(parameters) | {"records": packed.pack_headers(headers, len(parameters))}
     else:
@@ -72,19 +72,19 @@ def save(delta: SparseDelta, path: str | os.PathLike[str], encoding: Encoding = 
 
 
 def delta_file(path: str | os.PathLike[str]) -> Path:
-    """The file of a delta: itself, or the one in an adapter folder."""
+    """Return the file of a delta: the path itself, or the file in an adapter folder."""
     return Path(path) / DELTA_FILE if Path(path).is_dir() else Path(path)
 
 
 def load_delta(delta: SparseDelta | str | os.PathLike[str]) -> SparseDelta:
-    """Read a delta and check all of it: version, digest, and every array's dtype, length, order and range.
+    """Read a delta and check all of it: the version, the digest, and each array's dtype, length, order and range.
 
     Args:
-        delta: its file, or the folder that `save_pretrained` left; a delta is returned as it is.
+        delta: a file, or a folder that `save_pretrained` wrote; a delta is returned unchanged.
 
     Raises:
-        CheckpointError: there is no such file, or the folder lacks its configuration.
-        DeltaFormatError: anything in it is not as it should be.
+        CheckpointError: the file does not exist, or the folder lacks its configuration.
+        DeltaFormatError: the file is damaged or malformed.
     """
     if isinstance(delta, SparseDelta):
         return delta
@@ -121,11 +121,11 @@ def _instead_of_settings(folder: Path) -> str:
 
 
 def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseIdentity]:
-    """Read the configuration that an adapter's folder has, as JSON, and the name and revision of the base.
+    """Read the configuration in an adapter's folder, in JSON types, and the name and revision of the base.
 
     Raises:
-        CheckpointError: there is no `rst_config.json`.
-        DeltaFormatError: it is damaged, or of another version.
+        CheckpointError: the folder has no `rst_config.json`.
+        DeltaFormatError: the file is damaged, or has another version.
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
@@ -145,7 +145,7 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BaseI
 
 
 def _warn_of_other_settings(folder: str | os.PathLike[str], beside: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Say that a configuration beside a delta, which somebody edited, is not the delta's own."""
+    """Warn if the configuration beside a delta was edited and is no longer the delta's own."""
     if other := [name for name, value in beside.items() if name not in own or own[name] != value]:
         name = min(other)
         warnings.warn(
@@ -242,7 +242,7 @@ def _read_base(text: str) -> BaseIdentity:
 
 
 def _read_model_config(text: str | None) -> dict[str, Any] | None:
-    """As transformers reads it, which knows infinities."""
+    """Read the text as transformers does, which accepts infinities."""
     if text is None:
         return None
     try:

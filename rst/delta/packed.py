@@ -1,13 +1,14 @@
-"""Encoding "packed": the arrays of all parameters laid end to end and compressed, one stream for each kind of array.
+"""The encoding "packed": the arrays of all parameters, concatenated and compressed into one stream per kind of array.
 
-- `records`: the parameters' names, shapes, dtypes and digests, JSON through zlib.
-- `gaps`: how many unchanged weights lie before each changed one, all parameters laid end to end in the records' order.
+- `records`: the names, shapes, dtypes and digests of the parameters, as JSON compressed with zlib.
+- `gaps`: the number of unchanged weights before each changed one, in all parameters concatenated in the order of the
+  records.
 - `values.<dtype>`: the values of all parameters of one dtype.
-- `exact_gaps`, `exact_values.<dtype>`: the same for the tuned values where a residual misses; these gaps count changed
-  weights instead of all.
+- `exact_gaps`, `exact_values.<dtype>`: the same for the tuned values where a residual misses; these gaps count the
+  changed weights only.
 
-A stream without entries is left out. One form serves every density: a parameter changed everywhere has gaps of 0, which
-take 0.01 bits each.
+A stream without entries is left out. This form serves every density: a parameter that changed everywhere has gaps of 0,
+which take 0.01 bits each.
 """
 
 import zlib
@@ -32,7 +33,7 @@ Positions = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 
 def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
-    """Compress valid parameters into named streams, no further than a reader unpacks them."""
+    """Compress valid parameters into named streams, but no further than a reader is willing to unpack."""
     parts = _parts(parameters)
     streams = {name: compress(array, lengths) for name, (array, lengths) in parts.items()}
     entries = sum(array.numel() for array, _ in parts.values())
@@ -42,7 +43,7 @@ def to_arrays(parameters: Mapping[str, ParameterDelta]) -> dict[str, Tensor]:
 
 
 def _parts(parameters: Mapping[str, ParameterDelta]) -> dict[str, tuple[Tensor, list[int]]]:
-    """By the stream's name, its entries and how many belong to one parameter each; none that are empty."""
+    """Return each stream's entries, and how many belong to each parameter, by name. Empty streams are left out."""
     changes = parameters.values()
     slots = [torch.searchsorted(change.indices, change.exact_indices) for change in changes]
     parts = {
@@ -59,10 +60,10 @@ def _parts(parameters: Mapping[str, ParameterDelta]) -> dict[str, tuple[Tensor, 
 def from_arrays(
     source: str, headers: Mapping[str, ParameterHeader], arrays: StoredArrays, budget: Budget
 ) -> dict[str, ParameterDelta]:
-    """Invert `to_arrays`, taking its streams out of `arrays`; the result is still to be validated.
+    """Invert `to_arrays`, and take its streams out of `arrays`. The result must still be validated.
 
     Raises:
-        DeltaFormatError: a stream is damaged, announces too much, or does not fit the headers.
+        DeltaFormatError: a stream is damaged, announces too many entries, or does not fit the headers.
     """
     streams = _Streams(source, arrays, budget)
     sizes = [header.numel for header in headers.values()]
@@ -82,10 +83,10 @@ def from_arrays(
 
 
 def pack_headers(text: str, count: int) -> Tensor:
-    """Compress the JSON of `rst.delta.parameter_header`, no further than a reader unfolds it.
+    """Compress the JSON of `rst.delta.parameter_header`, but no further than a reader is willing to unpack.
 
-    Names and shapes that hardly differ pack 30 to 1. What packs better is stored as it is: a megabyte of zlib can
-    unfold to a gigabyte of JSON, and that to thirty of objects.
+    Names and shapes that hardly differ pack 30 to 1. What would pack better is stored uncompressed, because a megabyte
+    of zlib can expand to a gigabyte of JSON, and that to thirty gigabytes of objects.
     """
     plain = text.encode()
     packed = zlib.compress(plain, 9)
@@ -102,14 +103,14 @@ def unpack_headers(source: str, stream: Tensor, budget: Budget) -> str:
         text = inflater.decompress(stream.numpy().tobytes(), most)
         if not inflater.eof:
             raise DeltaFormatError(f"records is truncated, or longer than {most} bytes", file=source)
-        budget.take("records", max(text.count(b"{") - 1, text.count(b"["), text.count(b",") // 8))  # one each, about
+        budget.take("records", max(text.count(b"{") - 1, text.count(b"["), text.count(b",") // 8))  # about one each
         return text.decode()
     except (zlib.error, ValueError) as error:
         raise DeltaFormatError(f"records cannot be read ({error})", file=source) from error
 
 
 def _join_positions(parts: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Positions, sorted and unique within each part, as gaps with the parts laid end to end."""
+    """Turn positions, sorted and unique within each part, into gaps over the concatenated parts."""
     starts = [0, *accumulate(sizes)]
     positions = [part.long() + start for part, start in zip(parts, starts, strict=False)]
     gaps = torch.diff(torch.cat([torch.tensor([-1]), *positions])) - 1
@@ -122,7 +123,7 @@ def _join(parts: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 
 
 class _Streams:
-    """The streams of one file, decoded when asked for."""
+    """The streams of one file, which are decoded on demand."""
 
     def __init__(self, source: str, arrays: StoredArrays, budget: Budget) -> None:
         self.source, self.arrays, self._budget = source, arrays, budget
@@ -134,12 +135,12 @@ class _Streams:
         return decompress(self.source, name, stream, dtype, self._budget)
 
     def positions(self, name: str, sizes: Sequence[int]) -> tuple[Positions, list[int]]:
-        """Invert `_join_positions`: where the entries lie with the parts laid end to end, and how many in each part."""
+        """Invert `_join_positions`: return the positions in the concatenated parts, and how many lie in each part."""
         starts = [0, *accumulate(sizes)]
         if name not in self.arrays:
             return np.empty(0, dtype=np.int64), [0] * len(sizes)
         gaps = self.array(name, index_dtype(starts[-1])).numpy()
-        positions = np.cumsum(gaps + 1, dtype=gaps.dtype) - 1  # an overflow leaves an order that validation refuses
+        positions = np.cumsum(gaps + 1, dtype=gaps.dtype) - 1  # an overflow leaves an order that validation rejects
         if gaps.min() < 0 or not 0 <= positions[-1] < starts[-1]:
             raise DeltaFormatError(f"{name} lead outside the {starts[-1]} entries of the array", file=self.source)
         edges = np.searchsorted(positions, np.array(starts, dtype=positions.dtype))
@@ -147,7 +148,7 @@ class _Streams:
 
 
 def _split(positions: Positions, counts: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
-    """Cut positions into parts, each in the dtype that suits its parameter."""
+    """Split positions into parts, each in the dtype for the positions of its parameter."""
     parts = torch.split(torch.from_numpy(positions), list(counts))
     return [part.to(index_dtype(size)) for part, size in zip(parts, sizes, strict=True)]
 
@@ -155,7 +156,7 @@ def _split(positions: Positions, counts: Sequence[int], sizes: Sequence[int]) ->
 def _read_values(
     streams: _Streams, kind: str, headers: Mapping[str, ParameterHeader], counts: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Invert `_join`: for each parameter its own values."""
+    """Invert `_join`: return the values of each parameter."""
     lengths_of = dict(zip(headers, counts, strict=True))
     values: dict[str, Tensor] = {}
     for dtype in dict.fromkeys(header.dtype for header in headers.values()):

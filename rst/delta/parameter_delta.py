@@ -1,4 +1,4 @@
-"""The change of one parameter: where, by how much, and the few absolute values that no residual can express."""
+"""The change of one parameter: its positions, its values, and the few tuned values that no residual can express."""
 
 import math
 from collections import deque
@@ -26,13 +26,13 @@ from rst.numerics.fingerprint import digest
 from rst.numerics.rounding import at_most
 
 Op = Literal["add", "replace", "step"]
-WantedOp = Literal["add", "replace", "step", "smallest"]  # the last for whichever of the three packs smallest
+WantedOp = Literal["add", "replace", "step", "smallest"]  # the last stands for the one of the three that packs smallest
 _INT32_LIMIT = 1 << 31
 
 
 @dataclass(frozen=True)
 class BaseDigests:
-    """What the base looked like: `whole` over every element of w0, `touched` over those at the changed positions."""
+    """Digests of the base: `whole` of all elements of w0, `touched` of those at the changed positions."""
 
     whole: str
     touched: str
@@ -42,21 +42,24 @@ class BaseDigests:
 class ParameterDelta:
     """The sparse change of one parameter from w0 to wt, exact by construction.
 
-    What `values` are is said by `op`:
+    `op` determines what `values` are:
 
-    - "add": residuals `w_sp = wt - w0` (Eq. 16), with the tuned value itself where no residual leads to it.
-    - "replace": the tuned values. Idempotent, needs no base, and is all there is for dtypes without residuals.
-    - "step": `key(wt) - key(w0)` of `rst.numerics.exactness.ordered_keys`, modulo 2^width: small integers that
-      compress well, and whose sums are exact.
+    - "add": residuals `w_sp = wt - w0` (Eq. 16), and the tuned value itself where no residual reproduces it.
+    - "replace": the tuned values. Applying them is idempotent and needs no base. Dtypes without residuals have no other
+      form that holds values.
+    - "step": `key(wt) - key(w0)` of `rst.numerics.exactness.ordered_keys`, modulo 2^width. These are small integers
+      that compress well and whose sums are exact.
 
     Attributes:
-        indices: flat row-major positions, sorted and unique, shape (nnz,), int32 (int64 where numel >= 2^31).
-        values: shape (nnz,), in the parameter's dtype, residuals all finite; steps in the signed integer of its width.
+        indices: the flat row-major positions, sorted and unique, shape (nnz,), int32 (int64 if numel >= 2^31).
+        values: the values, shape (nnz,). Residuals and tuned values have the parameter's dtype, and all residuals are
+            finite; steps have the signed integer dtype of its width.
         shape: the parameter's shape.
         dtype: the parameter's dtype.
-        exact_indices: positions, among `indices`, whose value the residual misses; shape (m,). Empty unless "add".
-        exact_values: the tuned values there, shape (m,), in the parameter's dtype.
-        base: digests of w0, None after arithmetic.
+        exact_indices: the positions among `indices` where the residual misses the tuned value, shape (m,). Empty unless
+            `op` is "add".
+        exact_values: the tuned values at these positions, shape (m,), in the parameter's dtype.
+        base: the digests of w0; None after arithmetic.
         op: the meaning of `values`. Float8 and integers have no "add".
     """
 
@@ -87,13 +90,14 @@ class ParameterDelta:
             name: the parameter's name, for messages.
             base: w0, any shape.
             tuned: wt, same shape and dtype.
-            threshold: tau, for dtypes with residuals; None keeps every entry whose bits differ.
-            op: what to store; "add" gives way to "replace" for dtypes without residuals.
-            ties: with it, `threshold` is not rounded to the dtype, and so many first changes equal to it are kept.
+            threshold: tau, for dtypes with residuals. None keeps every entry whose bits differ.
+            op: what to store. For dtypes without residuals, "replace" is stored instead of "add".
+            ties: the number of changes equal to `threshold` to keep, from the first on. If given, `threshold` is not
+                rounded to the dtype.
 
         Raises:
-            ParameterMismatchError: shapes or dtypes differ, or the dtype is complex.
-            NonFiniteError: `tuned` has a NaN.
+            ParameterMismatchError: the shapes or dtypes differ, or the dtype is complex.
+            NonFiniteError: `tuned` contains a NaN.
         """
         check_carried(name, tuned)
         check_carried(name, base)
@@ -114,7 +118,7 @@ class ParameterDelta:
         digests: BaseDigests | None,
         op: Op = "add",
     ) -> "ParameterDelta":
-        """Express the change from `origin` to `target`, w0 and wt at `positions`, all of shape (nnz,)."""
+        """Express the change from `origin`, w0 at `positions`, to `target`, wt there; all have shape (nnz,)."""
         indices, dtype = positions.to(index_dtype(torch.Size(shape).numel())), origin.dtype
         nothing, op = indices[:0], stored_op(op, dtype)
         if op == "replace":
@@ -127,23 +131,23 @@ class ParameterDelta:
 
     @property
     def nnz(self) -> int:
-        """Number of changed weights."""
+        """The number of changed weights."""
         return self.indices.numel()
 
     @property
     def numel(self) -> int:
-        """Number of weights of the parameter."""
+        """The number of weights of the parameter."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays in memory."""
+        """The bytes of all arrays in memory."""
         arrays = (self.indices, self.values, self.exact_indices, self.overlay)
         return sum(array.nbytes for array in arrays)
 
     @property
     def density(self) -> float:
-        """Changed share of the parameter, in [0, 1]; 0 for an empty one."""
+        """The changed share of the parameter, in [0, 1]; 0 for an empty parameter."""
         return self.nnz / self.numel if self.numel else 0.0
 
     @property
@@ -153,26 +157,26 @@ class ParameterDelta:
 
     @property
     def is_checked(self) -> bool:
-        """Whether `mark_checked` was called and no array has been written since, as far as torch counts writes."""
+        """Whether `mark_checked` was called, and torch has counted no write to an array since."""
         return self._writes_when_checked is not None and self._writes_when_checked == self._writes()
 
     def mark_checked(self) -> None:
-        """Remember that the change is well formed; copies do not. For `rst.delta.validation`."""
+        """Record, for `rst.delta.validation`, that the change is well formed. Copies do not inherit the record."""
         object.__setattr__(self, "_writes_when_checked", self._writes())
 
     def _writes(self) -> tuple[int, ...] | None:
         arrays = (self.indices, self.values, self.exact_indices, self.overlay)
         try:
             return tuple([array._version for array in arrays])
-        except RuntimeError:  # torch counts no writes to tensors made in inference mode
+        except RuntimeError:  # torch does not count writes to tensors made in inference mode
             return None
 
     def __getstate__(self) -> dict[str, object]:
-        """What is pickled and copied: not that it was checked."""
+        """Return what is pickled and copied, without the record that the change was checked."""
         return {**self.__dict__, "_writes_when_checked": None}
 
     def tuned_values(self, origin: Tensor) -> Tensor:
-        """Compute wt at `indices` from `origin`, w0 at `indices`. Shape (nnz,)."""
+        """Compute wt at `indices` from `origin`, which is w0 there; both have shape (nnz,)."""
         if self.op == "replace":
             return self.values
         if self.op == "step":
@@ -182,7 +186,7 @@ class ParameterDelta:
         return tuned
 
     def check_touched(self, name: str, found: str, source: str | None = None) -> None:
-        """Raise `WrongBaseError` unless `found`, the digest of w0 at `indices`, is the recorded one, if any is."""
+        """Raise `WrongBaseError` if a digest of w0 at `indices` is recorded and differs from `found`."""
         if self.base is not None and found != self.base.touched:
             raise WrongBaseError(
                 f"the base's values at the {self.nnz} changed positions are not those the delta was made from",
@@ -201,10 +205,10 @@ class ParameterDelta:
         )
 
     def to_coo(self) -> Tensor:
-        """The residuals as an N-D `torch.sparse_coo_tensor`, coalesced, without the overlay.
+        """Return the residuals as a coalesced N-D `torch.sparse_coo_tensor`, without `exact_values`.
 
         Raises:
-            ParameterMismatchError: the values are no residuals.
+            ParameterMismatchError: the values are not residuals.
         """
         self._refuse("replace", "step")
         axes = torch.unravel_index(self.indices.long(), self.shape) if self.shape else ()
@@ -212,7 +216,7 @@ class ParameterDelta:
         return torch.sparse_coo_tensor(where, self.values, self.shape, is_coalesced=True, check_invariants=True)
 
     def __eq__(self, other: object) -> bool:
-        """Equal where every position, every bit of every value, shape, dtype and base agree."""
+        """Compare positions, values (bit for bit), shape, dtype and base."""
         if not isinstance(other, ParameterDelta):
             return NotImplemented
         return (
@@ -226,16 +230,16 @@ class ParameterDelta:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        """Sizes, not the arrays."""
+        """Show sizes, not arrays."""
         return f"ParameterDelta({self.nnz} of {self.numel} {self.dtype} {self.shape}, {self.overlay.numel()} exact)"
 
     def __mul__(self, factor: float) -> "ParameterDelta":
-        """Scale the residuals (task arithmetic): rounded, so without the overlay."""
+        """Scale the residuals (task arithmetic). The result is rounded, so it has no `exact_values`."""
         self._refuse("replace", "step")
         return self._without_base(self.indices, self.values * factor)
 
     def __add__(self, other: "ParameterDelta") -> "ParameterDelta":
-        """Add two changes of one parameter: residuals rounded, so without the overlay; steps exactly, as a chain."""
+        """Add two changes of one parameter: residuals, rounded and without `exact_values`, or steps, exactly."""
         if (self.shape, self.dtype, self.op) != (other.shape, other.dtype, other.op):
             raise ParameterMismatchError(
                 f'cannot add op "{other.op}" {other.dtype} {other.shape} to op "{self.op}" {self.dtype} {self.shape}'
@@ -249,10 +253,10 @@ class ParameterDelta:
         return self._without_base(indices, values)
 
     def cast(self, dtype: torch.dtype) -> "ParameterDelta":
-        """The values in another floating dtype, the positions as they are; dtypes without residuals stay.
+        """Cast the values to another floating dtype, at the same positions. Dtypes without residuals are not cast.
 
         Raises:
-            ParameterMismatchError: steps, which are of one dtype, or a value that `dtype` cannot hold.
+            ParameterMismatchError: the values are steps, which belong to one dtype, or `dtype` cannot hold a value.
         """
         if dtype == self.dtype or self.dtype not in RESIDUAL_DTYPES:
             return self
@@ -288,11 +292,11 @@ def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Ten
     """Find where two tensors of one device differ in any bit.
 
     Returns:
-        `(positions, origin, target)`: sorted flat positions, int64, and w0 and wt there; all of shape (nnz,).
+        `(positions, origin, target)`: the sorted flat positions, int64, and w0 and wt there; all have shape (nnz,).
 
     Raises:
-        ParameterMismatchError: shapes or dtypes differ.
-        NonFiniteError: a NaN is among what changed.
+        ParameterMismatchError: the shapes or dtypes differ.
+        NonFiniteError: a changed weight is NaN.
     """
     check_like(name, tuned, base)
     base, tuned = base.detach().reshape(-1), tuned.detach().reshape(-1)
@@ -300,7 +304,7 @@ def changed_weights(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Ten
 
 
 def changed_weights_of_each(named: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What `changed_weights` finds of each name, w0 and wt; on a GPU of many at once. Raises as it does."""
+    """Yield `changed_weights` of each name, w0 and wt; on a GPU, many are compared at once. Raises as it does."""
     waiting: deque[tuple[str, Tensor, Tensor]] = deque()
 
     def flat_pairs() -> Iterator[tuple[Tensor, Tensor]]:
@@ -317,13 +321,13 @@ def _weights_at(
     name: str, base: Tensor, tuned: Tensor, positions: Tensor, may_have_nan: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     target = gather(tuned, positions)
-    if may_have_nan and (nans := count_nans(target)):  # one that the base has in the same place passes through
+    if may_have_nan and (nans := count_nans(target)):  # a NaN that the base has in the same place is no change
         raise NonFiniteError(f"{nans} of {tuned.numel()} weights are NaN", parameter=name)
     return positions, gather(base, positions), target
 
 
 def _kept(change: Tensor, threshold: float, ties: int | None) -> Tensor:
-    """Which changes survive: a mask. Those that are NaN, for w0 was, do."""
+    """Return a mask of the changes to keep. A change that is NaN, because w0 is, is kept."""
     if ties is None:
         return ~(change <= threshold)
     keep = ~(change <= at_most(threshold, change.dtype))
@@ -333,24 +337,24 @@ def _kept(change: Tensor, threshold: float, ties: int | None) -> Tensor:
 
 
 def check_op(op: str, known: Sequence[str] = get_args(Op)) -> None:
-    """Raise `ConfigError` for an operation that is not known, or not here."""
+    """Raise `ConfigError` for an operation that is unknown, or not allowed here."""
     if op not in known:
         raise ConfigError(f"op={op!r}: choose one of {list(known)}")
 
 
 def stored_op(op: Op, dtype: torch.dtype) -> Op:
-    """What `op` means for a dtype: float8 and integers have no residuals, so "add" is "replace" there."""
+    """Return the operation stored for a dtype: float8 and integers have no residuals, so "add" becomes "replace"."""
     return "replace" if op == "add" and dtype not in RESIDUAL_DTYPES else op
 
 
 def index_dtype(numel: int) -> torch.dtype:
-    """The dtype of positions in a tensor of `numel` elements."""
+    """Return the dtype of positions in a tensor of `numel` elements."""
     return torch.int32 if numel < _INT32_LIMIT else torch.int64
 
 
 def check_like(name: str, found: Tensor, wanted: Tensor) -> None:
     """Raise `ParameterMismatchError` unless shape and dtype agree."""
-    # The common case, without a call: every step, swap and export comes through here, for each parameter.
+    # The common case makes no call, because every step, swap and export comes here, for each parameter.
     if not (found.is_nested or wanted.is_nested) and (found.dtype, found.layout, found.shape) == (
         wanted.dtype,
         wanted.layout,
@@ -370,12 +374,12 @@ def _form(tensor: Tensor) -> str:
 
 
 def is_judged(tensor: Tensor) -> bool:
-    """Whether a delta could hold a tensor; others may be anything while they stay as they were."""
+    """Return whether a delta could hold a tensor. Others may have any form as long as they do not change."""
     return is_plain(tensor) and tensor.dtype in NAME_OF_DTYPE
 
 
 def check_carried(name: str, tensor: Tensor) -> None:
-    """Raise `ParameterMismatchError` for a tensor whose change no delta can hold: complex, or not strided memory."""
+    """Raise `ParameterMismatchError` for a tensor whose change no delta can hold, such as a complex one."""
     if not is_plain(tensor):
         raise ParameterMismatchError(
             f"{_form(tensor)}: a delta can only hold strided tensors; use exclude_modules (--exclude) to keep the "
@@ -391,7 +395,7 @@ def check_carried(name: str, tensor: Tensor) -> None:
 
 
 def check_own_memory(name: str, tensor: Tensor) -> None:
-    """Raise `ParameterMismatchError` for a tensor that was expanded, whose elements cannot be written one by one."""
+    """Raise `ParameterMismatchError` for an expanded tensor, whose elements cannot be written one by one."""
     if tensor.is_contiguous():
         return
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
@@ -413,17 +417,17 @@ def check_real(name: str, tensor: Tensor) -> None:
 
 
 def check_no_nan(name: str, tensor: Tensor) -> None:
-    """Raise `NonFiniteError` if a float tensor has a NaN."""
+    """Raise `NonFiniteError` if a float tensor contains a NaN."""
     if may_hold_nan(tensor) and (nans := count_nans(tensor)):
         raise NonFiniteError(f"{nans} of {tensor.numel()} weights are NaN", parameter=name)
 
 
 def count_nans(tensor: Tensor) -> int:
-    """Number of NaN in a tensor of any dtype."""
+    """Count the NaNs in a tensor of any dtype."""
     if not tensor.is_floating_point() or not tensor.numel():
         return 0
     comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isnan
-    # a maximum hands NaN on, at a tenth of the time that counting takes
+    # a maximum propagates NaN, in a tenth of the time that counting takes
     return int(comparable.isnan().count_nonzero()) if comparable.amax().isnan() else 0
 
 

@@ -1,4 +1,4 @@
-"""What a delta file says of each parameter besides its arrays, in JSON."""
+"""The JSON record of each parameter in a delta file, besides the parameter's arrays."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _MOST_DIMENSIONS = 64
 
 @dataclass(frozen=True)
 class ParameterHeader:
-    """One parameter's shape and dtype, digests of its base, and what its values are."""
+    """The shape and dtype of one parameter, the digests of its base, and the meaning of its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -33,12 +33,12 @@ class ParameterHeader:
 
     @property
     def numel(self) -> int:
-        """Number of weights; may exceed what torch can count, if an untrusted file says so."""
+        """The number of weights. In an untrusted file, it may exceed what torch can count."""
         return math.prod(self.shape)
 
 
 def write_headers(parameters: Mapping[str, ParameterDelta]) -> str:
-    """Describe parameters in JSON, in their order, which `rst.delta.packed` relies on. Raises `DeltaFormatError`."""
+    """Describe the parameters in JSON, in their order (`rst.delta.packed` needs it). Raises `DeltaFormatError`."""
     return json.dumps({name: _describe(name, change) for name, change in parameters.items()}, separators=(",", ":"))
 
 
@@ -52,7 +52,7 @@ def _describe(name: str, change: ParameterDelta) -> dict[str, Any]:
 
 
 def read_headers(text: str, op: Op) -> dict[str, ParameterHeader]:
-    """Invert `write_headers` for a file with operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
+    """Invert `write_headers` for a file of operation `op`. Raises `KeyError`, `TypeError` or `ValueError`."""
     return {name: _parse(record, op) for name, record in parse_json(text).items()}
 
 

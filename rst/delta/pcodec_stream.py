@@ -49,8 +49,8 @@ def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype, budge
     """Invert `compress` for an array of `dtype`; its entries are charged to the budget before memory is allocated.
 
     Raises:
-        DeltaFormatError: it is not such a stream; the error names the file `source` and, as its parameter, the stream
-            `name`.
+        DeltaFormatError: the bytes are not such a stream. The error names the file `source` and, as its parameter, the
+            stream `name`.
     """
     refuse = partial(DeltaFormatError, file=source, parameter=name)
     if stream.ndim != 1 or stream.dtype != torch.uint8 or stream.numel() <= _COUNT_BYTES:
@@ -68,7 +68,7 @@ def decompress(source: str, name: str, stream: Tensor, dtype: torch.dtype, budge
     if progress.n_processed != count or not progress.finished:
         raise refuse(f"{progress.n_processed} entries or more, the stream announces {count}")
     if dtype == torch.bool and (numbers.view(np.uint8) > 1).any():
-        raise refuse("a bool is 0 or 1")  # torch counts on it
+        raise refuse("a bool is 0 or 1")  # torch relies on it
     return torch.from_numpy(numbers).view(dtype)
 
 

@@ -1,4 +1,4 @@
-"""A sparse delta: what turns one base model into one tuned model, as a value."""
+"""The sparse delta, a value that turns one base model into one tuned model."""
 
 import json
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Encoding = Literal["coo", "packed"]
 CoordinatesName = Literal["checkpoint", "module"]
-_WIDEST = 200  # most characters of a column
+_WIDEST = 200  # the most characters in a column
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     """A mapping from parameter name to `ParameterDelta`, and the tensors that are stored whole.
 
     Attributes:
-        parameters: changed parameters; unchanged ones are absent.
-        dense: whole tensors: modules saved whole, buffers that changed, whatever the base lacks.
+        parameters: the changed parameters; unchanged ones are absent.
+        dense: the tensors stored whole: modules saved whole, buffers that changed, and what the base lacks.
         buffers: the names in `dense` that are buffers.
-        tied: other names of a parameter, to the name it has in `parameters` or `dense`.
+        tied: maps the other names of a parameter to its name in `parameters` or `dense`.
         base: the identity of the base model.
-        config: the settings it was made with, in JSON types.
-        coordinates: whose names, shapes and positions these are: those of the base's checkpoint files, or of a live
-            module that may have others (see `rst.checkpoints.coordinates`). None where that is not known.
-        model_config: the tuned model's `config.json` where it is known and the base's may be another: what a merged
-            folder gets (number of labels and their names, vocabulary, architecture).
+        config: the settings that the delta was made with, in JSON types.
+        coordinates: whether the names, shapes and positions are those of the base's checkpoint files, or those of a
+            live module, which may differ (see `rst.checkpoints.coordinates`). None if that is not known.
+        model_config: the tuned model's `config.json`, if it is known and the base's may differ. A merged folder gets it
+            (number of labels and their names, vocabulary, architecture).
     """
 
     parameters: Mapping[str, ParameterDelta]
@@ -77,15 +77,15 @@ class SparseDelta(Mapping[str, ParameterDelta]):
 
     @property
     def nnz(self) -> int:
-        """Number of changed weights, without the tensors stored whole."""
+        """The number of changed weights, without the tensors stored whole."""
         return sum(change.nnz for change in self.parameters.values())
 
     @property
     def op(self) -> Op:
-        """What the values are: "add", "replace" or "step". Dtypes without residuals have "replace" for "add".
+        """The meaning of the values: "add", "replace" or "step". Dtypes without residuals have "replace" for "add".
 
         Raises:
-            ParameterMismatchError: parameters of one dtype, or steps and others, are mixed.
+            ParameterMismatchError: the parameters mix operations.
         """
         ops = {change.op for change in self.parameters.values()}
         op: Op = "add" if "add" in ops or not ops else min(ops)
@@ -97,21 +97,21 @@ class SparseDelta(Mapping[str, ParameterDelta]):
 
     @property
     def density(self) -> float:
-        """Changed share of the base's compared weights, in [0, 1]."""
+        """The changed share of the base's compared weights, in [0, 1]."""
         return self.nnz / self.base.weights if self.base.weights else 0.0
 
     def dsp(self) -> int:
-        """Downstream parameters of this one task (Sec. IV-A): changed weights, plus all of the modules saved whole."""
+        """Count the downstream parameters (Sec. IV-A): the changed weights, and all weights of modules saved whole."""
         return self.nnz + sum(tensor.numel() for name, tensor in self.dense.items() if name not in self.buffers)
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of all arrays in memory."""
+        """The bytes of all arrays in memory."""
         whole = sum(tensor.nbytes for tensor in self.dense.values())
         return whole + sum(change.nbytes for change in self.parameters.values())
 
     def fingerprint(self) -> str | None:
-        """One digest of the base tensors that this delta touches; None if any is unknown (after arithmetic)."""
+        """Return one digest of the base tensors that this delta changes; None if one is unknown (after arithmetic)."""
         lines = []
         for name in sorted(self.parameters):
             base = self.parameters[name].base
@@ -121,7 +121,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return digest_text("\n".join(lines))
 
     def digest(self) -> str:
-        """One digest of all that merging takes from this delta: names, ties, and every array."""
+        """Return one digest of everything that merging uses: names, ties, and every array."""
         lines = [f"{sorted(self.tied.items())}"]
         for name, change in self.parameters.items():
             arrays = (change.indices, change.values, change.exact_indices, change.overlay)
@@ -136,12 +136,12 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> "SparseDelta":
         """Copy to a device, or cast the values for a base in another dtype.
 
-        A cast is not bit-exact, and says so (`RSTWarning`): residuals and the base are rounded each by itself. The
-        result has no digests of its base, which is another one.
+        A cast is not exact, because the residuals and the base are rounded separately, and raises an `RSTWarning`. The
+        result has no digests of its base, because that is another base.
 
         Raises:
-            TypeError: a dtype in the place of the device.
-            ParameterMismatchError: steps, or a value that the dtype cannot hold.
+            TypeError: `device` is a dtype.
+            ParameterMismatchError: the values are steps, or the dtype cannot hold a value.
         """
         if isinstance(device, torch.dtype):
             raise TypeError(
@@ -199,7 +199,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return load_delta(path)
 
     def prepare(self, module: nn.Module) -> "PreparedDelta":
-        """Make the delta ready for a live module, to be swapped in and out at O(nnz). See `rst.live.apply.prepare`."""
+        """Prepare the delta for a live module, to swap it in and out in O(nnz). See `rst.live.apply.prepare`."""
         from rst.live.apply import prepare
 
         return prepare(module, self)
@@ -207,7 +207,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
     def apply(self, module: nn.Module) -> "PreparedDelta":
         """Change a live module in place, all or nothing; the result's `remove()` restores every byte.
 
-        Raises as `rst.live.apply.prepare` does, before anything is changed.
+        This raises the same errors as `rst.live.apply.prepare`, before anything is changed.
         """
         return self.prepare(module).apply()
 
@@ -230,7 +230,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         return "\n".join([*lines, f"downstream parameters (DSP): {dsp_in_words(self.dsp(), self.nnz)}"])
 
     def __eq__(self, other: object) -> bool:
-        """Compare parameters, whole tensors (bit for bit), ties and base; the settings do not count."""
+        """Compare parameters, whole tensors (bit for bit), ties and base, but not the settings."""
         if not isinstance(other, SparseDelta):
             return NotImplemented
         return (
@@ -258,7 +258,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         """Add the residuals of two tasks, or, exactly, the steps of a chain: `self` on its base, `other` on the result.
 
         Raises:
-            ParameterMismatchError: tensors are stored whole, or the operations differ or are "replace".
+            ParameterMismatchError: tensors are stored whole, the operations differ, or they are "replace".
         """
         self._refuse_dense("add")
         other._refuse_dense("add")
@@ -266,7 +266,7 @@ class SparseDelta(Mapping[str, ParameterDelta]):
         for name, change in {**self.parameters, **other.parameters}.items():
             if name in self.parameters and name in other.parameters:
                 total[name] = self[name] + other[name]
-            else:  # steps stay exact, so they keep their base; residuals are rounded the same everywhere
+            else:  # steps stay exact, so they keep their base; residuals are rounded in the same way everywhere
                 total[name] = change if change.op == "step" else change * 1.0
         return replace(self, parameters=total, tied={**self.tied, **other.tied})
 

@@ -1,4 +1,4 @@
-"""What every change must satisfy before a single weight is touched; a delta may be untrusted."""
+"""The conditions that every change must satisfy before any weight is written, because a delta may be untrusted."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -21,8 +21,9 @@ _OPS = get_args(Op)
 def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
     """Raise `DeltaFormatError`, naming `source` and the parameter, unless every change is well formed.
 
-    Positions must be sorted, unique and inside the shape; values of the declared dtype, as many as positions, residuals
-    finite and absolute values not NaN. What was found well formed is not looked at again until it is written to.
+    Positions must be sorted, unique and inside the shape. There must be as many values as positions, in the declared
+    dtype; residuals must be finite, and absolute values must not be NaN. A change that was found well formed is not
+    checked again until one of its arrays is written to.
     """
     unchecked = {name: change for name, change in parameters.items() if not change.is_checked}
     for name, change in unchecked.items():
@@ -38,7 +39,7 @@ def validate(parameters: Mapping[str, ParameterDelta], source: str) -> None:
 
 
 def _fault_of_form(change: ParameterDelta) -> str | None:
-    """What is wrong as far as it can be told without reading the arrays, in words; None if nothing is."""
+    """Describe what is wrong as far as that shows without reading the arrays; None if nothing is."""
     numel, exact = change.numel, change.exact_indices.numel()
     if numel >= _COUNTABLE:
         return f"a parameter of shape {change.shape} has too many weights to count"
@@ -68,7 +69,7 @@ def _fault_of_form(change: ParameterDelta) -> str | None:
 
 
 def _contents_fit(changes: JoinedChanges) -> bool:
-    """Whether the arrays of all changes of a batch are in order; False also where they cannot be joined to tell."""
+    """Return whether the arrays of all changes of a batch are valid; False also if they cannot be joined to tell."""
     return (
         sum(changes.sizes) < _COUNTABLE
         and _ascend_inside(numbers(changes.indices), changes.counts, changes.sizes)
@@ -81,7 +82,7 @@ def _contents_fit(changes: JoinedChanges) -> bool:
 
 
 def _ascend_inside(positions: Numbers, counts: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Whether each part's positions, laid end to end, ascend and lie in its own parameter."""
+    """Return whether the positions of each part, given concatenated, ascend and lie in the part's own parameter."""
     parts = zip(accumulate(counts), counts, sizes, strict=True)
     rows = [(stop - count, stop - 1, size) for stop, count, size in parts if count]
     if not rows:
@@ -95,7 +96,7 @@ def _ascend_inside(positions: Numbers, counts: Sequence[int], sizes: Sequence[in
 
 
 def _are_finite(values: Tensor) -> bool:
-    """Whether no float has the exponent of infinities and NaN. By their bits: numpy has no bfloat16."""
+    """Return whether no float is infinite or NaN, by the bits of its exponent, because numpy has no bfloat16."""
     exponent = infinity_bits(values.dtype)
     return exponent is not None and bool(((numbers(bits(values)) & exponent) != exponent).all())
 
@@ -105,7 +106,7 @@ def _hold_nan(values: Tensor) -> bool:
 
 
 def _fault_of_contents(change: ParameterDelta) -> str | None:
-    """What is wrong with the numbers in the arrays, in words; None if nothing is."""
+    """Describe what is wrong with the numbers in the arrays; None if nothing is."""
     for part, positions in (("indices", change.indices), ("exact_indices", change.exact_indices)):
         if not (positions[1:] > positions[:-1]).all():
             return f"{part} is not sorted or repeats a position"
