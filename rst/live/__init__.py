@@ -1,1 +1,1 @@
-"""Deltas on a model in memory: apply, swap, and the verbs of PEFT."""
+"""Deltas on a model in memory: applying, swapping, and the methods of PEFT."""

@@ -1,4 +1,4 @@
-"""The loaded adapters and the one in the base's weights: at most one, and never half of one."""
+"""The loaded adapters of a base model. At most one is in the base's weights, and never a part of one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ class AdapterBank(Mapping[str, Adapter]):
     """The adapters of one base model.
 
     Attributes:
-        active: the adapter that is on, or is restored when adapters are enabled; None for none.
+        active: the adapter that is on, or that `enable` applies again; None if there is none.
         enabled: whether the active adapter is in the weights.
-        inference: whether all parameters are frozen except those that an adapter trains.
+        inference: whether all parameters are frozen, except those that an adapter trains.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Start without adapters; `module` holds the base's weights."""
+        """Start without adapters, on a `module` that holds the base's weights."""
         self.active: str | None = None
         self.enabled = True
         self.inference = False
@@ -64,7 +64,7 @@ class AdapterBank(Mapping[str, Adapter]):
             self[name]
 
     def delta(self, name: str) -> SparseDelta:
-        """Return the delta of one adapter; one in training that is off is switched on meanwhile."""
+        """Return the delta of one adapter. An adapter in training that is off is switched on for the duration."""
         adapter = self[name]
         if adapter.is_on or not isinstance(adapter, TrainingAdapter):
             return adapter.delta
@@ -75,7 +75,7 @@ class AdapterBank(Mapping[str, Adapter]):
         return adapter.delta_while_off
 
     def beside_quantized(self, name: str) -> Sequence[SparseBeside]:
-        """Return what an adapter adds beside quantised layers; nothing for one in training."""
+        """Return what an adapter adds beside quantised layers, which is nothing for an adapter in training."""
         adapter = self[name]
         if not isinstance(adapter, StoredAdapter):
             return ()
@@ -83,7 +83,7 @@ class AdapterBank(Mapping[str, Adapter]):
             return adapter.prepare().besides
 
     def add(self, name: str, delta: SparseDelta) -> None:
-        """Add a delta, checked against the base; the first one becomes active."""
+        """Check a delta against the base and add it. The first one becomes active."""
         self._check_new(name)
         stored = StoredAdapter(self._module, delta)
         with self._all_or_nothing():
@@ -97,9 +97,9 @@ class AdapterBank(Mapping[str, Adapter]):
     def train(
         self, name: str, config: RSTConfig, *, start: SparseDelta | None = None, support: Support | None = None
     ) -> None:
-        """Start training an adapter, from a delta if one is given; it becomes active.
+        """Start training an adapter, from a delta if one is given. The adapter becomes active.
 
-        The default support is where the delta changes the base.
+        By default, the support consists of the weights that the delta changes.
         """
         self._check_new(name)
         found = self._note_requires_grad()
@@ -115,7 +115,7 @@ class AdapterBank(Mapping[str, Adapter]):
             self.active, self.enabled = name, True
 
     def replace(self, name: str, delta: SparseDelta) -> None:
-        """Replace the delta of a loaded name, in the weights too if the old one is there."""
+        """Replace the delta of a loaded adapter, also in the weights if the old delta is in them."""
         old, new = self[name], StoredAdapter(self._module, delta)
         with self._all_or_nothing():
             self._put_on(None)
@@ -125,7 +125,7 @@ class AdapterBank(Mapping[str, Adapter]):
             self._end(old)
 
     def delete(self, name: str) -> None:
-        """Drop an adapter; if it is active, the first of the others takes its place, as in PEFT."""
+        """Drop an adapter. If it is active, the first of the others becomes active, as in PEFT."""
         adapter = self[name]
         with self._all_or_nothing():
             adapter.discard()
@@ -181,13 +181,13 @@ class AdapterBank(Mapping[str, Adapter]):
             self.enable()
 
     def freeze(self) -> None:
-        """Freeze all of the base except what an adapter trains; `clear` undoes it."""
+        """Freeze the base except for what an adapter trains; `clear` undoes this."""
         self._note_requires_grad()
         self.inference = True
         self._give_back_requires_grad()
 
     def move(self, dtypes: Mapping[str, torch.dtype], move: Callable[[], object]) -> None:
-        """Call `move`, which takes the base to other devices or `dtypes`, and update the adapters."""
+        """Call `move`, which moves the base to other devices or `dtypes`, and update the adapters."""
         with self.disabled():
             before, old_dtypes = self._adapters, self._dtypes()
             self._adapters = {name: adapter.cast(dtypes) for name, adapter in before.items()}

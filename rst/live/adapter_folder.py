@@ -1,6 +1,6 @@
-"""An adapter as a folder: `delta.safetensors`, `rst_config.json` and a model card, as `save_pretrained` writes it.
+"""The folder of an adapter, which `save_pretrained` writes: `delta.safetensors`, `rst_config.json` and a model card.
 
-It has no `adapter_config.json`: transformers passes folders with that file to PEFT.
+It has no `adapter_config.json`, because transformers passes folders with that file to PEFT.
 """
 
 import json
@@ -41,7 +41,7 @@ def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: 
 
     Raises:
         OSError: the folder cannot be created or written.
-        RSTError: as `SparseDelta.save`.
+        RSTError: the errors of `SparseDelta.save`.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def write_adapter(folder: str | os.PathLike[str], delta: SparseDelta, encoding: 
 
 
 def write_settings(folder: str | os.PathLike[str], config: Mapping[str, Any], base: BaseIdentity | None = None) -> None:
-    """Write `rst_config.json`; without a `base`, the base in an existing file stays.
+    """Write `rst_config.json`. Without a `base`, the base that an existing file names is kept.
 
     Raises:
         DeltaFormatError: the existing file is damaged.

@@ -1,4 +1,4 @@
-"""The adapters of an `RSTModel`: a stored one and one in training. Both are switched on and off in place."""
+"""The two kinds of adapters of an `RSTModel`: stored, and in training. Both are switched on and off in place."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -20,7 +20,7 @@ from rst.training.support import Support
 from rst.training.tracking import live_tensors
 from rst.training.trainer import ResidualSparseTrainer
 
-_DENSE = 3  # a change at a position takes the memory of three weights, or more
+_DENSE = 3  # a change at a position takes the memory of three weights or more
 
 
 class Adapter(Protocol):
@@ -28,7 +28,7 @@ class Adapter(Protocol):
 
     @property
     def delta(self) -> SparseDelta:
-        """Return the current change; for an adapter in training, only while it is on."""
+        """Return the current change. An adapter in training must be on."""
         ...
 
     @property
@@ -42,19 +42,19 @@ class Adapter(Protocol):
         ...
 
     def on(self) -> None:
-        """Write the change into the base's weights, or raise with nothing changed. Must be off."""
+        """Write the change into the base's weights, or raise an error and change nothing. The adapter must be off."""
         ...
 
     def off(self) -> None:
-        """Restore the base's bytes, or raise with nothing changed. Must be on."""
+        """Restore the base's bytes, or raise an error and change nothing. The adapter must be on."""
         ...
 
     def discard(self) -> None:
-        """Restore the base's bytes, whether on or off, for the last time."""
+        """Restore the base's bytes for the last time, whether the adapter is on or off."""
         ...
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "Adapter":
-        """Return the adapter for the base in new dtypes; the base is still in its old ones. Must be off."""
+        """Return the adapter for new dtypes of the base, which still has its old ones. The adapter must be off."""
         ...
 
 
@@ -83,13 +83,13 @@ class StoredAdapter:
         return self._prepared is not None and self._prepared.applied
 
     def prepare(self) -> PreparedDelta:
-        """Check the delta against the base, which must be without adapters. Raises as `rst.live.apply.prepare`."""
+        """Check the delta against the base without adapters. Raises the errors of `rst.live.apply.prepare`."""
         if self._prepared is None:
             self._prepared = prepare(self._module, self._delta)
         return self._prepared
 
     def on(self) -> None:
-        """Write the changed weights. Raises as `rst.live.apply.prepare`; the base is unchanged then."""
+        """Write the changed weights. Raises the errors of `rst.live.apply.prepare`, and then changes nothing."""
         self.prepare().apply()
 
     def off(self) -> None:
@@ -97,7 +97,7 @@ class StoredAdapter:
         self.prepare().remove()
 
     def discard(self) -> None:
-        """Restore the overwritten weights if it is on."""
+        """Restore the overwritten weights if the adapter is on."""
         if self.is_on:
             self.off()
 
@@ -107,28 +107,28 @@ class StoredAdapter:
 
 
 class TrainingAdapter:
-    """A change in training: a `ResidualSparseTrainer` whose weights can be switched off and on."""
+    """An adapter in training: a `ResidualSparseTrainer` whose changes can be switched off and on."""
 
     def __init__(self, module: nn.Module, config: RSTConfig, support: Support | None = None) -> None:
         """Start training at the base's weights, switched on (without a change yet)."""
         live = live_tensors(unwrap(module))
         self.trainer = ResidualSparseTrainer(module, config, support=support)
-        # The trainer keeps w0 of the weights it selects from; these are the other tensors that training changes.
+        # The trainer keeps w0 of the weights that it selects from. These are the other tensors that training changes.
         moving = (*self.trainer.tracked.saved, *self.trainer.tracked.buffers)
         self._originals = {name: live[name].detach().clone() for name in moving}
         self._away: PreparedDelta | None = None
-        self._requires_grad: dict[str, bool] = {}  # as found when the change was switched off
+        self._requires_grad: dict[str, bool] = {}  # as they were when the change was switched off
         self.delta_while_off: SparseDelta | None = None
         """The delta that the bank has exported since, cached for later requests."""
 
     @property
     def delta(self) -> SparseDelta:
-        """Return the change so far, while it is on: extracting it selects once more."""
+        """Return the change so far. The adapter must be on, because extracting the change selects once more."""
         return self.trainer.export()
 
     @property
     def dsp(self) -> int:
-        """Return the number of weights that have changed so far, and of those saved whole."""
+        """Return the number of weights that have changed so far, plus those saved whole."""
         if self._away:
             sparse = self.trainer.tracked.sparse
             moved = sum(patch.changed for patch in self._away.patches if patch.live.name in sparse)
@@ -140,16 +140,16 @@ class TrainingAdapter:
 
     @property
     def is_on(self) -> bool:
-        """Return whether it is in the base's weights and training."""
+        """Return whether the change is in the base's weights, where it is trained."""
         return self._away is None
 
     def continue_from(self, delta: SparseDelta) -> None:
-        """Continue from a saved delta: write it into the weights permanently, with the trainer's w0 below it."""
+        """Continue from a saved delta: write it into the weights permanently, while the trainer keeps w0."""
         self.trainer.continue_from(delta)
 
     @torch.no_grad()
     def off(self) -> None:
-        """Restore the base, and keep gradients and optimisers away from it meanwhile."""
+        """Restore the base, and keep gradients and optimisers away from it while the adapter is off."""
         away, trained = self._step_aside(), self._trained()
         found = {name: parameter.requires_grad for name, parameter in trained.items()}
 
@@ -182,7 +182,7 @@ class TrainingAdapter:
 
     @torch.no_grad()
     def discard(self) -> None:
-        """Restore w0, even if the change cannot be extracted: NaN, tensors that were replaced or cast."""
+        """Restore w0, even if the change cannot be extracted: NaNs, tensors that were replaced or cast."""
         if self.is_on:
             try:
                 self.off()
@@ -193,7 +193,7 @@ class TrainingAdapter:
                         live[name].copy_(origin)
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> "TrainingAdapter":
-        """Return itself: w0 and the optimiser's state are in these dtypes. Raises `ConfigError` for others."""
+        """Return the adapter itself if w0 and the optimiser's state have these dtypes, else raise `ConfigError`."""
         self.trainer.weights_are_back()
         for name, origin in self._base().items():
             if dtypes[name] != origin.dtype:
@@ -203,7 +203,7 @@ class TrainingAdapter:
         return self
 
     def follow(self) -> None:
-        """Find the base's tensors again after they were moved while the change was off."""
+        """Find the base's tensors again if they were moved while the change was off."""
         if self._away:
             self._away.follow()
 
@@ -212,7 +212,7 @@ class TrainingAdapter:
         return {**self.trainer.base, **self._originals}
 
     def _step_aside(self) -> PreparedDelta:
-        """Return the change so far, bit for bit and without another selection, as an applied delta."""
+        """Return the change so far as an applied delta, bit for bit and without another selection."""
         places = places_of(self.trainer.model)
         groups = []
         for name, origin in self._base().items():
@@ -230,7 +230,7 @@ class TrainingAdapter:
         return PreparedDelta(groups, applied=True)
 
     def _is_left_alone(self, name: str, origin: Tensor, live: Tensor) -> bool:
-        """Return whether a tensor is unchanged, so that it may be of a kind that cannot be changed."""
+        """Return whether a tensor is unchanged, in which case it may be of a kind that a delta cannot change."""
         if name not in self.trainer.tracked.buffers and is_judged(live):
             return False
         return bit_equal(origin if origin.is_meta or live.is_meta else origin.to(live.device), live)

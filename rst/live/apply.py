@@ -1,7 +1,7 @@
-"""A delta on a live module: on in one scatter a parameter, all or nothing, and off again without subtracting anything.
+"""Applying a delta to a live module with one scatter per parameter, all or nothing, and removing it bit for bit.
 
-Preparing does the checks and the arithmetic once: positions, new and old elements wait on the module's device. A swap
-then reads and writes only the changed weights.
+`prepare` does the checks and the arithmetic once, and keeps the positions and the new and old elements on the module's
+device. After that, a swap reads and writes only the changed weights, and subtracts nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,10 +49,11 @@ Places = Mapping[str, Place]
 
 
 class PreparedDelta:
-    """A delta made ready for one module: `apply()` and `remove()` as often as you like, or `with prepared:`.
+    """A delta that is prepared for one module. Use `apply()` and `remove()`, any number of times, or `with prepared:`.
 
-    It follows the tensors that it changes where they are moved, replaced or cast. Copied or pickled with its module, it
-    serves the copy. A backward pass may come after the delta was off and on again: the weights are the same then.
+    It finds the tensors that it changes again if they are moved, replaced or cast. If it is copied or pickled with its
+    module, the copy belongs to the copied module. The delta may be removed and applied again between a forward pass and
+    its backward pass, because the weights are then the same.
 
     >>> prepared = delta.prepare(model)
     >>> with prepared:
@@ -62,7 +63,7 @@ class PreparedDelta:
     def __init__(
         self, groups: Sequence[PatchGroup], *, besides: Sequence[SparseBeside] = (), applied: bool = False
     ) -> None:
-        """Use `prepare`, which checks everything first."""
+        """Use `prepare` instead, which checks everything first."""
         self._groups = groups
         self._applied = applied
         self._on_device: Exchange | None = None
@@ -71,28 +72,28 @@ class PreparedDelta:
 
     @property
     def applied(self) -> bool:
-        """Whether the delta is on."""
+        """Whether the delta is applied."""
         return self._applied
 
     @property
     def patches(self) -> list[Patch]:
-        """What it changes, tensor by tensor."""
+        """The changes, tensor by tensor."""
         return [patch for group in self._groups for patch in group.patches]
 
     @property
     def nbytes(self) -> int:
-        """Bytes held on the module's device: each change's place, new and old value; whole tensors new and old."""
+        """The bytes held on the module's device: the changes' positions, new and old values, and whole tensors."""
         return sum(patch.nbytes for patch in self.patches) + sum(beside.nbytes for beside in self.besides)
 
     def apply(self) -> "PreparedDelta":
-        """Exchange the base's elements for the tuned ones, O(nnz). Returns itself; on already, it does nothing.
+        """Exchange the base's elements for the tuned ones, in O(nnz), and return itself. Does nothing the second time.
 
-        An exception between two writes puts back what was written.
+        If an exception occurs between two writes, what was written is undone.
 
         Raises:
             WrongBaseError: the module no longer has the base's elements at the changed positions (another delta is
-                on, or it was trained). Nothing is written.
-            ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
+                applied, or the module was trained). Nothing is written.
+            ParameterMismatchError: a tensor no longer exists, or has changed its shape since `prepare`.
         """
         if not self._applied:
             self.follow()
@@ -111,16 +112,16 @@ class PreparedDelta:
         return self
 
     def remove(self) -> None:
-        """Put back every overwritten element, bit for bit. Off already, it does nothing.
+        """Restore every overwritten element, bit for bit. Does nothing if the delta is not applied.
 
-        A tensor that has the base's elements already, because they were loaded again, is left as it is. Buffers are put
-        back whatever they hold: forward passes write to them (BatchNorm in training mode).
+        A tensor that already has the base's elements, because they were loaded again, is left unchanged. Buffers are
+        restored whatever they hold, because forward passes write to them (BatchNorm in training mode).
 
         Raises:
-            WrongBaseError: a parameter has neither the delta's elements nor the base's where the delta changed it: it
-                was loaded or trained meanwhile. Nothing is written, and the delta counts as on. With the base's weights
-                loaded again it can be removed.
-            ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
+            WrongBaseError: where the delta changed a parameter, it has neither the delta's elements nor the base's,
+                because it was loaded or trained since. Nothing is written, and the delta still counts as applied. Load
+                the base's weights again to remove it.
+            ParameterMismatchError: a tensor no longer exists, or has changed its shape since `prepare`.
         """
         if self._applied:
             self.follow()
@@ -134,31 +135,31 @@ class PreparedDelta:
             self._exchange([patch for patch in self.patches if patch not in here], applied=False)
 
     def __enter__(self) -> "PreparedDelta":
-        """Apply."""
+        """Apply the delta."""
         try:
             return self.apply()
-        except BaseException:  # Ctrl-C after the last write: the block is not entered, so nothing else would remove it
+        except BaseException:  # after Ctrl-C, the block is not entered, so nothing else would remove the delta
             self.remove()
             raise
 
     def __exit__(self, *_: object) -> None:
-        """Remove."""
+        """Remove the delta."""
         self.remove()
 
     def follow(self) -> None:
-        """Find the tensors again that were moved, replaced or cast; `apply` and `remove` do so themselves.
+        """Find tensors again that were moved, replaced or cast. `apply` and `remove` do so themselves.
 
         Raises:
-            ParameterMismatchError: a tensor has gone, or has another shape since `prepare`.
+            ParameterMismatchError: a tensor no longer exists, or has changed its shape since `prepare`.
         """
         self._groups = [now for group in self._groups for now in group.found_again()]
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy's tensors lie elsewhere."""
+        """Leave out what depends on the tensors' place in memory, which differs in a copy."""
         return {**self.__dict__, "_on_device": None}
 
     def _exchanged_at_once(self, *, applied: bool) -> bool:
-        """Exchange everything in a launch or two, if kernels run there and the module has what it should have."""
+        """Exchange all tensors in one or two launches, if kernels can run and the module has the expected elements."""
         patches = self.patches
         if not patches or self.besides or not all(kernels.run_on(patch.live.tensor.device) for patch in patches):
             return False
@@ -183,9 +184,9 @@ class PreparedDelta:
         return self._applied == applied
 
     def _exchanged_in_passing(self, *, applied: bool) -> bool:
-        """Exchange tensor by tensor what each has for what it should get, if every one has what it should have.
+        """Exchange the elements tensor by tensor, if every tensor has the expected ones.
 
-        The weights are visited once. That an element is far from the next one is what a swap costs.
+        The weights are visited once, because the cost of a swap is that its elements are far apart in memory.
         """
         found: list[tuple[Patch, Elements]] = []
         counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in self.patches)
@@ -205,7 +206,7 @@ class PreparedDelta:
         return self._applied == applied
 
     def _exchange(self, patches: Sequence[Patch], *, applied: bool) -> None:
-        """Write the patches and say so, or none: Ctrl-C may come between any two lines."""
+        """Write all patches and record it, or write none. Ctrl-C may come between any two lines."""
         written: list[Patch] = []
         counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in patches)
 
@@ -241,20 +242,20 @@ def _overwritten(patch: Patch) -> WrongBaseError:
 
 @torch.no_grad()
 def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
-    """Check a delta against the module that holds its base weights, and make it ready to apply (Algorithm 2).
+    """Check a delta against the module that holds its base weights, and prepare it to be applied (Algorithm 2).
 
-    Of linear layers that bitsandbytes or torchao quantised the weights stay as they are: what the delta changes there
-    is added to their output (see `rst.quantized`). No digest can be compared there.
+    The weights of linear layers that bitsandbytes or torchao quantised do not change: what the delta changes there is
+    added to the layer's output (see `rst.quantized`), and no digest can be compared.
 
     Args:
-        module: wrapped (torch.compile, DataParallel) or not, on any device; it is not changed.
-        delta: with any operation, of the checkpoint files or of the module itself where those differ.
+        module: a module, wrapped (torch.compile, DataParallel) or not, on any device. It is not changed.
+        delta: a delta with any operation, in the coordinates of the checkpoint files or of the module.
 
     Raises:
         DeltaFormatError: a change is malformed.
         ParameterMismatchError: the module lacks a tensor, has it in another shape or dtype, or has one tensor where the
-            delta has two different ones; or a quantised layer has no w0 for values that are no residuals.
-        WrongBaseError: the weights at the changed positions are not those the delta was made from.
+            delta has two different ones; or the delta's values are not residuals, and a quantised layer has no w0.
+        WrongBaseError: the weights at the changed positions are not those that the delta was made from.
     """
     validate(delta.parameters, "delta")
     module = unwrap(module)
@@ -266,7 +267,7 @@ def prepare(module: nn.Module, delta: SparseDelta) -> PreparedDelta:
 
 
 def beside_quantized(module: nn.Module, places: Places, delta: SparseDelta) -> tuple[list[SparseBeside], SparseDelta]:
-    """What a delta changes of quantised linear layers, and the rest of it. Raises as `prepare`."""
+    """Split a delta into its changes of quantised linear layers and the rest. Raises the errors of `prepare`."""
     owners = {id(one.layer._parameters): one for one in quantized_layers(module).values()}
 
     def target(name: str) -> QuantizedLinear | None:
@@ -286,10 +287,10 @@ def beside_quantized(module: nn.Module, places: Places, delta: SparseDelta) -> t
 
 
 def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
-    """Say a delta that is well formed in a plain module's own coordinates.
+    """Convert a well-formed delta to the coordinates of a plain module.
 
     Raises:
-        ParameterMismatchError: as `prepare`.
+        ParameterMismatchError: as in `prepare`.
     """
     coordinates = coordinates_of(module)
     if not coordinates.files and not delta.tied:
@@ -300,7 +301,7 @@ def said_in_module(module: nn.Module, delta: SparseDelta) -> SparseDelta:
 
 
 def untied_like(tensors: Mapping[str, Tensor], delta: SparseDelta) -> SparseDelta:
-    """Have a delta change every name of a tensor that a module, whose tensors these are, has as several."""
+    """Make a delta change every name of a tied tensor if the module with these tensors has it as several tensors."""
     apart = {
         alias: owner
         for alias, owner in delta.tied.items()
@@ -318,7 +319,7 @@ def untied_like(tensors: Mapping[str, Tensor], delta: SparseDelta) -> SparseDelt
 
 
 def prepare_at(places: Places, delta: SparseDelta, besides: Sequence[SparseBeside] = ()) -> PreparedDelta:
-    """`prepare` a delta that is well formed, for tensors that lie at `places`. Raises as it does."""
+    """Prepare a well-formed delta for tensors at `places`. Raises the errors of `prepare`."""
     live = _distinct({name: _find(name, places, delta) for name in (*delta.parameters, *delta.dense)}, delta)
     groups = []
     for device in {one.tensor.device for one in live.values()}:
@@ -330,7 +331,7 @@ def prepare_at(places: Places, delta: SparseDelta, besides: Sequence[SparseBesid
 
 
 def places_of(module: nn.Module) -> Places:
-    """Where each parameter and buffer lives, by plain name, and by the name that `open_checkpoint` gives it."""
+    """Return the place of each parameter and buffer, by its plain name and by its name in `open_checkpoint`."""
     places = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         for tensors, is_buffer in ((owner._parameters, False), (owner._buffers, True)):
@@ -341,7 +342,7 @@ def places_of(module: nn.Module) -> Places:
 
 
 def find_place(name: str, places: Places, delta: SparseDelta) -> Place:
-    """Where a module has a tensor of a delta, under any of its names. Raises `ParameterMismatchError`."""
+    """Return the place of a delta's tensor in a module, under any of its names. Raises `ParameterMismatchError`."""
     if name in places:
         return places[name]
     for candidate in delta.names_of(name):
@@ -367,7 +368,7 @@ def _distinct(live: Mapping[str, LiveTensor], delta: SparseDelta) -> dict[str, L
     """Leave out names of a tensor that the delta changes in the same way under another name.
 
     Raises:
-        ParameterMismatchError: it changes one tensor under two names in different ways.
+        ParameterMismatchError: the delta changes one tensor in different ways under two names.
     """
     name_at: dict[int, str] = {}
     distinct = {}
@@ -391,7 +392,7 @@ def _change_alike(delta: SparseDelta, first: str, second: str) -> bool:
 
 
 def _patch_batch(live: Sequence[LiveTensor], changes: Sequence[ParameterDelta]) -> PatchGroup:
-    """Compute all tuned elements of a batch at once."""
+    """Compute the tuned elements of a whole batch at once."""
     joined = JoinedChanges.of(changes).to(live[0].tensor.device)
     slices = [slice(start, end) for start, end in pairwise([0, *accumulate(joined.counts)])]
     row_major = joined.indices_of_64_bits()

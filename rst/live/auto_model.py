@@ -1,4 +1,4 @@
-"""An adapter together with the base model that it names, as `peft.AutoPeftModel` loads both."""
+"""Loading an adapter together with the base model that it names, as `peft.AutoPeftModel` does."""
 
 import os
 from collections.abc import Mapping
@@ -32,18 +32,18 @@ class AutoRSTModel:
         base_options: Mapping[str, Any] | None = None,
         **hub: "Unpack[HubOptions]",
     ) -> RSTModel:
-        """Load the base in the class that its own configuration names, then the adapter: `RSTModel.from_pretrained`.
+        """Load the base in the class that its configuration names, and then the adapter, as `RSTModel.from_pretrained`.
 
         Args:
             model_id: an adapter's folder, or a repository on the hub.
-            adapter_name: the name to call it by.
-            is_trainable: whether to go on training it.
-            base_options: for the base's `from_pretrained` (dtype, device_map, ...).
-            **hub: of the adapter; see `rst.live.hub.HubOptions`.
+            adapter_name: the name for the adapter.
+            is_trainable: whether to continue training the adapter.
+            base_options: options for the base's `from_pretrained` (dtype, device_map, ...).
+            **hub: options for the adapter's repository; see `rst.live.hub.HubOptions`.
 
         Raises:
-            CheckpointError: there is no such adapter, it names no base, or the base cannot be loaded.
-            RSTError: as `RSTModel.load_adapter`.
+            CheckpointError: the adapter does not exist, it names no base, or the base cannot be loaded.
+            RSTError: the errors of `RSTModel.load_adapter`.
         """
         settings = find_adapter(model_id, (CONFIG_FILE,), **hub)
         if settings.is_file():

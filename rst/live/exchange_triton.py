@@ -1,7 +1,7 @@
-"""A swap on a GPU in one launch for all tensors of an element width: check, keep what was there, and write.
+"""A swap on a GPU, in one launch for all tensors of an element width: check, save the old elements, and write.
 
-The kernel writes whatever it finds, and says whether that was what should have been there. If not, what it kept goes
-back. The host waits once, for that answer.
+The kernel writes whatever it finds, and reports whether it found the expected elements. If it did not, the saved
+elements are written back. The host waits once, for this answer.
 """
 
 from collections import defaultdict
@@ -28,11 +28,11 @@ class _Part(NamedTuple):
     """The tensors of one element width and device.
 
     Attributes:
-        table: a row has the addresses of a tensor's memory, of the positions to exchange (0: all) and of the elements
-            there without and with the delta, and where its elements are in what is kept.
-        words: elements in all.
-        dtype: the integers of their width.
-        answer: int32 of shape (2,): the last exchange that found other elements than it should, and the last that ran.
+        table: one row per tensor: the addresses of its memory, of the positions to exchange (0 for all), and of the
+            elements without and with the delta, and the offset of its elements in the saved ones.
+        words: the total number of elements.
+        dtype: the integer dtype of their width.
+        answer: int32 of shape (2,): the last exchange that found unexpected elements, and the last that ran.
     """
 
     table: TensorTable
@@ -42,10 +42,10 @@ class _Part(NamedTuple):
 
 
 class Exchange:
-    """Exchanges the elements of all patches, or of none."""
+    """Exchange the elements of all patches, or of none."""
 
     def __init__(self, patches: Sequence[Patch]) -> None:
-        """Make the tables. Use `can_exchange` first."""
+        """Build the tables. Call `can_exchange` first."""
         self._patches = patches
         kinds: defaultdict[tuple[int, torch.device], list[Patch]] = defaultdict(list)
         for patch in patches:
@@ -56,11 +56,11 @@ class Exchange:
         self._counted: CountedSwap | None = None
 
     def is_of(self, patches: Sequence[Patch]) -> bool:
-        """Whether it exchanges these."""
+        """Return whether it exchanges these patches."""
         return len(self._patches) == len(patches) and all(map(lambda a, b: a is b, self._patches, patches))
 
     def run(self, which: Literal["old", "new"]) -> bool:
-        """Write these elements where the others should be, and say whether they were. `keep` or `put_back` follow."""
+        """Write these elements, and return whether the others were there. Call `keep` or `put_back` afterwards."""
         self._count += 1
         self._kept = [torch.empty(part.words, dtype=part.dtype, device=part.answer.device) for part in self._parts]
         self._counted = CountedSwap((patch.live.tensor, patch.swap_version) for patch in self._patches)
@@ -70,11 +70,11 @@ class Exchange:
         return self._count not in answers[_MISMATCHED::2]
 
     def keep(self) -> None:
-        """Leave what was written."""
+        """Keep what was written."""
         self._kept = None
 
     def put_back(self) -> bool:
-        """Write what was there before a `run`, as far as that came; False where it was to be kept."""
+        """Write back what a `run` has replaced so far; return False if it was to be kept."""
         if self._kept is None:
             return False
         self._launch(_OLD, back=True)
@@ -102,7 +102,7 @@ class Exchange:
 
 
 def can_exchange(patch: Patch) -> bool:
-    """Whether a kernel reaches the elements: all but those of a whole tensor with another order in memory."""
+    """Return whether a kernel can address the elements, which it cannot in a whole tensor in another memory order."""
     return all(part.is_contiguous() for part in _tensors(patch))
 
 
@@ -117,7 +117,7 @@ def _part(patches: Sequence[Patch], device: torch.device) -> _Part:
 
 
 def _tensors(patch: Patch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory, positions (none: all), old and new elements. Of numpy's arrays, which the CPU has, their memory."""
+    """Return memory, positions (none for all), old and new elements as tensors, also of numpy arrays on the CPU."""
     everything = patch.positions is EVERYTHING
     positions = torch.empty(0, dtype=torch.int64) if everything else torch.as_tensor(patch.positions)
     return torch.as_tensor(patch.memory), positions, torch.as_tensor(patch.old), torch.as_tensor(patch.new)
@@ -135,13 +135,13 @@ def exchange(
     BLOCK: tl.constexpr,
     BACK: tl.constexpr,
 ):
-    """One block of one tensor's elements."""
+    """Exchange one block of the elements of one tensor."""
     program = tl.program_id(0)
     row = rows + tl.load(row_of_block + program) * 7
     start = (program - tl.load(row + 6)) * BLOCK
     places = start + tl.arange(0, BLOCK)
     there = places < tl.load(row + 5)
-    positions_at = tl.load(row + 1)  # an empty tensor has none
+    positions_at = tl.load(row + 1)  # an empty tensor has no elements
     positions = places
     if positions_at != 0:
         positions = tl.load(positions_at.to(tl.pointer_type(tl.int64)) + places, mask=there, other=0)

@@ -1,4 +1,4 @@
-"""Adapters on the Hugging Face hub, through huggingface_hub: a folder from an id, and back."""
+"""Adapters on the Hugging Face hub: download a folder by its id, and upload one, with huggingface_hub."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HubOptions(TypedDict, total=False):
-    """Where and how to look for an adapter, as huggingface_hub calls it, and whom to trust."""
+    """Where to look for an adapter and how, in the terms of huggingface_hub, and whose signatures to trust."""
 
     subfolder: str | None
     """Of the folder or the repository."""
@@ -35,7 +35,7 @@ class HubOptions(TypedDict, total=False):
 
 
 class PushOptions(TypedDict, total=False):
-    """How to upload an adapter, as huggingface_hub calls it."""
+    """How to upload an adapter, in the terms of huggingface_hub."""
 
     commit_message: str
     commit_description: str | None
@@ -52,17 +52,17 @@ def find_adapter(
     files: Sequence[str] = (CONFIG_FILE, DELTA_FILE),
     **options: "Unpack[HubOptions]",
 ) -> Path:
-    """Return an adapter's place: `model_id` itself if it is a local folder or file, otherwise the hub's, downloaded.
+    """Return an adapter's path: `model_id` itself if it is a local folder or file, else the hub's, downloaded.
 
     Args:
         model_id: a folder that `save_pretrained` wrote, a delta's file, or a repository on the hub.
-        files: the files needed.
+        files: the files that are needed.
         **options: see `HubOptions`. With `trusted_keys`, all files of a repository are downloaded.
 
     Raises:
-        CheckpointError: no such folder, file or adapter on the hub, or the hub cannot be reached.
-        ConfigError: an unknown option.
-        SignatureError: with `trusted_keys`, none of them signed it, or it was changed since.
+        CheckpointError: the folder, the file or the adapter on the hub does not exist, or the hub cannot be reached.
+        ConfigError: an option is unknown.
+        SignatureError: none of the `trusted_keys` signed the adapter, or it was changed since.
     """
     _check_options(options, HubOptions)
     trusted_keys = options.pop("trusted_keys", None)
@@ -90,7 +90,7 @@ def download_folder(model_id: str, **options: Any) -> Path:
     """Return a repository's folder in the hub's cache, as filled by `snapshot_download` with these options.
 
     Raises:
-        CheckpointError: no such repository, or the hub cannot be reached.
+        CheckpointError: the repository does not exist, or the hub cannot be reached.
     """
     hub = _import_hub(f"{model_id}: no such file or folder; to look for it on the hub")
     try:
@@ -114,8 +114,8 @@ def push_adapter(delta: SparseDelta, repo_id: str, encoding: Encoding = "coo", *
 
     Raises:
         CheckpointError: huggingface_hub is not installed.
-        ConfigError: an unknown option.
-        huggingface_hub.errors.HfHubHTTPError: the hub refuses.
+        ConfigError: an option is unknown.
+        huggingface_hub.errors.HfHubHTTPError: the hub refuses the upload.
     """
     _check_options(options, PushOptions)
     hub = _import_hub(f"{repo_id}: to upload to the hub")

@@ -1,7 +1,7 @@
-"""PEFT's methods for sparse deltas: load, set, disable, merge and save adapters of one base model, in place and exact.
+"""PEFT's methods for sparse deltas: load, set, disable, merge and save adapters of one base, exactly and in place.
 
-The active adapter is written into the base's own weights; switching to another one swaps the changed elements. The
-forward pass is the base's, at the base's speed.
+The active adapter is written into the base's own weights, and switching to another one swaps the changed elements. The
+forward pass is that of the base, at the same speed.
 """
 
 import os
@@ -73,18 +73,18 @@ class RSTModel(nn.Module):
         """Run the base model with the active adapter.
 
         Args:
-            *args: as the base model takes them.
-            adapter_names: one adapter for each sample of the batch, or "__base__" for none; a single forward pass
-                computes all of them (Eq. 15), see `rst.mixed.batch`. The active adapter is ignored; while adapters are
+            *args: the base model's arguments.
+            adapter_names: the adapter of each sample of the batch, or "__base__" for the base. A single forward pass
+                computes all of them (Eq. 15); see `rst.mixed.batch`. The active adapter is ignored. While adapters are
                 disabled, all samples use the base, as in PEFT.
-            **kwargs: as the base model takes them.
+            **kwargs: the base model's keyword arguments.
         """
         if adapter_names is None:
             return self.base_model(*args, **kwargs)
         return self._mixed("__call__", adapter_names, args, kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Run `generate` of transformers' models with the active adapter, or with one for each sample, as `forward`."""
+        """Run transformers' `generate` with the active adapter, or with one adapter per sample, as in `forward`."""
         if adapter_names is None:
             return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
         settings = kwargs.get("generation_config") or getattr(self.base_model, "generation_config", None)
@@ -118,8 +118,8 @@ class RSTModel(nn.Module):
     ) -> "RSTModel":
         """Wrap `model` and load its first adapter, which becomes active. See `load_adapter`.
 
-        Unless the adapter is trainable, the model is in eval mode then and no parameter requires a gradient, as in
-        PEFT; `unload` and `merge_and_unload` give back the `requires_grad` that was found.
+        Unless the adapter is trainable, the model is then in eval mode and no parameter requires a gradient, as in
+        PEFT. `unload` and `merge_and_unload` restore the original `requires_grad`.
         """
         wrapped = cls(model)
         wrapped.load_adapter(model_id, adapter_name, is_trainable, **hub)
@@ -135,20 +135,20 @@ class RSTModel(nn.Module):
         is_trainable: bool = False,
         **hub: "Unpack[HubOptions]",
     ) -> None:
-        """Read an adapter and check it against the base; the first one becomes active.
+        """Read an adapter and check it against the base. The first one becomes active.
 
         Args:
             model_id: a folder that `save_pretrained` wrote, a delta's file, or a repository on the hub.
-            adapter_name: the name to call it by.
-            is_trainable: whether to go on training it; it becomes active then.
-            **hub: which revision, subfolder and so on: `rst.live.hub.HubOptions`.
+            adapter_name: the name for the adapter.
+            is_trainable: whether to continue training the adapter, which then becomes active.
+            **hub: the revision, the subfolder and so on; see `rst.live.hub.HubOptions`.
 
         Raises:
-            CheckpointError: there is no such adapter.
-            ConfigError: the name is taken, or an unknown keyword.
-            DeltaFormatError: it is damaged.
-            ParameterMismatchError: it is for another architecture.
-            WrongBaseError: it is for other weights. The model is unchanged in every case.
+            CheckpointError: the adapter does not exist.
+            ConfigError: the name is taken, or a keyword is unknown.
+            DeltaFormatError: the adapter is damaged.
+            ParameterMismatchError: the adapter belongs to another architecture.
+            WrongBaseError: the adapter belongs to other weights. The model is unchanged in every case.
         """
         self.add_adapter(adapter_name, load_delta(find_adapter(model_id, **hub)), is_trainable)
 
@@ -160,18 +160,18 @@ class RSTModel(nn.Module):
         *,
         support: Support | None = None,
     ) -> None:
-        """Add a delta, or with a configuration start training a new adapter, which then is active.
+        """Add a delta or, given a configuration, start training a new adapter, which becomes active.
 
         Args:
-            adapter_name: the name to call it by.
+            adapter_name: the name for the adapter.
             adapter: a delta, its file or an adapter's folder; or a configuration.
-            is_trainable: whether to go on training a delta.
-            support: for `select="support"`: the weights to train. Without it a delta's training goes on at those that
-                it changes.
+            is_trainable: whether to continue training a delta.
+            support: the weights to train with `select="support"`. By default, a delta's training continues at the
+                weights that it changes.
 
         Raises:
-            ConfigError: the name is taken, a delta to be trained has no settings, or a support is not trained.
-            RSTError: as `load_adapter`.
+            ConfigError: the name is taken, a delta to be trained has no settings, or the given support is not trained.
+            RSTError: the errors of `load_adapter`.
         """
         if isinstance(adapter, RSTConfig):
             self._bank.train(adapter_name, adapter, support=support)
@@ -193,10 +193,10 @@ class RSTModel(nn.Module):
     def hotswap_adapter(
         self, model_id: str | os.PathLike[str], adapter_name: str = "default", **hub: "Unpack[HubOptions]"
     ) -> None:
-        """Replace a loaded adapter by another under the same name, in the weights too if it is active.
+        """Replace a loaded adapter by another one under the same name, also in the weights if it is active.
 
         Raises:
-            RSTError: as `load_adapter`, or no adapter of this name is loaded; nothing has changed then.
+            RSTError: the errors of `load_adapter`, or no adapter of this name is loaded. Nothing has changed then.
         """
         self._bank.replace(adapter_name, load_delta(find_adapter(model_id, **hub)))
 
@@ -207,15 +207,15 @@ class RSTModel(nn.Module):
         *,
         encoding: Encoding = "coo",
     ) -> None:
-        """Write adapters as folders: "default" into `save_directory`, others into subfolders of their names.
+        """Write adapters as folders: "default" into `save_directory`, the others into subfolders with their names.
 
         Args:
-            save_directory: made if missing.
-            selected_adapters: all of them if left out.
-            encoding: "coo" is readable with safetensors alone, "packed" takes a third of the bytes.
+            save_directory: the folder to write to, which is created if it does not exist.
+            selected_adapters: the names of the adapters to save; all by default.
+            encoding: "coo" can be read with safetensors alone; "packed" takes a third of the bytes or less.
 
         Raises:
-            ConfigError: no such adapter, or a name that cannot be a folder's.
+            ConfigError: an adapter does not exist, or its name cannot be that of a folder.
             OSError: the folder cannot be written.
         """
         names = list(self._bank) if selected_adapters is None else selected_adapters
@@ -224,41 +224,42 @@ class RSTModel(nn.Module):
             write_adapter(folder, self.get_delta(name), encoding)
 
     def push_to_hub(self, repo_id: str, adapter_name: str | None = None, **options: "Unpack[PushOptions]") -> str:
-        """Upload an adapter, the active one if not named, and return the commit's URL; see `push_adapter`."""
+        """Upload an adapter, by default the active one, and return the commit's URL; see `push_adapter`."""
         return push_adapter(self.get_delta(adapter_name), repo_id, **options)
 
     # Choosing
 
     @property
     def adapter_names(self) -> list[str]:
-        """Every loaded adapter."""
+        """The names of all loaded adapters."""
         return list(self._bank)
 
     @property
     def active_adapter(self) -> str | None:
-        """The adapter that is active, or becomes active when adapters are enabled."""
+        """The name of the adapter that is active, or becomes active when adapters are enabled."""
         return self._bank.active
 
     @property
     def active_adapters(self) -> list[str]:
-        """The active adapter in a list, as transformers expects it."""
+        """The name of the active adapter in a list, as transformers expects it."""
         return [] if self._bank.active is None else [self._bank.active]
 
     def set_adapter(self, adapter_name: str) -> None:
         """Make another adapter the active one, and enable adapters.
 
         Raises:
-            ConfigError: no such adapter, or several.
-            RSTError: the base is no longer the adapter's; the one before stays active.
+            ConfigError: the adapter does not exist, or several are named.
+            RSTError: the base no longer has the weights that the adapter was made from. The previous adapter stays
+                active.
         """
         self._bank.activate(self._only([adapter_name] if isinstance(adapter_name, str) else adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it is active, the first of the others takes its place, as in PEFT.
+        """Drop an adapter. If it is active, the first of the others becomes active, as in PEFT.
 
         Raises:
-            ConfigError: no such adapter.
-            WrongBaseError: it is active, and its weights were changed meanwhile; see `PreparedDelta.remove`.
+            ConfigError: the adapter does not exist.
+            WrongBaseError: the adapter is active, and its weights were changed since; see `PreparedDelta.remove`.
         """
         self._bank.delete(adapter_name)
 
@@ -280,7 +281,7 @@ class RSTModel(nn.Module):
         """Write one adapter, by default the active one, into the base's weights, as `set_adapter` does.
 
         Raises:
-            ConfigError: several names, or none and none is active.
+            ConfigError: several adapters are named, or none is named and none is active.
         """
         self._bank.activate(self._only(self.active_adapters if adapter_names is None else adapter_names))
 
@@ -292,7 +293,8 @@ class RSTModel(nn.Module):
         """Merge one adapter into the base's weights permanently, drop all adapters and return the base model.
 
         Raises:
-            ConfigError: as `merge_adapter`, or the adapter changes a quantised layer, whose weights hold no change.
+            ConfigError: as in `merge_adapter`, or the adapter changes a quantised layer, whose weights cannot hold a
+                change.
         """
         name = self._only(self.active_adapters if adapter_names is None else adapter_names)
         if beside := self._bank.beside_quantized(name):
@@ -303,7 +305,7 @@ class RSTModel(nn.Module):
             )
         self.merge_adapter(adapter_names)
         if self.trainer is not None:
-            self.trainer.export()  # selects, so that the weights equal base plus delta
+            self.trainer.export()  # this selects, so that the weights equal base plus delta
         self._bank.clear()
         return self.base_model
 
@@ -322,21 +324,21 @@ class RSTModel(nn.Module):
         majority_sign_method: "MajoritySignMethod" = "total",
         whole_from: str | None = None,
     ) -> None:
-        """Combine adapters into a new one, in O(sum of their changed weights). See `rst.combine`.
+        """Combine adapters into a new one, in time proportional to their changed weights. See `rst.combine`.
 
         Args:
-            adapters: their names.
-            weights: a factor for each.
-            adapter_name: of the new one.
-            combination_type: see `rst.combine`, as for the next two.
-            density: the share of changed weights to keep of each.
+            adapters: the names of the adapters.
+            weights: one factor per adapter.
+            adapter_name: the name for the new adapter.
+            combination_type: how to combine them; see `rst.combine`, also for the next two arguments.
+            density: the share of the changed weights to keep of each adapter.
             majority_sign_method: how a sign is elected.
-            whole_from: the one of `adapters` whose tensors stored whole (heads, buffers) the new one has; they have no
-                residual to be averaged. Without it those of all adapters must agree in every bit.
+            whole_from: the adapter among `adapters` whose tensors stored whole (heads, buffers) the new one gets. They
+                have no residuals that could be averaged. By default, those of all adapters must agree in every bit.
 
         Raises:
-            ConfigError: an unknown adapter or combination, or the name is taken.
-            ParameterMismatchError: tensors stored whole differ, and `whole_from` does not say whose to take.
+            ConfigError: an adapter or the combination is unknown, or the name is taken.
+            ParameterMismatchError: tensors stored whole differ, and `whole_from` does not say which to take.
         """
         from rst.operations.combine import combine
 
@@ -362,20 +364,20 @@ class RSTModel(nn.Module):
             )
         self._bank.add(adapter_name, combined)
 
-    # Looking
+    # Inspecting
 
     @property
     def trainer(self) -> ResidualSparseTrainer | None:
-        """The trainer of the active adapter, None if that is not in training: `model.trainer.attach(optimizer)`."""
+        """The trainer of the active adapter, for `model.trainer.attach(optimizer)`; None if that is not in training."""
         active = None if self._bank.active is None else self._bank[self._bank.active]
         return active.trainer if isinstance(active, TrainingAdapter) else None
 
     def get_delta(self, adapter_name: str | None = None) -> SparseDelta:
-        """One adapter's delta, the active one's if not named. Raises `ConfigError` if there is none."""
+        """Return the delta of an adapter, by default the active one. Raises `ConfigError` if there is none."""
         return self._bank.delta(self._only(self.active_adapters) if adapter_name is None else adapter_name)
 
     def get_model_status(self) -> ModelStatus:
-        """What is loaded, active, trainable, and where."""
+        """Return which adapters are loaded, active and trainable, and on which devices."""
         return ModelStatus.of(self.base_model, self._bank)
 
     def print_trainable_parameters(self) -> None:
@@ -383,7 +385,7 @@ class RSTModel(nn.Module):
         print(self.get_model_status().parameters_line())
 
     def get_base_model(self) -> nn.Module:
-        """The wrapped model, with the active adapter in its weights."""
+        """Return the wrapped model, with the active adapter in its weights."""
         return self.base_model
 
     def __getattr__(self, name: str) -> Any:
@@ -391,7 +393,7 @@ class RSTModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # base_model is not set yet, or the lookup would recurse; __deepcopy__ and the like are the base's own
+            # before base_model is set, the lookup would recurse; __deepcopy__ and the like are the base's own
             if name == "base_model" or name.startswith("__"):
                 raise
             return getattr(self.base_model, name)
@@ -400,7 +402,7 @@ class RSTModel(nn.Module):
         """Move or cast (`to`, `cuda`, `half`) the base without its adapters, so that both stay exact."""
         dtypes = {}
         quantized = {id(one.layer.weight) for one in quantized_layers(self.base_model).values()}
-        for name, place in places_of(unwrap(self.base_model)).items():  # by every name, tied ones too
+        for name, place in places_of(unwrap(self.base_model)).items():  # by every name, including those of tied tensors
             if place.tensor is not None and id(place.tensor) not in quantized:
                 tensor = place.tensor.detach()
                 dtypes[name] = fn(tensor.new_empty(0)).dtype if is_plain(tensor) else tensor.dtype
@@ -430,6 +432,6 @@ def get_rst_model(
     >>> model.save_pretrained("ar2cl/")
 
     Raises:
-        RSTError: as `ResidualSparseTrainer`.
+        RSTError: the errors of `ResidualSparseTrainer`.
     """
     return RSTModel(model, config, adapter_name, support=support)

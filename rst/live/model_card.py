@@ -8,7 +8,7 @@ _LONGEST_TABLE = 20
 
 
 def model_card(delta: SparseDelta, file_bytes: int) -> str:
-    """Return Markdown with the hub's front matter (`library_name`, `base_model`, tags), a density table and usage."""
+    """Return Markdown: the hub's front matter (`library_name`, `base_model`, tags), a density table and an example."""
     return "\n".join([*_front_matter(delta), "", *_text(delta, file_bytes), "", *_table(delta), ""])
 
 

@@ -1,4 +1,4 @@
-"""The status of an `RSTModel`: PEFT's `get_model_status`, with RST's additions."""
+"""The status of an `RSTModel`, like that of PEFT's `get_model_status`, with additions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from rst.live.adapters import TrainingAdapter
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """The state of a model and its adapters; fields that PEFT has too mean the same.
+    """The state of a model and its adapters. Fields that PEFT has too have the same meaning.
 
     Attributes:
-        base_model_type: class of the base model.
-        trainable_params: parameters that require a gradient.
-        total_params: all parameters of the base.
+        base_model_type: the class of the base model.
+        trainable_params: the number of parameters that require a gradient.
+        total_params: the number of all parameters of the base.
         enabled: whether the active adapter is in the weights.
-        active_adapters: the active adapter, or none.
-        available_adapters: every loaded adapter.
+        active_adapters: the active adapter, if there is one.
+        available_adapters: all loaded adapters.
         in_training: the adapters that are being trained.
-        stored_params: by adapter, the changed weights and those stored whole (DSP of one task); for one in training,
-            those that have changed so far.
-        devices: devices of the base's parameters.
+        stored_params: for each adapter, the number of changed weights and of weights stored whole (DSP of one task);
+            for an adapter in training, those that have changed so far.
+        devices: the devices of the base's parameters.
     """
 
     base_model_type: str
@@ -53,7 +53,7 @@ class ModelStatus:
         )
 
     def parameters_line(self) -> str:
-        """Return PEFT's line of trainable parameters, with the size to store of the active adapter."""
+        """Return PEFT's line of trainable parameters, and the number of parameters to store for the active adapter."""
         total = max(self.total_params, 1)
         stored = sum(self.stored_params[name] for name in self.active_adapters)
         return (

@@ -1,7 +1,7 @@
-"""Elements of a live tensor that are exchanged for others and back.
+"""Exchanging elements of a live tensor for others, and back.
 
-On the CPU through numpy, whose indexing takes a third of torch's time for the few thousand elements of a parameter.
-Tensors and numpy's arrays are indexed alike, so what is said of `Elements` holds on any device.
+On the CPU, numpy does this, because its indexing takes a third of torch's time for the few thousand elements of a
+parameter. Tensors and numpy's arrays are indexed in the same way, so code for `Elements` works on any device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ EVERYTHING: Any = ...
 
 
 class Place(NamedTuple):
-    """Where a module has a tensor.
+    """The place of a tensor in a module.
 
     Attributes:
-        owner: the parameters or the buffers of the module that has it, `module._parameters` or `module._buffers`.
-        attribute: its name there.
-        is_buffer: which of the two.
+        owner: the module's parameters or buffers, `module._parameters` or `module._buffers`.
+        attribute: the tensor's name in `owner`.
+        is_buffer: whether `owner` holds buffers.
     """
 
     owner: Mapping[str, Tensor | None]
@@ -42,13 +42,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class LiveTensor:
-    """A parameter or buffer as a module had it. While this is kept, nothing else gets the tensor's memory.
+    """A parameter or buffer as a module had it. As long as this object exists, the tensor's memory is not reused.
 
     Attributes:
-        name: for messages.
-        place: where the module has it.
+        name: the tensor's name, for messages.
+        place: the tensor's place in the module.
         tensor: the tensor, detached.
-        form: where and how it lies in memory, which every swap asks for.
+        form: its address and layout in memory, which every swap compares.
     """
 
     name: str
@@ -58,10 +58,10 @@ class LiveTensor:
 
     @classmethod
     def find(cls, name: str, place: Place) -> "LiveTensor":
-        """The tensor as it is now.
+        """Return the tensor as it is now.
 
         Raises:
-            ParameterMismatchError: there is none, or none whose elements can be written one by one.
+            ParameterMismatchError: there is no tensor, or its elements cannot be written one by one.
         """
         found = place.tensor
         if found is None or found.is_meta:
@@ -72,12 +72,12 @@ class LiveTensor:
         return cls(name, place, found.detach(), form)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles find the tensor of the module that was copied with them."""
+        """Make copies and pickles find the tensor of the module that was copied with them."""
         return LiveTensor.find, (self.name, self.place)
 
     @property
     def is_current(self) -> bool:
-        """Whether the module still has the tensor in this memory, laid out and typed as it was."""
+        """Return whether the module still has the tensor in this memory, with the same layout and dtype."""
         now = self.place.owner.get(self.place.attribute)
         if now is None:
             return False
@@ -86,15 +86,15 @@ class LiveTensor:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Elements of one tensor to exchange.
+    """The elements of one tensor to exchange.
 
     Attributes:
         live: the tensor.
-        memory: its elements, in memory order if some are exchanged, in its shape if all.
-        positions: which of them, or `EVERYTHING`.
+        memory: the tensor's elements: in memory order if some are exchanged, in the tensor's shape if all are.
+        positions: the positions to exchange, or `EVERYTHING`.
         new: the tuned elements.
-        old: the base's.
-        swap_version: what autograd is told of the exchanges.
+        old: the base's elements.
+        swap_version: the count of writes that autograd sees.
     """
 
     live: LiveTensor
@@ -106,7 +106,7 @@ class Patch:
 
     @classmethod
     def at(cls, live: LiveTensor, positions: Elements, new: Elements, old: Elements) -> "Patch":
-        """Exchange elements at row-major `positions`, or all; what is on another device is brought to the tensor's."""
+        """Exchange elements at row-major `positions`, or all. Elements on another device are moved to the tensor's."""
         tensor = live.tensor
         new, old = (elements(torch.as_tensor(part).to(tensor.device)) for part in (new, old))
         if positions is EVERYTHING:
@@ -115,14 +115,14 @@ class Patch:
         return cls(live, in_memory_order(tensor), memory_positions(tensor, row_major), new, old)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The memory is that of the copy, whose layout may be another."""
+        """Use the memory of the copied tensor, whose layout may differ."""
         return Patch.at, (self.live, self._row_major(), self.new, self.old)
 
     def found_again(self) -> "Patch":
-        """The same exchange where the module has the tensor now: moved, replaced, or cast, with the elements cast too.
+        """Return the same exchange for the tensor that the module has now: moved, replaced, or cast like the elements.
 
         Raises:
-            ParameterMismatchError: the module no longer has it, or has it in another shape or kind of dtype.
+            ParameterMismatchError: the module no longer has the tensor, or has it in another shape or kind of dtype.
         """
         if self.live.is_current:
             return self
@@ -141,32 +141,32 @@ class Patch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept besides the tensor itself."""
+        """The bytes of what is kept in addition to the tensor itself."""
         positions = 0 if self.positions is EVERYTHING else self.positions.nbytes
         return int(positions + self.new.nbytes + self.old.nbytes)
 
     @property
     def changed(self) -> int:
-        """How many elements are new ones."""
+        """The number of new elements."""
         return int((self.new != self.old).sum())
 
     def read(self) -> Elements:
-        """The elements there are now."""
+        """Return the current elements."""
         return self.memory[self.positions]
 
     def read_into(self, out: Elements) -> None:
-        """Copy those of some positions."""
+        """Copy the current elements at the positions into other memory."""
         if isinstance(out, np.ndarray):
-            self.memory.take(self.positions, out=out, mode="clip")  # positions are inside; else it takes a buffer
+            self.memory.take(self.positions, out=out, mode="clip")  # positions are inside; else numpy buffers
         else:
             out[:] = self.read()
 
     def has(self, elements: Elements) -> bool:
-        """Whether it is these elements that are there now."""
+        """Return whether the current elements are these."""
         return _equal(self.read(), elements)
 
     def write(self, elements: Elements) -> None:
-        """Replace them; autograd does not see it (`CountedSwap`)."""
+        """Write these elements. Autograd does not see it (`CountedSwap`)."""
         self.memory[self.positions] = elements
 
     def _row_major(self) -> Elements:
@@ -182,27 +182,27 @@ class Patch:
 
 @dataclass(frozen=True)
 class PatchGroup:
-    """Patches of one device and dtype. Their elements lie end to end, so that one comparison serves them all."""
+    """Patches of one device and dtype. Their elements are concatenated, so that one comparison serves them all."""
 
     patches: Sequence[Patch]
     new: Elements
     old: Elements
 
     def lacking(self, which: Literal["new", "old"]) -> list[Patch]:
-        """The patches whose tensors have not these elements now."""
+        """Return the patches whose tensors do not have these elements now."""
         if _equal(read_all([(patch.memory, patch.positions) for patch in self.patches]), getattr(self, which)):
             return []
         return [patch for patch in self.patches if not patch.has(getattr(patch, which))]
 
     def exchange(self, which: Literal["new", "old"], found: list[tuple[Patch, Elements]]) -> bool:
-        """Write these elements over the others, and say whether it was the others that were there.
+        """Write the old or the new elements, and return whether the others were there before.
 
         Args:
-            which: what to write.
-            found: gets each patch that is written to, with the elements that it had.
+            which: which elements to write.
+            found: a list that receives each patch that is written to, with the elements that it had.
         """
         others = self.old if which == "new" else self.new
-        if len(self.patches) == 1 and self.patches[0].positions is EVERYTHING:  # with no copy of a whole tensor
+        if len(self.patches) == 1 and self.patches[0].positions is EVERYTHING:  # without a copy of a whole tensor
             if not self.patches[0].has(others):
                 return False
             found.append((self.patches[0], others))
@@ -218,7 +218,7 @@ class PatchGroup:
         return _equal(before, others)
 
     def found_again(self) -> Sequence["PatchGroup"]:
-        """The same patches where their tensors are now; apart if some have moved, as their devices may differ then."""
+        """Return the same patches for the current tensors; in several groups if some have moved between devices."""
         if all(patch.live.is_current for patch in self.patches):
             return [self]
         patches = [patch.found_again() for patch in self.patches]
@@ -226,12 +226,12 @@ class PatchGroup:
 
 
 def elements(tensor: Tensor) -> Elements:
-    """View a tensor's bits, to be read and written."""
+    """View a tensor's bits, to read and write them."""
     return bits(tensor).numpy() if tensor.device.type == "cpu" else bits(tensor)
 
 
 def in_memory_order(tensor: Tensor) -> Elements:
-    """View the memory of a tensor in one dimension, first element to last, whatever its strides."""
+    """View the memory of a tensor in one dimension, from the first element to the last, whatever its strides."""
     if tensor.is_contiguous():
         flat = tensor.view(-1)
     else:
@@ -241,7 +241,7 @@ def in_memory_order(tensor: Tensor) -> Elements:
 
 
 def memory_positions(tensor: Tensor, positions: Elements) -> Elements:
-    """Turn row-major positions into positions `in_memory_order`, so that one scatter serves every memory format."""
+    """Convert row-major positions to positions `in_memory_order`, so that one scatter serves every memory format."""
     if tensor.is_contiguous():
         return positions
     axes = torch.unravel_index(torch.as_tensor(positions), tensor.shape)
@@ -250,7 +250,7 @@ def memory_positions(tensor: Tensor, positions: Elements) -> Elements:
 
 
 def read_all(places: Sequence[tuple[Elements, Elements]]) -> Elements:
-    """Read elements of several memories, each at its positions, which must be inside; laid end to end."""
+    """Read and concatenate the elements of several memories, each at its positions, which must be inside."""
     first, positions = places[0]
     if len(places) == 1:
         return first[positions]

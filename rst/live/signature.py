@@ -1,6 +1,7 @@
 """Signatures over all files of an adapter's folder, with OpenSSF's model-signing: they prove who made it.
 
-A digest detects damage, not tampering: whoever changes a delta can recompute it. A signature needs the private key.
+A digest detects damage but not tampering, because whoever changes a delta can recompute it. A signature requires the
+private key.
 """
 
 import os
@@ -27,23 +28,23 @@ def sign(
     certificate: PathLike | None = None,
     chain: Iterable[PathLike] = (),
 ) -> Path:
-    """Sign an adapter's folder, `rst_config.json` and the card included, or a delta's file.
+    """Sign an adapter's folder, including `rst_config.json` and the card, or a delta's file.
 
     >>> sign("adapter/", "private.pem")  # writes adapter/model.sig
 
     Args:
         adapter: the folder, or the file.
         private_key: a PEM file with a private key of an elliptic curve (P-256, P-384 or P-521).
-        password: password of the key, if it has one.
-        certificate: certificate of the key, for those who trust its issuer; PEM.
-        chain: certificates between that one and the issuer's own.
+        password: the password of the key, if it has one.
+        certificate: a PEM file with the certificate of the key, for those who trust its issuer.
+        chain: the certificates between this one and the issuer's own.
 
     Returns:
-        The path of the signature: `model.sig` in the folder, or the file's name and `.sig`.
+        The path of the signature: `model.sig` in the folder, or the file's name with `.sig` appended.
 
     Raises:
-        CheckpointError: no such folder or file, or model-signing is not installed.
-        SignatureError: the key or a certificate is unreadable or of another kind.
+        CheckpointError: the folder or file does not exist, or model-signing is not installed.
+        SignatureError: the key or a certificate cannot be read, or is of another kind.
     """
     place = Path(adapter)
     if not place.exists():
@@ -53,7 +54,7 @@ def sign(
     config = signing.Config().set_hashing_config(
         hashing.Config().set_ignored_paths(paths=[written.name]).set_allow_symlinks(True)
     )
-    secret = password.encode() if password else None  # in the form of cryptography, which receives it
+    secret = password.encode() if password else None  # in the form that cryptography expects
     try:
         if certificate is None:
             config.use_elliptic_key_signer(private_key=Path(private_key), password=secret)
@@ -64,24 +65,24 @@ def sign(
                 certificate_chain=[*map(Path, chain)] or [Path(certificate)],  # an empty chain is rejected
             )
         config.sign(place, written)
-    except Exception as error:  # cryptography, OpenSSL and model-signing have no common class of errors
+    except Exception as error:  # cryptography, OpenSSL and model-signing have no common error class
         raise SignatureError(f"cannot be signed with {private_key} ({_reason(error)})", file=place) from error
     return written
 
 
 def check_signature(adapter: PathLike, trusted_keys: Iterable[PathLike]) -> Path:
-    """Check that an adapter is, to the byte, what one of the keys signed, without extra or missing files except git's.
+    """Check that an adapter has exactly the bytes that one of the keys signed, without extra files other than git's.
 
     Args:
         adapter: the folder, or the delta's file.
-        trusted_keys: PEM files with a public key, or with the certificate of the issuer of the signer's.
+        trusted_keys: PEM files with a public key, or with the certificate of the issuer of the signer's certificate.
 
     Returns:
         The first of `trusted_keys` that matches.
 
     Raises:
         CheckpointError: model-signing is not installed.
-        SignatureError: there is no signature, it is by another key, or a file was changed, added or removed since.
+        SignatureError: there is no signature, another key made it, or a file was changed, added or removed since.
     """
     place = Path(adapter)
     verifying, hashing = _import("verifying"), _import("hashing")

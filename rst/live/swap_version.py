@@ -1,8 +1,9 @@
-"""Autograd's count of writes, for weights that step aside and come back between a forward and its backward pass.
+"""Autograd's count of writes, for weights that are swapped out and back between a forward pass and its backward pass.
 
-Autograd notes each tensor's count with the graph and goes backward only if it is still the same. A swap there and back
-leaves the elements that the graph was made with, so the count goes back with them. What stands there meanwhile has a
-count that ordinary writes do not come near: a graph made from those elements is refused once they are gone.
+Autograd records the count of each tensor with the graph, and runs the backward pass only if the count is still the
+same. A swap and its reversal restore the elements that the graph was made with, so the count is restored too. In
+between, the count has a value far from those of ordinary writes, so that autograd rejects a graph made from the
+elements of that time once they are gone.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ _fresh = count()
 
 
 class SwapVersion:
-    """The counts of a tensor with and without the elements that are swapped in."""
+    """The counts of a tensor, with and without the elements that are swapped in."""
 
     __slots__ = ("left", "return_to")
 
@@ -27,16 +28,16 @@ class SwapVersion:
         self.return_to = 0
 
     def after(self, before: int) -> int:
-        """The count after a swap; `before` it was this one."""
-        untouched = before == self.left  # nobody wrote since the last swap, so the elements before that one are back
+        """Return the count after a swap, given the count `before` it."""
+        untouched = before == self.left  # since the last swap, so the elements from before it are back
         return self.return_to if untouched else _FIRST + next(_fresh) * _APART % _FIRST
 
 
 class CountedSwap:
-    """The counts of all tensors of one swap, noted before it, set after it, and set back if it failed."""
+    """The counts of all tensors of one swap: recorded before it, set after it, and reset if it failed."""
 
     def __init__(self, tensors: Iterable[tuple[Tensor, SwapVersion]]) -> None:
-        """Note the counts. Torch counts no writes to tensors that were made in inference mode; these are left out."""
+        """Record the counts, except of tensors made in inference mode, for which torch counts no writes."""
         counted = [(tensor, known) for tensor, known in tensors if not tensor.is_inference()]
         self._tensors = tuple([tensor for tensor, _ in counted])
         self._known = [known for _, known in counted]
@@ -44,14 +45,14 @@ class CountedSwap:
         self._noted = [(known.left, known.return_to) for known in self._known]
 
     def done(self) -> None:
-        """Set the counts after the swap, which autograd has not seen."""
+        """Set the counts after the swap, which autograd does not see."""
         after = tuple(map(SwapVersion.after, self._known, self._before))
         for known, left, return_to in zip(self._known, after, self._before, strict=True):
             known.left, known.return_to = left, return_to
         _set_counts(self._tensors, after)
 
     def undone(self) -> None:
-        """Set the counts before the swap."""
+        """Reset the counts to those before the swap."""
         for known, (left, return_to) in zip(self._known, self._noted, strict=True):
             known.left, known.return_to = left, return_to
         _set_counts(self._tensors, self._before)

@@ -1,4 +1,4 @@
-"""All or nothing: undo the work of a block if it fails."""
+"""Undoing the work of a block if it fails, so that all of it is done or nothing."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -7,10 +7,10 @@ from types import TracebackType
 class UndoOnError:
     """Call `undo` if the block ends in an exception, Ctrl-C included.
 
-    `undo` may run after all, half or none of the block's work, and must restore the start from each.
+    `undo` may run after all, some or none of the block's work, and must restore the initial state in each case.
 
-    This is a class rather than a generator: Ctrl-C may drop a generator on the way out of its block, after the work is
-    done, and Python would then run the undo whenever it collects the generator.
+    This is a class rather than a generator, because Ctrl-C may drop a generator on the way out of its block, after the
+    work is done, and Python would then run the undo when it collects the generator.
     """
 
     def __init__(self, undo: Callable[[], object]) -> None:
