@@ -14,6 +14,7 @@ FAMILIES = (
     "projection",
     "swap",
     "storage",
+    "dense",
     "checkpoints",
     "training_step",
     "training_memory",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "safetensors", "numpy", "pcodec", "blake3", "peft", "transformers", "open_clip_torch")
+_PACKAGES = ("torch", "safetensors", "numpy", "pcodec", "blake3", "peft", "transformers", "open_clip_torch", "zipnn")
 
 
 @dataclass(frozen=True)

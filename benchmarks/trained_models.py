@@ -1,7 +1,7 @@
 """Changes made by training: the quickstart's CLIP adapted with RST, and a causal language model tuned at RL's rates."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,12 +63,28 @@ def tuned_language_models(run: LanguageRun) -> Iterator[CheckpointPair]:
 
     Tuned twice: with bfloat16 weights throughout, and with float32 weights that are cast for shipping.
     """
-    torch.manual_seed(0)
-    pretrained = _language_model(run)
-    optimizer = torch.optim.AdamW(pretrained.parameters(), lr=1e-3)
-    _train(pretrained, optimizer, run, run.pretraining, torch.Generator().manual_seed(0))
+    pretrained = _pretrained(run)
     yield from _tuned(copy.deepcopy(pretrained).to(torch.bfloat16), "bfloat16 weights", run)
     yield from _tuned(pretrained, "float32 masters", run)
+
+
+def full_fine_tune(run: LanguageRun, dtypes: Sequence[torch.dtype]) -> Iterator[CheckpointPair]:
+    """The pretrained model and one tuned with float32 masters, after the last of the steps, in each dtype."""
+    model, generator = _pretrained(run), torch.Generator().manual_seed(1)
+    bases = [_weights(model, dtype) for dtype in dtypes]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, weight_decay=0.0)
+    _train(model, optimizer, run, run.steps[-1], generator)
+    for dtype, base in zip(dtypes, bases, strict=True):
+        name = f"{str(dtype).removeprefix('torch.')}, causal LM, AdamW at {run.learning_rate:g}, steps: {run.steps[-1]}"
+        yield CheckpointPair(name, base, _weights(model, dtype))
+
+
+def _pretrained(run: LanguageRun) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    model = _language_model(run)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    _train(model, optimizer, run, run.pretraining, torch.Generator().manual_seed(0))
+    return model
 
 
 def _tuned(model: nn.Module, kind: str, run: LanguageRun) -> Iterator[CheckpointPair]:

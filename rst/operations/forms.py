@@ -35,8 +35,8 @@ def express(name: str, change: ParameterDelta, base: Tensor, op: Op, source: str
 def smallest_op(changes: Iterable[tuple[str, ParameterDelta, Tensor]], nnz: int, source: str | None) -> Op:
     """Find the operation with which a delta packs smallest, by packing all entries, or a million of them, with each.
 
-    One for all parameters: where each had its own, trained deltas would hardly be smaller, and every reader would have
-    to know files of several operations.
+    One for all parameters: where each has its own, nine trained deltas are 0.6 % smaller at most (python -m benchmarks
+    dense), for which every reader would have to know files of several operations.
 
     Args:
         changes: name, change in any form, and w0, of each parameter.
