@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rst.operations.convert import convert
     from rst.operations.export import export
     from rst.operations.merge import merge
+    from rst.operations.merge_in_place import merge_in_place
     from rst.schedule import Constant, Geometric, Linear
     from rst.training.status import TrainingStatus
     from rst.training.support import Support
@@ -82,6 +83,7 @@ _MODULE_OF = {
     "from_peft": "rst.interop.peft_adapters",
     "get_rst_model": "rst.live.model",
     "merge": "rst.operations.merge",
+    "merge_in_place": "rst.operations.merge_in_place",
     "mixed_forward": "rst.mixed.batch",
     "open_checkpoint": "rst.checkpoints.checkpoint",
     "to_shira": "rst.interop.shira",
@@ -123,6 +125,7 @@ __all__ = [
     "from_peft",
     "get_rst_model",
     "merge",
+    "merge_in_place",
     "mixed_forward",
     "open_checkpoint",
     "to_shira",

@@ -45,6 +45,10 @@ class StoredArrays:
         """How many are still there."""
         return len(self._entries)
 
+    def begins(self, name: str) -> int:
+        """Return the first byte of an array that is still there."""
+        return self._entries[name].first
+
     def take(self, name: str) -> Tensor | None:
         """Take out one; None if there is none of this name. Raises `ValueError` or `RuntimeError` if it is none."""
         entry = self._entries.pop(name, None)
@@ -93,6 +97,12 @@ def map_privately(source: str) -> tuple[Contents, dict[str, Tensor]]:
     """
     contents = _contents(source, lambda: _read(source) if os.name == "nt" else _mapped(source, "c"))
     return contents, _tensors(source, contents)
+
+
+def places_of(source: str) -> dict[str, int]:
+    """Return where each tensor of a file begins, in bytes. Raises as reading it."""
+    contents = _contents(source, lambda: np.memmap(source, dtype=np.uint8, mode="r"))
+    return {name: contents.stored.begins(name) for name in contents.stored}
 
 
 @contextmanager
