@@ -69,6 +69,7 @@ def merge_in_place(
     begun = load_delta(undo) if undo.exists() else None
     merging = MergedTensors(opened if begun is None else _put_back(opened, begun), change)
     names = list(dict.fromkeys([*merging.changed, *merging.whole]))
+    total = sum(bytes_of_tensor(opened.outline(name)) for name in names if name in opened)
     back, targets, done = {}, {}, 0
     for name in names:
         try:
@@ -81,7 +82,7 @@ def merge_in_place(
             targets[merging.original(name)] = undone.indices.long(), gather(tuned.reshape(-1), undone.indices)
         done += bytes_of_tensor(tuned)
         if on_progress:
-            on_progress(done, sum(bytes_of_tensor(opened.outline(name)) for name in names))
+            on_progress(done, total)
     opened.check_unchanged()
     undoing = SparseDelta(back, coordinates=change.coordinates)
     if begun is not None and begun.parameters != undoing.parameters:
