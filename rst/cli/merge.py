@@ -96,11 +96,11 @@ def merge(
                 "bytes": size,
                 "base": str(base),
                 "delta": str(delta),
-                "undo": str(undo) if undo else None,
                 "changed": change.nnz,
                 "parameters": len(change),
                 "stored_whole": len(change.dense),
             }
+            | ({"undo": str(undo)} if undo else {})
         )
         return
     done = f"would write {target} (about {human_size(size)})" if dry_run else f"wrote {target} ({human_size(size)})"
