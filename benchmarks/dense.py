@@ -60,7 +60,7 @@ def _row(pair: CheckpointPair, scratch: Path) -> Row:
     sizes = _delta_sizes(pair, scratch)
     planes = scratch / "planes"
     planes.write_bytes(b"".join(_planes(bits(pair.base[name]) ^ bits(one)) for name, one in pair.tuned.items()))
-    numbers = {
+    numbers: dict[str, float | int | str | None] = {
         "weights": sum(tensor.numel() for tensor in pair.tuned.values()),
         "changed": pair.changed,
         "the tuned weights": sum(tensor.nbytes for tensor in pair.tuned.values()),
