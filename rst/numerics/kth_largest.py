@@ -4,7 +4,7 @@ A sample brackets the result. One pass counts the numbers above the bracket and 
 the k-th is found exactly. If the bracket misses, its failing end is opened and the pass repeated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ _ERRORS = 4.0
 class KthLargest:
     """The k-th largest number: its value, the count of strictly larger ones, and its positions.
 
-    `ties` holds, for each item, the positions of the numbers equal to `value`, in order.
+    `ties` holds, for the first items, the positions of numbers equal to `value`, in order: `k - above` in all.
     """
 
     value: float
@@ -47,6 +47,8 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
     sample = np.concatenate(on_all_cores(lambda item: numbers(item, stride), items))
     low, high = _bracket(np.sort(sample), k / total)
     while True:
+        if low == high and (known := _of_one_value(numbers, items, k, low)):
+            return known
         found = on_all_cores(lambda item: _look(numbers(item, 1), low, high), items)  # noqa: B023  (called at once)
         above = sum(count for count, _, _ in found)
         inside = np.concatenate([values for _, _, values in found])
@@ -57,8 +59,38 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
         else:
             place = inside.size - (k - above)
             value = inside[np.argpartition(inside, place)[place]]
-            ties = [positions[values == value] for _, positions, values in found]
-            return KthLargest(float(value), above + int(np.count_nonzero(inside > value)), ties)
+            above += int(np.count_nonzero(inside > value))
+            ties = (positions[values == value] for _, positions, values in found)
+            return KthLargest(float(value), above, _first(ties, k - above))
+
+
+def _of_one_value(
+    numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, value: float
+) -> KthLargest | None:
+    """Return the k-th largest number if it is `value`, which so many share in half precision that none are stored."""
+    counts = on_all_cores(lambda item: _counts(numbers(item, 1), value), items)
+    above, equal = (sum(count) for count in zip(*counts, strict=True))
+    if not above < k <= above + equal:
+        return None
+    ties = (
+        np.flatnonzero(numbers(item, 1) == value) if has else np.empty(0, np.intp)
+        for item, (_, has) in zip(items, counts, strict=True)
+    )
+    return KthLargest(value, above, _first(ties, k - above))
+
+
+def _counts(numbers: Floats, value: float) -> tuple[int, int]:
+    """Count the numbers above a value, and those equal to it."""
+    return int(np.count_nonzero(numbers > value)), int(np.count_nonzero(numbers == value))
+
+
+def _first(ties: Iterator[Positions], wanted: int) -> list[Positions]:
+    """Return the first positions of each item, until there are as many as wanted; the others are not looked for."""
+    chosen = []
+    while wanted:
+        chosen.append(next(ties)[:wanted])
+        wanted -= chosen[-1].size
+    return chosen
 
 
 def _bracket(sample: Floats, share: float) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def boundary(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], ratio: flo
     wide = wide_dtype(*(weight.dtype for weight in tuned.values()))
     pieces = [piece for name, weight in tuned.items() for piece in pieces_of(name, weight, base)]
     kth = kth_largest(lambda piece, step: piece.changes(step, wide), pieces, budget, total)
-    return kth.value, _first_ties(pieces, kth.ties, budget - kth.above) if kth.value > 0 else []
+    return kth.value, _ties(pieces, kth.ties) if kth.value > 0 else []
 
 
 def keep_top_(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], found: Boundary, project: Project) -> None:
@@ -86,11 +86,10 @@ def pieces_of(name: str, weight: Tensor, base: Mapping[str, Tensor]) -> Iterator
         yield Piece(name, weight, number * CHUNK, part, origin)
 
 
-def _first_ties(pieces: Sequence[Piece], ties: Sequence[Positions], wanted: int) -> list[Tie]:
-    """Return the first `wanted` of the equal changes: parameter, positions in it, and the weights to keep there."""
+def _ties(pieces: Sequence[Piece], ties: Sequence[Positions]) -> list[Tie]:
+    """Return of the equal changes: parameter, positions in it, and the weights to keep there."""
     chosen = []
-    for piece, positions in zip(pieces, ties, strict=True):
-        places = torch.from_numpy(positions[:wanted]).to(piece.weight.device)
-        wanted -= places.numel()
+    for piece, positions in zip(pieces, ties, strict=False):  # those of the first pieces
+        places = torch.from_numpy(positions).to(piece.weight.device)
         chosen.append((piece.parameter, places + piece.start, piece.weight[places]))
     return chosen
