@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -122,8 +122,12 @@ class MixedContext(TorchFunctionMode):
         return isinstance(tensor, Derived)
 
     def has_samples(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is an activation: it does not vary, and has the samples in dimension 0."""
-        return self.varying(tensor) is None and tensor.ndim > 0 and len(tensor) == self.groups.size
+        """Return whether a tensor is an activation: it does not vary, and has the samples in dimension 0.
+
+        A parameter is none, also where its dimension 0 is as large as the batch.
+        """
+        varies = self.varying(tensor) is not None or isinstance(tensor, nn.Parameter)
+        return not varies and tensor.ndim > 0 and len(tensor) == self.groups.size
 
     def name(self, *tensors: Tensor | None) -> str:
         """Return the names of the tensors that vary, for messages."""
@@ -168,7 +172,7 @@ class MixedContext(TorchFunctionMode):
         return args[0].copy_(output) if in_place else output
 
     def _fits(self, tensor: Tensor) -> bool:
-        return tensor.ndim == 0 or len(tensor) in (1, self.groups.size)
+        return isinstance(tensor, nn.Parameter) or tensor.ndim == 0 or len(tensor) in (1, self.groups.size)
 
     def _derive(
         self, func: Callable[..., Any], args: Any, kwargs: Any, names: str, operation: str, *, repeats: bool

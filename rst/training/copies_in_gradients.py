@@ -3,15 +3,17 @@
 The copy that a selection needs so takes no memory of its own, beyond one part's.
 """
 
-from collections import Counter
+import sys
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim import optimizer as shared
 
-from rst.shards.blocks import local
+from rst.shards.blocks import is_sharded, local
 from rst.training.optimizer_steps import only
 from rst.training.sparse_base import SparseBaseWeights
 
@@ -42,8 +44,8 @@ def step_into_gradients(optimizer: Optimizer, weights: Mapping[str, nn.Parameter
 
     Args:
         optimizer: one that `steps_each_alone`.
-        weights: the parameters by name. Those whose gradient's memory is not theirs alone, or not laid out as the
-            weight, are left to the optimiser's own step.
+        weights: the parameters by name. Those whose gradient someone else has too, DTensors, and gradients not laid
+            out as the weight are left to the optimiser's own step.
         base: their w0.
     """
     for part in _parts(weights, optimizer, base):
@@ -59,29 +61,42 @@ def step_into_gradients(optimizer: Optimizer, weights: Mapping[str, nn.Parameter
 def _parts(
     weights: Mapping[str, nn.Parameter], optimizer: Optimizer, base: SparseBaseWeights
 ) -> list[dict[str, nn.Parameter]]:
-    gradients = {
-        id(weight): local(weight.grad)
-        for group in optimizer.param_groups
-        for weight in group["params"]
-        if weight.grad is not None and weight.grad.layout == torch.strided
-    }
-    owners = Counter(gradient.data_ptr() for gradient in gradients.values())
+    stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     parts: list[dict[str, nn.Parameter]] = [{}]
     size = 0
     for name, weight in weights.items():
-        gradient = gradients.get(id(weight))
-        if name not in base.places or gradient is None or owners[gradient.data_ptr()] > 1:
-            continue
-        if _can_hold(gradient, local(weight)):
+        if name in base.places and id(weight) in stepped and _is_free(weight):
             if size >= _PART:
                 parts.append({})
                 size = 0
             parts[-1][name] = weight
-            size += gradient.nbytes
+            size += weight.nbytes
     return parts if parts[0] else []
 
 
-def _can_hold(gradient: Tensor, weight: Tensor) -> bool:
-    """Return whether a gradient is no view into other memory, and laid out as the weight."""
+def _is_free(weight: nn.Parameter) -> bool:
+    """Return whether nobody but the parameter has its gradient, or memory of it, and it is laid out as the weight.
+
+    A bucket of DistributedDataParallel, a buffer that gradients are views of, or a gradient that someone holds would
+    have w0 in it afterwards, and would write to w0 later.
+    """
+    gradient = weight.grad
+    if gradient is None or gradient.layout != torch.strided or is_sharded(weight):
+        return False
     alike = (gradient.shape, gradient.stride(), gradient.dtype) == (weight.shape, weight.stride(), weight.dtype)
-    return alike and gradient.untyped_storage().nbytes() == gradient.nbytes
+    owns_memory = gradient.untyped_storage().nbytes() == gradient.nbytes
+    return alike and owns_memory and _holders(gradient) == _holders_of_one_that_is_free()
+
+
+def _holders(gradient: Any) -> tuple[int, int, int]:
+    """Count what holds a tensor in Python, in C++, and its memory."""
+    storage = gradient.untyped_storage()
+    return sys.getrefcount(gradient), gradient._use_count(), torch._C._storage_Use_Count(storage._cdata)
+
+
+@cache
+def _holders_of_one_that_is_free() -> tuple[int, int, int]:
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    gradient = weight.grad
+    return _holders(gradient)

@@ -447,6 +447,32 @@ class TestRSTModel:
         assert torch.equal(seen[0], small.body(x))
 
 
+class Scaled(nn.Module):
+    """Layers that compute with parameters beside the changed one, all as many rows as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.ones(6))
+        self.u, self.v = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * self.scale, self.scale) @ (self.u @ self.v)
+
+
+@pytest.mark.parametrize("changed", ["weight", "scale", "u", "v"])
+def test_a_parameter_with_as_many_rows_as_the_batch_is_no_sample(changed: str) -> None:
+    torch.manual_seed(0)
+    base = Scaled().double().eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.get_parameter(changed).mul_(1.5)
+    inputs = torch.randn(6, 6, dtype=torch.float64)
+    found = mixed_forward(base, {"task": delta_between(base, tuned)}, ["task", "__base__"] * 3, (inputs,))
+    with torch.no_grad():
+        torch.testing.assert_close(found[::2], tuned(inputs[::2]))
+        torch.testing.assert_close(found[1::2], base(inputs[1::2]))
+
+
 class TestRefusals:
     @pytest.fixture
     def delta(self, small: Small) -> SparseDelta:

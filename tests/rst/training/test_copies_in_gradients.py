@@ -1,6 +1,7 @@
 """`base_storage="sparse"`: the copy of w0 lies where the gradients were, and nothing else changes, bit by bit."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_groups_keep_their_rates_and_parameters_and_the_state_its_format() -> No
     assert sorted(optimizer.state_dict()["state"]) == list(range(6))
 
 
-@pytest.mark.parametrize("case", ["closure", "hook", "view", "shared", "LBFGS", "device"])
+@pytest.mark.parametrize("case", ["closure", "hook", "view", "buffer", "held", "alone", "LBFGS", "device"])
 def test_gradients_that_are_not_the_steps_alone_stay(case: str) -> None:
     """A closure makes them inside the step; hooks, flat buffers and optimisers of all parameters at once need them."""
     model = nn.Linear(4, 4, bias=False)
@@ -110,15 +111,19 @@ def test_gradients_that_are_not_the_steps_alone_stay(case: str) -> None:
     if case == "hook":
         for step in (optimizer, plain):
             step.register_step_pre_hook(lambda one, *_: clip_all(one))
+    held: list[Tensor | None] = []
     for one, step in ((model, optimizer), (twin, plain)):
-        one.weight.grad = torch.ones(2, 4, 4)[0] if case == "view" else torch.ones(4, 4)
+        memory = torch.ones(2, 4, 4) if case == "view" else torch.ones(1, 4, 4)
+        one.weight.grad = memory[0] if case in ("view", "buffer") else torch.ones(4, 4)
+        held.append(one.weight.grad if case == "held" else memory if case in ("view", "buffer") else None)
+        del memory
         if case in ("closure", "LBFGS"):
             step.step(lambda one=one: one.weight.square().sum())
         else:
             step.step()
     assert_same(model, twin)
     kept = model.weight.grad
-    assert (kept is None) == (case == "shared")  # an ordinary gradient: the others differ by their case alone
+    assert (kept is None) == (case == "alone")  # an ordinary gradient: the others differ by their case alone
     if kept is not None:
         assert torch.equal(kept, twin.weight.grad)
 
@@ -133,6 +138,32 @@ def test_a_gradient_that_two_parameters_have_is_not_written_to() -> None:
         one[0].weight.grad = one[1].weight.grad = torch.ones(4, 4)
         step.step()
     assert_same(model, twin)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_buckets_of_distributed_data_parallel_do_not_become_w0(every: int, tmp_path: Path) -> None:
+    """A bucket of one parameter is as large as its gradient, and is written to by later backward passes."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        weights = []
+        for storage in ("device", "sparse"):
+            torch.manual_seed(0)
+            model = nn.Linear(16, 16, bias=False)
+            trainer = ResidualSparseTrainer(
+                model,
+                RSTConfig(threshold=0.02, every=every, base_storage=storage),  # type: ignore[arg-type]
+            )
+            wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            trainer.attach(optimizer)
+            for _ in range(4):
+                optimizer.zero_grad()
+                wrapped(torch.randn(4, 16)).square().mean().backward()
+                optimizer.step()
+            weights += [torch.stack([model.weight.detach(), trainer.base["weight"]])]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(*weights)
 
 
 def test_a_step_that_fails_half_way_loses_no_w0() -> None:
