@@ -3,17 +3,22 @@
 An undo file is complete before the first weight changes. It is itself a delta, back from the tuned weights.
 """
 
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rst.checkpoints.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
+from rst.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_weight_map, weights_file
 from rst.delta.file import delta_file, load_delta
 from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, NotCarriedError, WrongBaseError
+from rst.files.locks import HeldElsewhereError, Lock
 from rst.files.safetensors_elements import write_elements
 from rst.files.weight_names import is_index
 from rst.numerics.exactness import bits, bytes_of_tensor
@@ -53,19 +58,34 @@ def merge_in_place(
 
     Raises:
         CheckpointError: the base has other files than safetensors, or one is a link or has several names, whose others
-            would change as well, or the undo file is an input or that of another merge.
+            would change as well, or is not writable, or another process merges into it, or the undo file is an input,
+            a link, or that of another merge.
         NotCarriedError: the delta stores a tensor whole that the base lacks, or has in another shape or dtype.
         DeltaFormatError: the delta, or an undo file that exists, is damaged.
         ParameterMismatchError: the base lacks a parameter, or has it in another shape or dtype.
         WrongBaseError: a tensor is not the one that the delta was made from.
         NonFiniteError: a weight would be, or was, NaN.
 
-    Whatever is raised, no file has changed.
+    Whatever of these is raised, no file has changed. Where a disk or a permission fails while it writes (`OSError`),
+    the same call completes the files later.
     """
-    undo, files = Path(undo), _writable_files(base)
-    change = load_delta(delta)
-    _check_undo(undo, [*files, *([] if isinstance(delta, SparseDelta) else [delta_file(delta)])])
-    opened = open_checkpoint(base).named_as([*change, *change.dense])
+    undo, change = Path(undo), load_delta(delta)
+    names_in = _writable_files(base)
+    _check_undo(undo, [*names_in, *([] if isinstance(delta, SparseDelta) else [delta_file(delta)])])
+    with _alone_in(weights_file(base)):
+        return _merge(open_checkpoint(base), change, undo, names_in, write, on_progress)
+
+
+def _merge(
+    opened: Checkpoint,
+    change: SparseDelta,
+    undo: Path,
+    names_in: Mapping[Path, Sequence[str]],
+    write: bool,
+    on_progress: Progress | None,
+) -> int:
+    wanted = [*change, *change.dense]
+    opened = opened.named_as(wanted).named_as(wanted)  # first without a prefix, then an old spelling
     begun = load_delta(undo) if undo.exists() else None
     merging = MergedTensors(opened if begun is None else _put_back(opened, begun), change)
     names = list(dict.fromkeys([*merging.changed, *merging.whole]))
@@ -90,24 +110,49 @@ def merge_in_place(
     if write:
         if begun is None:
             undoing.save(undo)
-        for file in files:
-            write_elements(file, targets)
+        for file, names_of_file in names_in.items():
+            write_elements(file, {name: targets[name] for name in names_of_file if name in targets})
     return undoing.nnz
 
 
-def _writable_files(base: PathLike) -> list[Path]:
-    files = [file for file in checkpoint_files(base) if not is_index(file.name)]
-    for file in files:
+def _writable_files(base: PathLike) -> Mapping[Path, Sequence[str]]:
+    """Return each file with the names that are read from it, of which its own index may leave some out."""
+    first = weights_file(base)
+    found: defaultdict[Path, list[str]] = defaultdict(list)
+    if is_index(first.name):
+        for name, shard in read_weight_map(first).items():
+            found[first.parent / shard].append(name)
+    else:
+        found[first] = [*open_checkpoint(first).original_names.values()]
+    for file in found:
         if file.suffix != ".safetensors":
             raise CheckpointError("only .safetensors files are changed in place; merge into a new file", file=file)
         names = file.stat().st_nlink
         if file.is_symlink() or names > 1:
             which = "a link" if file.is_symlink() else f"one of {names} names of the same file"
             raise CheckpointError(f"{which}, and the weights would change under the others too; copy it", file=file)
-    return files
+        if not os.access(file, os.W_OK):
+            raise CheckpointError("is not writable", file=file)
+    return found
 
 
-def _check_undo(undo: Path, inputs: list[Path]) -> None:
+@contextmanager
+def _alone_in(weights: Path) -> Iterator[None]:
+    try:
+        lock = Lock(weights.with_name(f"{weights.name}.lock"))
+    except HeldElsewhereError as error:
+        raise CheckpointError("another process merges into it; wait until it has ended", file=weights) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot be locked ({error.strerror})", file=weights) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_undo(undo: Path, inputs: Sequence[Path]) -> None:
+    if undo.is_symlink():
+        raise CheckpointError("is a link; choose another name for the undo file", file=undo)
     if undo.suffix != ".safetensors":
         raise CheckpointError("the undo file must be a .safetensors file", file=undo)
     if undo.exists() and any(undo.samefile(one) for one in inputs if one.exists()):

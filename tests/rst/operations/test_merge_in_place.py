@@ -1,5 +1,6 @@
 """Merging into the base's own files: the tuned weights, the way back, and a killed merge that is completed."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rst import CheckpointError, NotCarriedError, SparseDelta, WrongBaseError, export, merge, merge_in_place
+from rst import (
+    CheckpointError,
+    NotCarriedError,
+    ParameterDelta,
+    SparseDelta,
+    WrongBaseError,
+    export,
+    merge,
+    merge_in_place,
+)
 from rst.operations import merge_in_place as module
 from tests.refusal import refused
 from tests.rst.operations.test_merge import DTYPES, assert_equal, tuned, weights
@@ -84,6 +94,45 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     assert_equal({name: tensor for shard in shards for name, tensor in inside(shard).items()}, wanted)
 
 
+def test_a_tensor_that_the_index_does_not_name_is_left_alone(tmp_path: Path) -> None:
+    """A shard may have a leftover under the name of another shard's tensor, of another shape."""
+    x, y = torch.randn(40, 10), torch.randn(40, 10)
+    save_file({"x": x}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"y": y, "x": torch.zeros(5)}, tmp_path / "model-00002-of-00002.safetensors")
+    places = {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    merge_in_place(tmp_path, export({"x": x}, {"x": x + 1}), tmp_path / "undo.safetensors")
+    assert torch.equal(inside(tmp_path / places["x"])["x"], x + 1)
+    second = inside(tmp_path / places["y"])
+    assert torch.equal(second["y"], y)
+    assert torch.equal(second["x"], torch.zeros(5))
+
+
+def test_names_that_differ_by_prefix_and_spelling_are_completed_too(tmp_path: Path) -> None:
+    file, undo = tmp_path / "model.safetensors", tmp_path / "undo.safetensors"
+    base = {"l.weight": torch.randn(4, 4), "LayerNorm.gamma": torch.ones(4), "z": torch.ones(4)}
+    save_file(base, file)
+    new = {f"module.{name}": tensor + 1 for name, tensor in base.items() if name != "z"}
+    new["module.LayerNorm.weight"] = new.pop("module.LayerNorm.gamma")
+    old = {"module.l.weight": base["l.weight"], "module.LayerNorm.weight": base["LayerNorm.gamma"]}
+    delta = SparseDelta({name: ParameterDelta.between(name, old[name], new[name]) for name in old})
+    merge_in_place(file, delta, undo)
+    after = file.read_bytes()
+    merge_in_place(file, delta, undo)
+    assert file.read_bytes() == after
+    assert torch.equal(inside(file)["LayerNorm.gamma"], torch.full((4,), 2.0))
+
+
+def locked(file: Path, delta: SparseDelta, undo: Path) -> None:
+    with module._alone_in(file):
+        merge_in_place(file, delta, undo)
+
+
+def undo_is_a_link(file: Path, delta: SparseDelta, undo: Path) -> None:
+    undo.symlink_to(file.with_name("elsewhere.safetensors"))
+    merge_in_place(file, delta, undo)
+
+
 def new_tensor(file: Path, delta: SparseDelta, undo: Path) -> None:
     merge_in_place(file, replace(delta, dense={"head.weight": torch.ones(3)}), undo)
 
@@ -133,6 +182,8 @@ def undo_is_the_delta(file: Path, delta: SparseDelta, undo: Path) -> None:
         (pickled, CheckpointError),
         (undo_of_another, CheckpointError),
         (undo_is_the_delta, CheckpointError),
+        (undo_is_a_link, CheckpointError),
+        (locked, CheckpointError),
     ],
 )
 def test_what_is_refused_changes_nothing(
