@@ -1,15 +1,20 @@
-"""One model trained in one mode in a process of its own: `python -m benchmarks.training_run MODEL MODE STEPS`."""
+"""One model trained in one mode in a process of its own: `python -m benchmarks.training_run MODEL MODE STEPS`.
+
+With 0 steps it takes two, and counts the bytes of tensors instead of the process' memory.
+"""
 
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from rst import Constant, ResidualSparseTrainer, RSTConfig, SparseDelta, Support
 from rst.numerics.exactness import bit_equal
@@ -151,6 +156,23 @@ def measure(name: str, mode: str, steps: int) -> dict[str, Any]:
     return numbers | ({"merged": str(_merges(name, trainer, model))} if mode == "rst, support" and trainer else {})
 
 
+def count_tensors(name: str, mode: str) -> float:
+    """The most bytes that tensors have at once in two steps, in times the weights, as torch's profiler counts them."""
+    model, batch = pretrained(name)
+    if mode == "SHiRA r=4":
+        model = with_linear_layers(model)
+    size = sum(weight.nbytes for weight in model.parameters())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        optimizer, _, called = prepare(model, mode)
+        for _ in range(2):
+            called(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return round(1 + max(accumulate(sizes)) / size, 2)
+
+
 def _merges(name: str, trainer: ResidualSparseTrainer, tuned: nn.Module) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         trainer.export().save(Path(folder) / "delta.safetensors")
@@ -170,4 +192,5 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    name, mode, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    print(json.dumps(measure(name, mode, steps) if steps else count_tensors(name, mode)))
