@@ -19,6 +19,8 @@ Positions = np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]
 _SAMPLE = 1 << 18
 # Standard errors of the sample on either side: fewer than one bracket in ten thousand misses.
 _ERRORS = 4.0
+# Numbers within the bracket that are counted one by one rather than collected: in half precision many are equal.
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
     stride = -(-total // _SAMPLE)
     sample = np.concatenate(on_all_cores(lambda item: numbers(item, stride), items))
     low, high = _bracket(np.sort(sample), k / total)
+    few = np.unique(sample[(sample >= low) & (sample <= high)]).tolist()
+    if len(few) <= _FEW and (known := _of_few_values(numbers, items, k, few)):
+        return known
     while True:
-        if low == high and (known := _of_one_value(numbers, items, k, low)):
-            return known
         found = on_all_cores(lambda item: _look(numbers(item, 1), low, high), items)  # noqa: B023  (called at once)
         above = sum(count for count, _, _ in found)
         inside = np.concatenate([values for _, _, values in found])
@@ -64,24 +67,22 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
             return KthLargest(float(value), above, _first(ties, k - above))
 
 
-def _of_one_value(
-    numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, value: float
+def _of_few_values(
+    numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, values: Sequence[float]
 ) -> KthLargest | None:
-    """Return the k-th largest number if it is `value`, which so many share in half precision that none are stored."""
-    counts = on_all_cores(lambda item: _counts(numbers(item, 1), value), items)
-    above, equal = (sum(count) for count in zip(*counts, strict=True))
-    if not above < k <= above + equal:
-        return None
-    ties = (
-        np.flatnonzero(numbers(item, 1) == value) if has else np.empty(0, np.intp)
-        for item, (_, has) in zip(items, counts, strict=True)
-    )
-    return KthLargest(value, above, _first(ties, k - above))
+    """Return the k-th largest number if it is one of some, which so many share in half precision; none are stored."""
+    counts = on_all_cores(lambda item: _counts(numbers(item, 1), values), items)
+    for value, above, equal in zip(values, *np.sum(counts, axis=0).tolist(), strict=True):
+        if above < k <= above + equal:
+            ties = (np.flatnonzero(numbers(item, 1) == value) for item in items)
+            return KthLargest(value, above, _first(ties, k - above))
+    return None
 
 
-def _counts(numbers: Floats, value: float) -> tuple[int, int]:
-    """Count the numbers above a value, and those equal to it."""
-    return int(np.count_nonzero(numbers > value)), int(np.count_nonzero(numbers == value))
+def _counts(numbers: Floats, values: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Count the numbers above each value, and those equal to it."""
+    above = [int(np.count_nonzero(numbers > value)) for value in values]
+    return above, [int(np.count_nonzero(numbers == value)) for value in values]
 
 
 def _first(ties: Iterator[Positions], wanted: int) -> list[Positions]:
