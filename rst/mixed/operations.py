@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rst.mixed.context import MixedContext
 
 Rule = Callable[..., Any]
+_BY_CHANCE = 3
 
 
 def linear(context: "MixedContext", input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
@@ -125,9 +126,10 @@ def embedding(
     size = context.groups.size
     if changes is None or context.varying(input) is not None or not input.ndim or len(input) not in (1, size):
         return None
-    if input.ndim == 1 and torch.equal(input, torch.arange(size, device=input.device)):
+    if input.ndim == 1 and _may_be_positions(input):
+        first = int(input[0])
         raise ParameterMismatchError(
-            f"the ids 0 to {size - 1} in one dimension may be {size} samples or {size} "
+            f"the ids {first} to {first + size - 1} in one dimension may be {size} samples or {size} "
             "positions; give positions a first dimension of 1",
             parameter=context.name(weight),
         )
@@ -135,6 +137,12 @@ def embedding(
     output = functional.embedding(ids, weight)
     put_embeddings(output, ids, changes[0], context.groups)
     return output
+
+
+def _may_be_positions(ids: Tensor) -> bool:
+    """Return whether ids follow each other, from any first one as in OPT; few that do may be labels by chance."""
+    counted = torch.arange(len(ids), device=ids.device)
+    return torch.equal(ids, counted) or (len(ids) > _BY_CHANCE and torch.equal(ids - ids[0], counted))
 
 
 def layer_norm(

@@ -493,6 +493,16 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="'b'"):
             model(x, adapter_names=["a", "b", "a"])
 
+    def test_positions_from_any_first_one_are_no_samples(self) -> None:
+        """OPT's start at 2."""
+        base = nn.Embedding(9, 2).eval()
+        deltas = {"task": delta_between(base, tuned_from(base, 0))}
+        with pytest.raises(ParameterMismatchError, match="2 to 6.*5 samples or 5") as caught:
+            mixed_forward(base, deltas, ["task"] * 5, (torch.arange(5) + 2,))
+        assert caught.value.parameter == "weight"
+        labels = torch.tensor([3, 4, 5])  # so few may follow each other by chance
+        assert mixed_forward(base, deltas, ["task"] * 3, (labels,)).shape == (3, 2)
+
     @pytest.mark.parametrize(
         ("layer", "shape", "message"),
         [
