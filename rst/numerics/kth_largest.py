@@ -49,8 +49,12 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
     sample = np.concatenate(on_all_cores(lambda item: numbers(item, stride), items))
     low, high = _bracket(np.sort(sample), k / total)
     few = np.unique(sample[(sample >= low) & (sample <= high)]).tolist()
-    if len(few) <= _FEW and (known := _of_few_values(numbers, items, k, few)):
-        return known
+    if len(few) <= _FEW:
+        counts = on_all_cores(lambda item: _counts(numbers(item, 1), few), items)
+        for value, above, equal in zip(few, *np.sum(counts, axis=0).tolist(), strict=True):
+            if above < k <= above + equal:
+                ties = (np.flatnonzero(numbers(item, 1) == value) for item in items)
+                return KthLargest(value, above, _first(ties, k - above))
     while True:
         found = on_all_cores(lambda item: _look(numbers(item, 1), low, high), items)  # noqa: B023  (called at once)
         above = sum(count for count, _, _ in found)
@@ -65,18 +69,6 @@ def kth_largest(numbers: Callable[[Item, int], Floats], items: Sequence[Item], k
             above += int(np.count_nonzero(inside > value))
             ties = (positions[values == value] for _, positions, values in found)
             return KthLargest(float(value), above, _first(ties, k - above))
-
-
-def _of_few_values(
-    numbers: Callable[[Item, int], Floats], items: Sequence[Item], k: int, values: Sequence[float]
-) -> KthLargest | None:
-    """Return the k-th largest number if it is one of some, which so many share in half precision; none are stored."""
-    counts = on_all_cores(lambda item: _counts(numbers(item, 1), values), items)
-    for value, above, equal in zip(values, *np.sum(counts, axis=0).tolist(), strict=True):
-        if above < k <= above + equal:
-            ties = (np.flatnonzero(numbers(item, 1) == value) for item in items)
-            return KthLargest(value, above, _first(ties, k - above))
-    return None
 
 
 def _counts(numbers: Floats, values: Sequence[float]) -> tuple[list[int], list[int]]:
