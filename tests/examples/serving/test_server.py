@@ -109,12 +109,37 @@ def test_a_body_above_the_limit_is_refused(base: nn.Module, adapters: Path, imag
     assert f"{len(body):,}" in response.json()["detail"]
 
 
+def read_to_the_end(connection: socket.socket) -> bytes:
+    connection.settimeout(30)
+    return b"".join(iter(lambda: connection.recv(4096), b""))  # until the server closes it
+
+
+def test_a_refused_client_that_still_sends_hears_why(base: nn.Module, adapters: Path) -> None:
+    """Bytes that nobody reads would reset the connection, and the answer with it."""
+    with serving(base, adapters, 2**30, max_body=100) as (client, _), socket.socket() as sender:
+        sender.connect((client.base_url.host, client.base_url.port))
+        sender.sendall(b"POST /predict/x HTTP/1.1\r\nHost: x\r\nContent-Length: 150\r\n\r\n" + bytes(120))
+        sender.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # above the limit already, and yet no answer that it could miss
+            sender.recv(1)
+        sender.sendall(bytes(30))
+        answer = read_to_the_end(sender)
+    assert b" 413 " in answer.splitlines()[0]
+
+
+def test_a_body_that_does_not_end_is_given_up(base: nn.Module, adapters: Path) -> None:
+    with serving(base, adapters, 2**30, max_body=100) as (client, _), socket.socket() as sender:
+        sender.connect((client.base_url.host, client.base_url.port))
+        sender.sendall(b"POST /predict/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(220))
+        answer = read_to_the_end(sender)
+    assert b" 413 " in answer.splitlines()[0]
+
+
 def test_a_body_that_does_not_arrive_is_given_up(base: nn.Module, adapters: Path) -> None:
     with serving(base, adapters, 2**30, read_seconds=0.1) as (client, _), socket.socket() as slow:
-        slow.settimeout(30)
         slow.connect((client.base_url.host, client.base_url.port))
         slow.sendall(b"POST /predict/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nfew")
-        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server closes it
+        answer = read_to_the_end(slow)
     assert b" 408 " in answer.splitlines()[0]
     assert b"0.1 s" in answer
 
