@@ -42,7 +42,12 @@ def print_advice(message: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, the first column left-aligned, others right-aligned; at full width without a terminal."""
+    """Print a table, the first column left-aligned, others right-aligned; at full width without a terminal.
+
+    Without rows it prints nothing.
+    """
+    if not rows:
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

@@ -128,6 +128,9 @@ def test_inspect_shows_base_settings_and_the_biggest_tensors(rst, delta):
     everything = rst("inspect", delta.name, "--all").out
     assert "norm.num_batches_tracked" in everything
     assert "smaller tensors" not in everything
+    summary = rst("inspect", delta.name, "--limit", "0").out
+    assert "and 4 smaller tensors (--all shows them)" in summary
+    assert "density" not in summary  # no heads of columns without rows
 
 
 def test_inspect_as_json_has_every_tensor_and_adds_up(rst, delta):
