@@ -1,8 +1,10 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import Phase, settings
 
@@ -26,3 +28,10 @@ def _fsync(descriptor: int) -> None:
 
 
 os.fsync = _fsync  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_is_sought_in_what_is_imported() -> None:
+    """Each search through torch and transformers takes a second, and `transformers.Trainer` makes one a run."""
+    gc.collect()
+    gc.freeze()
