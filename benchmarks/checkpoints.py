@@ -4,6 +4,7 @@ Each measurement runs in a process of its own, so that its peak resident memory 
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.page_cache import forget
 from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from rst import export, merge
@@ -41,7 +43,9 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         "(the first column of memory: a process that only imports rst).",
         "The peaks grow with the delta, which is held in memory: 1 % of 7 billion weights at 6 bytes is 400 MiB.",
         "Reading: the same bytes by read() into a 16 MiB buffer, in a process of its own, straight before. "
-        "Export reads base and tuned; merge reads the base and writes as much.",
+        "Export reads base and tuned; merge reads the base and writes as much, as the copy does, and both wait until "
+        "the disk has the file (fsync).",
+        "Before each of them the system is told to forget all files, so that all read from the disk.",
     ]
     title = "Export and merge of sharded bf16 checkpoints"
     measured = [row for row in rows if "skipped" not in row.numbers]
@@ -101,6 +105,8 @@ def _generate(folder: Path, layers: int) -> None:
 
 
 def _child(task: str, folder: Path) -> dict[str, float]:
+    for path in folder.rglob("*.safetensors"):
+        forget(path)
     command = [sys.executable, "-m", "benchmarks.checkpoints", task, str(folder)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -117,6 +123,7 @@ def _work(task: str, folder: Path) -> None:
                 with path.open("rb") as source:
                     shutil.copyfileobj(source, target, 1 << 24)
             target.flush()
+            os.fsync(target.fileno())
         (folder / "copy").unlink()
     elif task == "merge":
         merge(folder / "base", folder / "delta.safetensors", folder / "merged.safetensors")

@@ -1,6 +1,5 @@
 """A thousand adapters on disk, served from one model: what the first use of one costs, and every use after it."""
 
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.page_cache import forget
 from benchmarks.record import Row
 from rst import ParameterDelta, SparseDelta
 from rst.delta.parameter_delta import BaseDigests, index_dtype
@@ -42,7 +42,7 @@ def bank_rows(live: nn.Module, scratch: Path, adapters: int) -> list[Row]:
         milliseconds = []
         for number in order:
             if "not in the page cache" in name:
-                _drop(files[number])
+                forget(files[number])
             start = time.perf_counter()
             use(number)
             milliseconds.append(1e3 * (time.perf_counter() - start))
@@ -72,12 +72,6 @@ def _write(weights: dict[str, Tensor], folder: Path, adapters: int) -> Iterator[
         path = folder / f"bank-{number}.safetensors"
         SparseDelta(changes).save(path)
         yield path
-
-
-def _drop(path: Path) -> None:
-    """Have the system forget what it keeps of a file in memory."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def on_and_off(prepared: PreparedDelta) -> None:

@@ -5,7 +5,6 @@ follower run in processes of their own.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cost_model import STEPS, Model, Rates
+from benchmarks.page_cache import forget
 from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from rst import SparseDelta
@@ -206,8 +206,8 @@ def _write_and_read(weights: dict[str, Tensor], path: Path) -> float:
 
 
 def _read_from_disk(path: Path) -> None:
+    forget(path)
     with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not from memory
         buffer = bytearray(1 << 24)
         while file.readinto(buffer):
             pass
