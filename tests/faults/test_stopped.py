@@ -2,16 +2,15 @@
 
 import errno
 import os
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.interruption import failing_at, in_a_child, killed_at
+from tests.faults.interruption import Failing, in_a_child, killed_at
 from tests.faults.jobs import JOBS, NEEDS, Job
-
-_REFUSED, _INTERRUPTED = 2, 3
 
 pytestmark = [
     pytest.mark.slow,
@@ -84,26 +83,34 @@ def test_ctrl_c_at_every_operation(tmp_path: Path, name: str) -> None:
 
 def _stop_at_every_operation(tmp_path: Path, job: Job, error: BaseException) -> None:
     old, new, allowed = results(tmp_path / "whole", job)
-    for point in count():
-        folder = tmp_path / str(point)
-        folder.mkdir()
-        job.prepare(folder)
 
-        def run(folder: Path = folder) -> None:
-            try:
-                job.run(folder)
-            except OSError as raised:
-                os._exit(_REFUSED if raised.filename and "tmp" not in Path(raised.filename).suffix else 4)
-            except (KeyboardInterrupt, SystemExit):
-                os._exit(_INTERRUPTED)
+    def at_each_in_turn() -> None:
+        failing = Failing(error)
+        for point in count():
+            folder = tmp_path / str(point)
+            folder.mkdir()
+            job.prepare(folder)
+            with failing.at(point, folder):
+                stopped = _is_stopped(lambda folder=folder: job.run(folder))
+            assert job.result(folder) in (old, new, _between(job, old)), point
+            assert names(folder) <= allowed
+            assert not temporaries(folder), point
+            if not stopped and point > 5:
+                return
 
-        ended = failing_at(point, folder, error, run)
-        assert ended in (0, _REFUSED, _INTERRUPTED), point
-        assert job.result(folder) in (old, new, _between(job, old)), point
-        assert names(folder) <= allowed
-        assert not temporaries(folder), point
-        if ended == 0 and point > 5:
-            break
+    assert in_a_child(at_each_in_turn) == 0
+
+
+def _is_stopped(run: Callable[[], object]) -> bool:
+    try:
+        run()
+    except OSError as raised:
+        assert raised.filename
+        assert "tmp" not in Path(raised.filename).suffix
+        return True
+    except (KeyboardInterrupt, SystemExit):
+        return True
+    return False
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
