@@ -23,12 +23,12 @@ def test_every_form_merges_to_the_tuned_weights_and_leads_back(rst, tmp_path, pa
     assert (tmp_path / "back.safetensors").read_bytes() == delta.read_bytes()
 
 
-def test_another_encoding_needs_no_base(installed, tmp_path, delta):
-    ran = installed("convert", delta.name, "small.safetensors", "--encoding", "packed")
+def test_another_encoding_needs_no_base(rst, tmp_path, delta):
+    ran = rst("convert", delta.name, "small.safetensors", "--encoding", "packed")
     assert (ran.code, ran.err) == (0, "")
     assert "wrote small.safetensors (" in ran.out
     assert "encoding packed, op add" in ran.out
-    back = installed("convert", "small.safetensors", "back.safetensors")
+    back = rst("convert", "small.safetensors", "back.safetensors")
     assert (back.code, back.err) == (0, "")
     assert (tmp_path / "back.safetensors").read_bytes() == delta.read_bytes()
 

@@ -36,7 +36,7 @@ def test_the_installed_command_restores_all_four_dtypes(installed, tmp_path):
     assert same_bytes(read(tmp_path / "base.merged.pt"), tuned)
 
 
-def test_the_installed_command_needs_no_base_beside_a_trainers_checkpoint(installed, tmp_path):
+def test_a_trainers_checkpoint_needs_no_base_beside_it(rst, tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
     torch.save(model.state_dict(), tmp_path / "base.pt")
@@ -48,9 +48,9 @@ def test_the_installed_command_needs_no_base_beside_a_trainers_checkpoint(instal
         model(torch.randn(16, 6)).square().sum().backward()
         optimizer.step()
     torch.save({"state_dict": model.state_dict(), "rst": trainer.state_dict()}, tmp_path / "model.ckpt")
-    exported = installed("export", "--threshold", "1e-6", "model.ckpt")
+    exported = rst("export", "--threshold", "1e-6", "model.ckpt")
     assert (exported.code, exported.err.count("\n")) == (0, 1), "one warning: nearly everything changed"
-    assert installed("merge", "base.pt", "model.delta.safetensors").code == 0
+    assert rst("merge", "base.pt", "model.delta.safetensors").code == 0
     assert same_bytes(read(tmp_path / "base.merged.pt"), dict(model.state_dict()))
 
 

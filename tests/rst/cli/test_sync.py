@@ -107,11 +107,11 @@ def test_old_steps_are_pruned(rst, tmp_path):
     assert "begins with step 3" in rst("sync", "prune", "chain", "--keep-anchors", "1").out
 
 
-def test_a_watching_follower_takes_each_step(tmp_path):
+def test_a_watching_follower_takes_each_step(rst, tmp_path):
     write_steps(tmp_path)
-    run = [sys.executable, "-m", "rst", "sync"]
-    subprocess.run([*run, "publish", "chain", "0.safetensors"], cwd=tmp_path, check=True, capture_output=True)
-    watching = [*run, "follow", "chain", "--into", "served.safetensors", "--watch", "0.05"]
+    assert rst("sync", "publish", "chain", "0.safetensors").code == 0
+    watching = [sys.executable, "-m", "rst", "sync", "follow", "chain", "--into", "served.safetensors"]
+    watching += ["--watch", "0.05"]
     with subprocess.Popen(
         watching, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
     ) as follower:
@@ -122,8 +122,7 @@ def test_a_watching_follower_takes_each_step(tmp_path):
                 wanted = load_file(tmp_path / f"{step}.safetensors")
                 assert all(torch.equal(served[name.removeprefix("module.")], wanted[name]) for name in wanted)
                 if step < STEPS:
-                    publish = [*run, "publish", "chain", f"{step + 1}.safetensors"]
-                    subprocess.run(publish, cwd=tmp_path, check=True, capture_output=True)
+                    assert rst("sync", "publish", "chain", f"{step + 1}.safetensors").code == 0
             follower.send_signal(signal.SIGINT)
             assert follower.wait(timeout=60) == 130
             assert "Traceback" not in follower.stderr.read()
