@@ -1,9 +1,12 @@
 """Locks between processes: a file beside the locked one, released by the system when its holder is killed."""
 
 import errno
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rst.errors import CheckpointError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -57,3 +60,22 @@ class Lock:
             self._held.release()
         with suppress(OSError):  # already open in another process, where such files remain
             self._file.unlink()
+
+
+@contextmanager
+def alone_in(path: Path, lock: Path) -> Iterator[None]:
+    """Lock a file or folder, by another file, against other processes that update it.
+
+    Raises:
+        CheckpointError: one holds the lock, or the lock's file cannot be created.
+    """
+    try:
+        held = Lock(lock)
+    except HeldElsewhereError as error:
+        raise CheckpointError("another process is updating it; wait until it has ended", file=path) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot be locked ({error.strerror})", file=path) from error
+    try:
+        yield
+    finally:
+        held.release()

@@ -5,8 +5,7 @@ An undo file is complete before the first weight changes. It is itself a delta, 
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from rst.delta.file import delta_file, load_delta
 from rst.delta.parameter_delta import ParameterDelta, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.errors import CheckpointError, NotCarriedError, WrongBaseError
-from rst.files.locks import HeldElsewhereError, Lock
+from rst.files.locks import alone_in
 from rst.files.safetensors_elements import write_elements
 from rst.files.weight_names import is_index
 from rst.numerics.exactness import bits, bytes_of_tensor
@@ -72,7 +71,8 @@ def merge_in_place(
     undo, change = Path(undo), load_delta(delta)
     names_in = _writable_files(base)
     _check_undo(undo, [*names_in, *([] if isinstance(delta, SparseDelta) else [delta_file(delta)])])
-    with _alone_in(weights_file(base)):
+    weights = weights_file(base)
+    with alone_in(weights, weights.with_name(f"{weights.name}.lock")):
         return _merge(open_checkpoint(base), change, undo, names_in, write, on_progress)
 
 
@@ -134,20 +134,6 @@ def _writable_files(base: PathLike) -> Mapping[Path, Sequence[str]]:
         if not os.access(file, os.W_OK):
             raise CheckpointError("is not writable", file=file)
     return found
-
-
-@contextmanager
-def _alone_in(weights: Path) -> Iterator[None]:
-    try:
-        lock = Lock(weights.with_name(f"{weights.name}.lock"))
-    except HeldElsewhereError as error:
-        raise CheckpointError("another process merges into it; wait until it has ended", file=weights) from error
-    except OSError as error:
-        raise CheckpointError(f"cannot be locked ({error.strerror})", file=weights) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_undo(undo: Path, inputs: Sequence[Path]) -> None:

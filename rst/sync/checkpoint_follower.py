@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import open_checkpoint
 from rst.files.atomic import atomic_write
+from rst.files.locks import alone_in
 from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, specs_of, write_safetensors
 from rst.files.weight_names import is_index
 from rst.sync.chain import Pointer, read_pointer
-from rst.sync.folder_follower import Followed, alone_in, follow_into_shards, make_shards, weights_to_follow
+from rst.sync.folder_follower import LOCK, Followed, follow_into_shards, make_shards, weights_to_follow
 from rst.sync.follower import Follower
 from rst.sync.store import Store, open_store
 
@@ -43,7 +44,7 @@ def follow_into(path: str | os.PathLike[str], store: str | os.PathLike[str] | St
     if target.suffix == ".safetensors" and not target.is_dir():
         return _follow_into_file(target, store, pointer)
     target.mkdir(exist_ok=True)
-    with alone_in(target):
+    with alone_in(target, target / LOCK):
         file = weights_to_follow(target)
         if file is None:
             follower = Follower.from_last_anchor(store, pointer)

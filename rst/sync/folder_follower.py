@@ -8,8 +8,8 @@ files that no index names; the next process removes them.
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from rst.checkpoints.checkpoint import open_checkpoint, read_weight_map, weights_file
 from rst.errors import CheckpointError
 from rst.files.atomic import atomic_write, sync_to_disk
-from rst.files.locks import HeldElsewhereError, Lock
 from rst.files.safetensors_reader import map_safetensors
 from rst.files.safetensors_writer import WEIGHTS_OF_TORCH, specs_of, write_safetensors
 from rst.files.strict_json import parse_json
@@ -29,23 +28,10 @@ from rst.sync.follower import Follower
 from rst.sync.state import fingerprint_state
 from rst.sync.store import Store
 
-_LOCK = ".rst-follow.lock"
+LOCK = ".rst-follow.lock"
 _OF_A_STATE = re.compile(r"(.+)\.[0-9a-f]{16}(\.safetensors)")
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 Followed = tuple[int | None, int, str]
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder against other processes that update it. Raises `CheckpointError` if one holds the lock."""
-    try:
-        lock = Lock(folder / _LOCK)
-    except HeldElsewhereError as error:
-        raise CheckpointError("another process is updating it", file=folder) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def weights_to_follow(folder: Path) -> Path | None:

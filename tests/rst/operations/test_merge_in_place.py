@@ -25,6 +25,7 @@ from rst import (
     merge,
     merge_in_place,
 )
+from rst.files.locks import alone_in
 from rst.operations import merge_in_place as module
 from tests.refusal import refused
 from tests.rst.operations.test_merge import DTYPES, assert_equal, tuned, weights
@@ -124,7 +125,7 @@ def test_names_that_differ_by_prefix_and_spelling_are_completed_too(tmp_path: Pa
 
 
 def locked(file: Path, delta: SparseDelta, undo: Path) -> None:
-    with module._alone_in(file):
+    with alone_in(file, file.with_name(f"{file.name}.lock")):
         merge_in_place(file, delta, undo)
 
 
