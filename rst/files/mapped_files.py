@@ -51,14 +51,22 @@ def release(tensor: Tensor) -> None:
     Does nothing for other memory, or if the system does not tell what is mapped. The mapped memory must not have been
     written to, because changes would be lost.
     """
-    length = tensor.nbytes
-    if not sys.platform.startswith("linux") or length < _WORTH_RELEASING:
-        return
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    if sys.platform.startswith("linux") and tensor.nbytes >= _WORTH_RELEASING and _is_mapped_from_file(start, end):
+        _advise(tensor, mmap.MADV_DONTNEED)
+
+
+def fetch(tensor: Tensor) -> None:
+    """Have the system read a tensor that is mapped from a file; returns once the disk has been asked."""
+    if sys.platform.startswith("linux"):
+        _advise(tensor, mmap.MADV_WILLNEED)
+
+
+def _advise(tensor: Tensor, advice: int) -> None:
     start = tensor.data_ptr()
-    if _is_mapped_from_file(start, start + length):
-        first_page = start // mmap.PAGESIZE * mmap.PAGESIZE
-        size = ctypes.c_size_t(start + length - first_page)
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first_page), size, mmap.MADV_DONTNEED)
+    first_page = start // mmap.PAGESIZE * mmap.PAGESIZE
+    size = ctypes.c_size_t(start + tensor.nbytes - first_page)
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first_page), size, advice)
 
 
 def _is_mapped_from_file(start: int, end: int) -> bool:

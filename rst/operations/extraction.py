@@ -7,6 +7,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
+from rst.checkpoints.read_ahead import read_ahead
 from rst.delta.parameter_delta import (
     ParameterDelta,
     WantedOp,
@@ -80,7 +81,7 @@ class Extraction:
         op = "step" if self.op == "smallest" else self.op
         weights = done = 0
         total = sum(map(self.nbytes, self.names))
-        for name in self.names:
+        for name in read_ahead(self.names, self.base, self.tuned):
             tuned = self.tuned[name].detach()
             with naming_file(self.source):
                 if self._passes_through(name, tuned):
@@ -118,8 +119,8 @@ class Extraction:
         return replace(delta, parameters=parameters)
 
     def _with_base(self, delta: SparseDelta) -> Iterator[tuple[str, ParameterDelta, Tensor]]:
-        for name, change in delta.items():
-            yield name, change, self.base[name].detach()
+        for name in read_ahead([*delta], self.base):
+            yield name, delta[name], self.base[name].detach()
             self.release(name)
 
     def check_unchanged(self) -> None:

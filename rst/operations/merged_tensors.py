@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
+from rst.checkpoints.read_ahead import read_ahead
 from rst.delta.parameter_delta import ParameterDelta, check_carried, gather
 from rst.delta.sparse_delta import SparseDelta
 from rst.delta.validation import validate
@@ -117,7 +118,7 @@ class MergedTensors:
         """Yield the merged tensors named in `specs`, one after another."""
         total = bytes_of(specs.values())
         done, written = 0, ""
-        for name in specs:
+        for name in read_ahead([*specs], self.base):
             tensor = self.tensor(name)
             if name in self.changed:
                 self.base.release(name)  # copied

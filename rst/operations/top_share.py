@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rst.checkpoints.read_ahead import read_ahead
 from rst.numerics.exactness import RESIDUAL_DTYPES, bits
 from rst.numerics.radix_select import keys_of, kth_smallest, number_of, rounds
 from rst.numerics.rounding import wide_dtype
@@ -51,7 +52,7 @@ def keep_top_share(
     def keys() -> Iterator[Tensor]:
         nonlocal done, changed
         first_pass = done == 0
-        for name in names:
+        for name in read_ahead(names, extraction.base, extraction.tuned):
             for change in changes(extraction, name, wide):
                 changed += int(change.count_nonzero()) if first_pass else 0
                 yield keys_of(change)

@@ -1,0 +1,31 @@
+"""Reading from the disk while the tensors before are computed on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+
+from torch import Tensor
+
+from rst.checkpoints.checkpoint import Checkpoint
+from rst.files.mapped_files import fetch
+from rst.numerics.exactness import bytes_of_tensor
+
+_WORTH_IT = 1 << 20  # bytes
+
+
+def read_ahead(names: Sequence[str], *weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the names; while the caller works on one, the system reads the next one's data from the disk.
+
+    The data go into the system's cache of files, not into the process' own memory. Weights that are not mapped from
+    files, and small tensors, are left to the caller's own reading.
+
+    Raises:
+        CheckpointError: a file was written to since it was opened.
+    """
+    mapped = [one for one in weights if isinstance(one, Checkpoint) and one.mapped]
+    with ThreadPoolExecutor(1) as thread:  # the request itself waits, for room and for the disk's queue
+        for name, following in zip_longest(names, names[1:]):
+            for one in mapped:
+                if following in one and bytes_of_tensor(tensor := one[following]) >= _WORTH_IT:
+                    thread.submit(fetch, tensor)
+            yield name

@@ -1,0 +1,62 @@
+"""Reading ahead: the next tensor is asked for while the caller works on one, whatever the caller does then."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import rst.checkpoints.read_ahead as module
+from rst import export, merge, open_checkpoint
+from rst.checkpoints.read_ahead import read_ahead
+
+LARGE = 1 << 18  # float32 weights, a MiB
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tensors = {"a": torch.ones(LARGE), "b": torch.ones(8), "c": torch.full((LARGE,), 2.0), "d": torch.zeros(LARGE)}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seen: list[float] = []
+
+    def fetch(tensor: Tensor) -> None:
+        seen.append(float(tensor[0]))
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    return seen
+
+
+def test_large_tensors_of_files_are_fetched_and_others_left(file: Path, fetched: list[float]) -> None:
+    weights = open_checkpoint(file)
+    assert list(read_ahead([*"abcd", "elsewhere"], weights, {"c": torch.ones(LARGE)})) == [*"abcd", "elsewhere"]
+    assert fetched == [2.0, 0.0]
+
+
+def test_a_caller_that_stops_or_fails_leaves_nothing_running(file: Path) -> None:
+    names = read_ahead([*"abcd"], open_checkpoint(file))
+    assert next(names) == "a"
+    names.close()  # type: ignore[attr-defined]
+    assert not list(names)
+
+
+def test_exports_and_merges_read_ahead(file: Path, fetched: list[float], tmp_path: Path) -> None:
+    tuned = {name: tensor + 1 for name, tensor in open_checkpoint(file).items()}
+    delta = export(file, tuned)
+    assert fetched == [2.0, 0.0]
+    merge(file, delta, tmp_path / "merged.safetensors")
+    assert fetched == [2.0, 0.0] * 2
+    export(file, tuned, ratio=0.5)
+    assert fetched == [2.0, 0.0] * 5  # two passes to find the share, and one
+
+
+def test_what_is_fetched_is_what_is_read(file: Path) -> None:
+    weights = open_checkpoint(file)
+    for name in read_ahead(list(weights), weights):
+        weights.release(name)
+    assert torch.equal(weights["c"], torch.full((LARGE,), 2.0))
