@@ -45,16 +45,16 @@ def check_round_trip(base: nn.Module, tuned: nn.Module, delta: SparseDelta, fold
         assert bit_equal(base.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("architecture", ["RN50", "ViT-B-16"])
-def test_clip_image_encoders(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "threshold"), [("RN50", 1e-5), ("ViT-B-16", 4e-3)])
+def test_clip_image_encoders(architecture: str, threshold: float, tmp_path: Path) -> None:
     open_clip = pytest.importorskip("open_clip")
     torch.manual_seed(0)
     tuned = open_clip.create_model(architecture).visual
     base = copy.deepcopy(tuned)
     images = torch.randn(1, 3, 224, 224)
     tuned.eval()
-    delta = tune(tuned, RSTConfig(threshold=1e-5), lambda model: model(images).square().sum(), lr=1e-3)
-    assert 0 < delta.density < 1
+    delta = tune(tuned, RSTConfig(threshold=threshold), lambda model: model(images).square().sum(), lr=1e-3)
+    assert 1e-4 < delta.density < 1e-2
     check_round_trip(base, tuned, delta, tmp_path)
 
 
