@@ -1,5 +1,6 @@
 """Batches are a function of seed and number: whatever was drawn before, and however many workers draw."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -54,6 +55,7 @@ def test_a_batch_depends_on_seed_and_number_alone():
     assert all(same(a, b) for a, b in zip(batches().iterate(2, 6, workers=0), expected[2:], strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than the machine has cores
 def test_workers_change_nothing():
     expected = [batches()[number] for number in range(1, 5)]
     assert all(same(a, b) for a, b in zip(batches().iterate(1, 5, workers=2), expected, strict=True))
