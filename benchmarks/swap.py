@@ -46,13 +46,13 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
         timings = race(contenders, rounds=3 if quick else 15)
         live.load_state_dict(base)
         ours: dict[str, Callable[[], object]] = {
-            _SCATTER: _scatter_alone(base, deltas[0]),
+            _SCATTER: _scatter_alone(live, deltas[0]),
             "rst: prepared, on and off": lambda: on_and_off(prepared[0]),
             "rst: prepare, on and off": lambda: on_and_off(deltas[0].prepare(live)),
             "rst: save a coo file": lambda: deltas[0].save(files["coo"][0]),
             "rst: save a packed file": lambda: deltas[0].save(files["packed"][0], encoding="packed"),
             _LOAD_FILE: lambda: load_file(files["coo"][0]),
-            _UNCHECKED: _load_and_scatter(base, files["coo"][0]),
+            _UNCHECKED: _load_and_scatter(live, files["coo"][0]),
             "rst: from a coo file, on and off": lambda: on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
             "rst: from a packed file, on and off": lambda: on_and_off(
                 SparseDelta.load(files["packed"][0]).prepare(live)
@@ -107,20 +107,22 @@ def _times(timing: Timing, limit: Timing, in_its_race: bool) -> float | None:
     return round(timing.median / limit.median, 2) if in_its_race else None
 
 
-def _scatter_alone(base: dict[str, torch.Tensor], delta: SparseDelta) -> Callable[[], None]:
-    copies = {name: base[name].clone().view(-1) for name in delta}
-    work = [(copies[name], change.indices.long(), change.values) for name, change in delta.items()]
+def _scatter_alone(live: nn.Module, delta: SparseDelta) -> Callable[[], None]:
+    """Write the base's values, as anything else would have to be put back."""
+    flats = _flat(live)
+    positions = {name: change.indices.long() for name, change in delta.items()}
+    work = [(flats[name], where, flats[name][where]) for name, where in positions.items()]
 
     def scatter() -> None:
-        for flat, positions, values in work:
-            flat.scatter_(0, positions, values)
+        for flat, where, values in work:
+            flat.scatter_(0, where, values)
 
     return scatter
 
 
-def _load_and_scatter(base: dict[str, torch.Tensor], path: Path) -> Callable[[], None]:
+def _load_and_scatter(live: nn.Module, path: Path) -> Callable[[], None]:
     """Read a coo file of residuals, and exchange values back and forth without a check or a digest."""
-    flats = {name: tensor.clone().view(-1) for name, tensor in base.items()}
+    flats = _flat(live)
 
     def swap() -> None:
         arrays = load_file(path)
@@ -132,6 +134,11 @@ def _load_and_scatter(base: dict[str, torch.Tensor], path: Path) -> Callable[[],
                 flat.scatter_(0, positions, old)
 
     return swap
+
+
+def _flat(live: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that ours are measured on, so that caches have as much of them for the limits."""
+    return {name: parameter.detach().view(-1) for name, parameter in live.named_parameters()}
 
 
 @torch.no_grad()
