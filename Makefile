@@ -66,7 +66,7 @@ $(ENGINES)/.installed: pyproject.toml
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 docs: $(STAMP)  ## the site, into site/; every warning is an error
 	$(BIN)/mkdocs build --strict
