@@ -453,7 +453,7 @@ def test_records_however_regular_can_be_read_again(length: int) -> None:
 
 
 def test_many_small_parameters_alike_can_be_read_again(tmp_path: Path) -> None:
-    names = [f"experts.{number}" for number in range(20_000)]
+    names = [f"experts.{number}" for number in range(5_000)]
     change = export({"w": torch.zeros(2)}, {"w": torch.ones(2)})["w"]
     delta = SparseDelta({name: replace(change, base=None) for name in names})
     delta.save(tmp_path / "x.safetensors", "packed")

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -81,6 +82,16 @@ def clip_visual(dtype: torch.dtype) -> nn.Module:
     return model
 
 
+@cache
+def clip_of_64_tasks() -> tuple[nn.Module, dict[str, SparseDelta], Tensor, Tensor]:
+    """A base, the deltas of 64 models tuned from it, an image for each, and what each makes of its own."""
+    base, images = clip_visual(torch.float64).eval(), torch.randn(64, 3, 32, 32, dtype=torch.float64)
+    tuned = [tuned_from(base, seed) for seed in range(len(images))]
+    deltas = {f"task{seed}": delta_between(base, model) for seed, model in enumerate(tuned)}
+    with torch.no_grad():
+        return base, deltas, images, torch.cat([model(images[i : i + 1]) for i, model in enumerate(tuned)])
+
+
 class Small(nn.Module):
     """Linear layers and a head, as little as the messages need."""
 
@@ -115,7 +126,8 @@ class TestRealArchitectures:
         import torchvision
 
         torch.manual_seed(0)
-        model = torchvision.models.resnet18(num_classes=5).double()
+        block = torchvision.models.resnet.BasicBlock
+        model = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=5).double()
         images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
         assert_matches_single_runs(model, {"images": images}, adapters=2, size=0.05)
 
@@ -150,13 +162,8 @@ class TestRealArchitectures:
         assert_matches_single_runs(llama.double(), {"input_ids": ids}, lambda output: output.logits)
 
     def test_64_different_adapters_in_one_batch_match_64_single_runs(self) -> None:
-        images = torch.randn(64, 3, 32, 32, dtype=torch.float64)
-        base = clip_visual(torch.float64).eval()
-        tuned = {f"task{seed}": tuned_from(base, seed) for seed in range(64)}
-        deltas = {name: delta_between(base, model) for name, model in tuned.items()}
-        found = mixed_forward(base, deltas, [*tuned], (images,), {})
-        with torch.no_grad():
-            wanted = torch.cat([model(images[i : i + 1]) for i, model in enumerate(tuned.values())])
+        base, deltas, images, wanted = clip_of_64_tasks()
+        found = mixed_forward(base, deltas, [*deltas], (images,), {})
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
