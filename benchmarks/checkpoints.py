@@ -20,7 +20,9 @@ from benchmarks.plots import curves
 from benchmarks.record import RESULTS, Row, write
 from rst import export, merge
 
-_LAYER = {"attn": (4096, 4096), "up": (11008, 4096), "down": (4096, 11008)}  # 107 million weights
+_Shapes = dict[str, tuple[int, int]]
+_LAYER: _Shapes = {"attn": (4096, 4096), "up": (11008, 4096), "down": (4096, 11008)}  # 107 million weights
+_QUICK_LAYER: _Shapes = {name: (rows // 8, columns // 8) for name, (rows, columns) in _LAYER.items()}
 _SHARD_LAYERS = 8
 _LARGEST = 11008 * 4096 * 2  # bytes
 _FREE_SPACE_FACTOR = 4  # base, tuned, merged, and room
@@ -29,14 +31,15 @@ _FREE_SPACE_FACTOR = 4  # base, tuned, merged, and room
 def run(quick: bool, folder: Path = RESULTS) -> Path:
     """Generate sharded pairs of growing size, export and merge each, and check the merged bytes."""
     rows = []
-    for billions in (0.1,) if quick else (0.1, 1.0, 3.0, 7.0):
-        layers = max(1, round(billions * 1e9 / sum(a * b for a, b in _LAYER.values())))
+    shapes = _QUICK_LAYER if quick else _LAYER
+    for billions in (0.002,) if quick else (0.1, 1.0, 3.0, 7.0):
+        layers = max(1, round(billions * 1e9 / sum(a * b for a, b in shapes.values())))
         with tempfile.TemporaryDirectory() as name:
             need = layers * 215_000_000 * _FREE_SPACE_FACTOR
             if shutil.disk_usage(name).free < need:
                 rows.append(Row(f"{billions} billion weights", {"skipped": f"needs {need >> 30} GiB of disk"}))
             else:
-                rows.append(_measure(billions, Path(name), layers))
+                rows.append(_measure(billions, Path(name), layers, shapes))
     notes = [
         "bf16, 1 % of the weights changed, in shards as transformers writes them; the merged file is one safetensors.",
         f"Largest tensor {_LARGEST >> 20} MiB. Peak memory is the process's peak resident set, its libraries included "
@@ -55,15 +58,15 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     return write("checkpoints", title, rows, notes, folder=folder)
 
 
-def _measure(billions: float, folder: Path, layers: int) -> Row:
-    _generate(folder, layers)
+def _measure(billions: float, folder: Path, layers: int, shapes: _Shapes) -> Row:
+    _generate(folder, layers, shapes)
     imports = _child("imports", folder)
     read = _child("read", folder)
     exported = _child("export", folder)
     copied = _child("copy", folder)
     merged = _child("merge", folder)
     _child("check", folder)
-    gigabytes = layers * sum(a * b for a, b in _LAYER.values()) * 2 / 1e9
+    gigabytes = layers * sum(a * b for a, b in shapes.values()) * 2 / 1e9
     return Row(
         f"{billions} billion weights",
         {
@@ -81,16 +84,18 @@ def _measure(billions: float, folder: Path, layers: int) -> Row:
     )
 
 
-def _generate(folder: Path, layers: int) -> None:
+def _generate(folder: Path, layers: int, shapes: _Shapes) -> None:
     generator = torch.Generator().manual_seed(0)
     for side in ("base", "tuned"):
         (folder / side).mkdir()
     weight_map = {}
-    pool = (torch.randn(1 << 24, generator=generator) * 0.02).to(torch.bfloat16)
+    pool = (torch.randn(min(1 << 24, max(a * b for a, b in shapes.values())), generator=generator) * 0.02).to(
+        torch.bfloat16
+    )
     for first in range(0, layers, _SHARD_LAYERS):
         base, tuned = {}, {}
         for layer in range(first, min(first + _SHARD_LAYERS, layers)):
-            for part, shape in _LAYER.items():
+            for part, shape in shapes.items():
                 name, size = f"layers.{layer}.{part}.weight", shape[0] * shape[1]
                 base[name] = pool.repeat(-(-size // pool.numel()))[:size].roll(layer).view(shape)
                 tuned[name] = base[name].clone()
