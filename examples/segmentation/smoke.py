@@ -28,7 +28,7 @@ from examples.segmentation.training import train
 from rst import export
 from rst.cli import main as rst_command
 
-LONG = {"RST-config1": 120, "RST-config2": 120, "CMKD+RST": 32}
+LONG = {"RST-config1": 80, "RST-config2": 80, "CMKD+RST": 32}
 """Iterations of the rows that must show learning."""
 
 SHORT = 4
