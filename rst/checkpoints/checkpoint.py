@@ -26,6 +26,7 @@ PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
 _DCP_FILE = ".metadata"
 RECORD_FILE = "rst_trainer.pt"
 _LONGEST_NAME = 255  # bytes, on any file system
+_UNREADABLE = (SafetensorError, OSError, KeyError, RuntimeError, AttributeError)
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
@@ -41,7 +42,8 @@ class Checkpoint(Mapping[str, Tensor]):
         record: the state of the trainer that wrote the checkpoint, if it is in the file or beside it in the folder.
         container: the whole unpickled object, for writing it back with other weights.
         path: the keys that lead to the weights in the container.
-        mapped: whether the tensors are mapped from files that only this object has opened.
+        stored: reads a tensor as it lies in the file, by its name there, before any cast; None unless the tensors are
+            mapped from files that only this object has opened.
         stamps: the state of the files when they were opened, by the tensor's name in the file if it is mapped,
             otherwise by the file's own name.
         record_stamp: the state of the file that the record's tensors are mapped from.
@@ -60,7 +62,7 @@ class Checkpoint(Mapping[str, Tensor]):
     record: Mapping[str, Any] | None = None
     container: Any = None
     path: Sequence[str] = ()
-    mapped: bool = False
+    stored: Callable[[str], Tensor] | None = None
     stamps: Mapping[str, FileStamp] = field(default_factory=dict)
     record_stamp: FileStamp | None = None
     outlines: Mapping[str, Tensor] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Checkpoint(Mapping[str, Tensor]):
             stamp.check()
         try:
             return self.read(original)
-        except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise CheckpointError(f"cannot read {original} ({error})", file=self.source) from error
 
     def __contains__(self, name: object) -> bool:
@@ -93,9 +95,19 @@ class Checkpoint(Mapping[str, Tensor]):
         for stamp in set(self.stamps.values()):
             stamp.check()
 
+    def mapped(self, name: str) -> Tensor | None:
+        """Return one tensor as it is mapped from a file; None if it is not."""
+        if self.stored is None or name not in self:
+            return None
+        try:
+            tensor = self.stored(self.original_names[name])
+        except _UNREADABLE:  # whoever reads it is told
+            return None
+        return tensor if is_plain(tensor) else None
+
     def release(self, name: str) -> None:
         """Return the memory of one tensor, if mapped from a file, to the system until it is read again."""
-        if self.mapped and name in self and is_plain(tensor := self[name]):
+        if (tensor := self.mapped(name)) is not None:
             release(tensor)
 
     def named_as(self, names: Collection[str]) -> "Checkpoint":
@@ -299,7 +311,7 @@ def _from_safetensors(path: Path) -> Checkpoint:
         str(path),
         names_in_file,
         file.get_tensor,
-        mapped=True,
+        stored=file.get_tensor,
         stamps=stamps,
         coordinates="checkpoint",
         metadata=dict(file.metadata() or {}),  # type: ignore[no-untyped-call]
@@ -317,11 +329,15 @@ def _from_shards(path: Path) -> Checkpoint:
     stamps = {name: stamp for shard in shards.values() for name, stamp in shard.stamps.items()}
     names = _original_names(weight_map)
     first = next(iter(shards.values()))
+
+    def read(name: str) -> Tensor:
+        return readers[name](name)
+
     return Checkpoint(
         str(path),
         names,
-        lambda name: readers[name](name),
-        mapped=True,
+        read,
+        stored=read,
         stamps=stamps,
         coordinates=first.coordinates,
         metadata=first.metadata,
@@ -347,7 +363,7 @@ def _from_pipeline(folder: Path) -> Checkpoint:
         },
         read,
         tied={f"{part}.{alias}": f"{part}.{owner}" for part, one in parts.items() for alias, owner in one.tied.items()},
-        mapped=True,
+        stored=read,
         stamps=whole(lambda one: one.stamps, "/"),
         outlines=whole(lambda one: one.outlines, "/"),
         coordinates="checkpoint" if all(one.coordinates == "checkpoint" for one in parts.values()) else None,
@@ -399,7 +415,7 @@ def _from_pickle(path: Path, key: str | None) -> Checkpoint:
         record=_record_in(path, container),
         container=container,
         path=keys,
-        mapped=True,
+        stored=found.read,
         stamps=stamps,
         record_stamp=stamp,
     )

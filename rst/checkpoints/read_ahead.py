@@ -8,7 +8,6 @@ from torch import Tensor
 
 from rst.checkpoints.checkpoint import Checkpoint
 from rst.files.mapped_files import fetch
-from rst.numerics.exactness import bytes_of_tensor
 
 _WORTH_IT = 1 << 20  # bytes
 
@@ -18,14 +17,11 @@ def read_ahead(names: Sequence[str], *weights: Mapping[str, Tensor]) -> Iterator
 
     The data go into the system's cache of files, not into the process' own memory. Weights that are not mapped from
     files, and small tensors, are left to the caller's own reading.
-
-    Raises:
-        CheckpointError: a file was written to since it was opened.
     """
-    mapped = [one for one in weights if isinstance(one, Checkpoint) and one.mapped]
+    checkpoints = [one for one in weights if isinstance(one, Checkpoint)]
     with ThreadPoolExecutor(1) as thread:  # the request itself waits, for room and for the disk's queue
         for name, following in zip_longest(names, names[1:]):
-            for one in mapped:
-                if following in one and bytes_of_tensor(tensor := one[following]) >= _WORTH_IT:
+            for one in checkpoints if following is not None else ():
+                if (tensor := one.mapped(following)) is not None and tensor.nbytes >= _WORTH_IT:
                     thread.submit(fetch, tensor)
             yield name

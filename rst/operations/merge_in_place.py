@@ -161,7 +161,7 @@ def _put_back(opened: Checkpoint, undo: SparseDelta) -> Checkpoint:
         bits(whole.view(-1)).index_copy_(0, before.indices.long(), bits(before.values))
         return whole
 
-    return replace(opened, read=read, mapped=False)
+    return replace(opened, read=read, stored=None)
 
 
 def _tuned(merging: MergedTensors, name: str) -> Tensor:

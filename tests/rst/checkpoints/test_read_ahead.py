@@ -60,3 +60,12 @@ def test_what_is_fetched_is_what_is_read(file: Path) -> None:
     for name in read_ahead(list(weights), weights):
         weights.release(name)
     assert torch.equal(weights["c"], torch.full((LARGE,), 2.0))
+
+
+@pytest.mark.filterwarnings("ignore::rst.RSTWarning")
+def test_tensors_that_are_cast_are_fetched_as_the_file_has_them(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(module, "fetch", lambda tensor: seen.append(tensor.dtype))
+    base = {name: tensor.bfloat16() for name, tensor in open_checkpoint(file).items()}
+    export(base, file, dtype=torch.bfloat16)
+    assert seen == [torch.float32] * 2
