@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rst import CheckpointError
 from tests.faults.interruption import Failing, in_a_child, killed_at
 from tests.faults.jobs import JOBS, NEEDS, Job
 
@@ -107,6 +108,9 @@ def _is_stopped(run: Callable[[], object]) -> bool:
     except OSError as raised:
         assert raised.filename
         assert "tmp" not in Path(raised.filename).suffix
+        return True
+    except CheckpointError as refused:  # a folder that cannot be locked
+        assert isinstance(refused.__cause__, OSError)
         return True
     except (KeyboardInterrupt, SystemExit):
         return True
