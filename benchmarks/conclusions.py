@@ -35,10 +35,11 @@ def _storage(rows: Rows) -> str:
 
 def _swap(rows: Rows) -> str:
     prepared, lora = rows["rst: prepared, on and off"], rows["PEFT LoRA r=4: merge and unmerge"]
+    limit, file = rows["limit: two scatters a parameter, on and off"], rows["rst: from a coo file, on and off"]
     return (
-        f"**Swap in memory**: {prepared['milliseconds']:.1f} ms on and off, where one scatter a parameter takes "
-        f"{rows['limit: one scatter a parameter']['milliseconds']:.1f} ms and merging and unmerging PEFT's LoRA "
-        f"{lora['milliseconds']:.0f} ms."
+        f"**Swap in memory**: {prepared['milliseconds']:.1f} ms on and off, where two scatters a parameter take "
+        f"{limit['milliseconds']:.1f} ms and merging and unmerging PEFT's LoRA {lora['milliseconds']:.0f} ms. "
+        f"From a file, checked: {file['times load_file and scatters']:.2f} times reading it, a gather and two scatters."
     )
 
 
