@@ -84,8 +84,7 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     title = f"Swap of the active domain: {weights:,} float32 weights, {deltas[0].nnz:,} of them changed"
     notes = [
         "On and off are two swaps: the base's values are checked, exchanged for the tuned ones, and put back.",
-        "Ours and the limits take turns in one race, on the same weights, each in the caches that the one before left: "
-        "the limits with scatters come straight after ours.",
+        "Ours and the limits run in one race, on the same weights, in another order each round.",
         "From a file: read, digest verified, base verified at the changed positions, then on and off. That is three "
         "passes over the changed places, most of them on a page of memory of their own. The limit with a gather and "
         "two scatters makes these three, and verifies nothing.",

@@ -1,5 +1,9 @@
-"""Comparable timings: every contender in turn, round after round, so that a busy moment affects them all."""
+"""Comparable timings: all contenders round after round, so that a busy moment affects them all.
 
+Each round has an order of its own, so that none always finds the caches as one other left them.
+"""
+
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +20,14 @@ class Timing:
 
 
 def race(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Run every contender once to warm up, then `rounds` times in turn."""
+    """Run every contender once to warm up, then `rounds` times in random order."""
+    order = random.Random(0)
     for run in contenders.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, run in contenders.items():
+        for name in order.sample([*contenders], len(contenders)):
             start = time.perf_counter()
-            run()
+            contenders[name]()
             seconds[name].append(time.perf_counter() - start)
     return {name: Timing(statistics.median(taken), min(taken), rounds) for name, taken in seconds.items()}
