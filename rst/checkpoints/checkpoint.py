@@ -96,11 +96,17 @@ class Checkpoint(Mapping[str, Tensor]):
             stamp.check()
 
     def mapped(self, name: str) -> Tensor | None:
-        """Return one tensor as it is mapped from a file; None if it is not."""
+        """Return one tensor as it is mapped from a file; None if it is not.
+
+        Raises `CheckpointError` if the file was written to since: making a tensor of a truncated one kills the process.
+        """
         if self.stored is None or name not in self:
             return None
+        original = self.original_names[name]
+        if stamp := self.stamps.get(original):
+            stamp.check()
         try:
-            tensor = self.stored(self.original_names[name])
+            tensor = self.stored(original)
         except _UNREADABLE:  # whoever reads it is told
             return None
         return tensor if is_plain(tensor) else None

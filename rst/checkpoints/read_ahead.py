@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import zip_longest
 
 from torch import Tensor
@@ -17,11 +18,15 @@ def read_ahead(names: Sequence[str], *weights: Mapping[str, Tensor]) -> Iterator
 
     The data go into the system's cache of files, not into the process' own memory. Weights that are not mapped from
     files, and small tensors, are left to the caller's own reading.
+
+    Raises:
+        CheckpointError: a file was written to since it was opened.
     """
     checkpoints = [one for one in weights if isinstance(one, Checkpoint)]
     with ThreadPoolExecutor(1) as thread:  # the request itself waits, for room and for the disk's queue
         for name, following in zip_longest(names, names[1:]):
             for one in checkpoints if following is not None else ():
                 if (tensor := one.mapped(following)) is not None and tensor.nbytes >= _WORTH_IT:
-                    thread.submit(fetch, tensor)
+                    with suppress(RuntimeError):  # as Python exits, no thread takes work
+                        thread.submit(fetch, tensor)
             yield name

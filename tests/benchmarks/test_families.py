@@ -30,11 +30,15 @@ def test_a_family_runs_and_its_table_is_complete(family: str, tmp_path: Path) ->
         assert row["name"] in page
 
 
-def test_a_race_warms_up_and_takes_turns() -> None:
+def test_a_race_warms_up_and_runs_everyone_once_a_round_in_orders_that_change() -> None:
     calls: list[str] = []
-    timings = race({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2)
-    assert calls == ["a", "b", "a", "b", "a", "b"]
-    assert timings["a"].rounds == 2
+    timings = race({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=20)
+    turns = ["".join(calls[start : start + 3]) for start in range(0, len(calls), 3)]
+    assert turns[0] == "abc"
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) > 3
+    assert len(turns) == 1 + 20
+    assert timings["a"].rounds == 20
     assert timings["a"].best <= timings["a"].median
 
 

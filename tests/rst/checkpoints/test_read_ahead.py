@@ -1,5 +1,8 @@
 """Reading ahead: the next tensor is asked for while the caller works on one, whatever the caller does then."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rst.checkpoints.read_ahead as module
-from rst import export, merge, open_checkpoint
+from rst import CheckpointError, export, merge, open_checkpoint
 from rst.checkpoints.read_ahead import read_ahead
 
 LARGE = 1 << 18  # float32 weights, a MiB
@@ -53,6 +56,30 @@ def test_exports_and_merges_read_ahead(file: Path, fetched: list[float], tmp_pat
     assert fetched == [2.0, 0.0] * 2
     export(file, tuned, ratio=0.5)
     assert fetched == [2.0, 0.0] * 5  # two passes to find the share, and one
+
+
+@pytest.mark.parametrize("shorter", ["weights.safetensors", "tuned.safetensors"])
+def test_a_file_that_is_truncated_meanwhile_is_an_error(file: Path, shorter: str) -> None:
+    """And no SIGBUS, which making a tensor of what is no longer there would be."""
+    tuned = file.with_name("tuned.safetensors")
+    save_file({name: tensor + 1 for name, tensor in open_checkpoint(file).items()}, tuned)
+
+    def truncate(*_: int) -> None:
+        os.truncate(file.with_name(shorter), 4096)
+
+    with pytest.raises(CheckpointError) as caught:
+        export(file, tuned, on_progress=truncate)
+    assert caught.value.file == str(file.with_name(shorter))
+
+
+def test_exports_work_as_python_exits(file: Path) -> None:
+    script = """
+import atexit, sys, rst
+rst.export(sys.argv[1], sys.argv[1])
+atexit.register(lambda: print(rst.export(sys.argv[1], sys.argv[1]).nnz))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_what_is_fetched_is_what_is_read(file: Path) -> None:
