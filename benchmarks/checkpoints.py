@@ -32,10 +32,11 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
     """Generate sharded pairs of growing size, export and merge each, and check the merged bytes."""
     rows = []
     shapes = _QUICK_LAYER if quick else _LAYER
+    in_a_layer = sum(a * b for a, b in shapes.values())
     for billions in (0.002,) if quick else (0.1, 1.0, 3.0, 7.0):
-        layers = max(1, round(billions * 1e9 / sum(a * b for a, b in shapes.values())))
+        layers = max(1, round(billions * 1e9 / in_a_layer))
         with tempfile.TemporaryDirectory() as name:
-            need = layers * 215_000_000 * _FREE_SPACE_FACTOR
+            need = round(layers * in_a_layer * 2 * _FREE_SPACE_FACTOR)
             if shutil.disk_usage(name).free < need:
                 rows.append(Row(f"{billions} billion weights", {"skipped": f"needs {need >> 30} GiB of disk"}))
             else:
