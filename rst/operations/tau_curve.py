@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rst.checkpoints.checkpoint import Weights, open_checkpoint
+from rst.checkpoints.read_ahead import read_ahead
 from rst.config import Patterns
 from rst.delta import coo, packed
 from rst.delta.parameter_delta import ParameterDelta, changed_weights
@@ -106,7 +107,7 @@ def tau_curve(
     taus = _round_shares(_histogram(extraction, names, shifted(on_progress, 0, 2 * once)), weights)
     trial = _Trial([TauPoint(tau) for tau in taus])
     done = once
-    for name in names:
+    for name in read_ahead(names, extraction.base, extraction.tuned):
         trial.add(extraction, name)
         done += extraction.nbytes(name)
         if on_progress:
@@ -125,7 +126,7 @@ def tau_curve(
 def _histogram(extraction: Extraction, names: Sequence[str], on_progress: Progress | None) -> Tensor:
     """Count the changes in each bin of the upper bits of float32."""
     counts, done = torch.zeros(_BINS, dtype=torch.int64), 0
-    for name in names:
+    for name in read_ahead(names, extraction.base, extraction.tuned):
         for change in changes(extraction, name, torch.float32):
             counts += torch.bincount((change.view(torch.int32) >> _BITS).long().cpu(), minlength=_BINS)
         done += extraction.nbytes(name)
