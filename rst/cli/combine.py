@@ -95,8 +95,9 @@ def combine(
     weights_of_base = local_weights(base) if base else None
     inputs = [*map(delta_file, places), *(checkpoint_files(weights_of_base) if weights_of_base else ())]
     check_output(output, inputs, force, kind="a delta")
+    loaded = [load_delta(place) for place in places] if sparse_only else []
     combined = combine_deltas(
-        [load_delta(place).sparse_only() for place in places] if sparse_only else places,
+        [delta.sparse_only() for delta in loaded] or places,
         weights,
         method=method.value,
         density=density,
@@ -114,13 +115,17 @@ def combine(
         "changed": combined.nnz,
         "parameters": len(combined),
         "stored_whole": len(combined.dense),
+        "left_out": len({name for delta in loaded for name in delta.dense}),
         **combined.config["combined"],
     }
     if as_json:
         print_json(record)
         return
     say(f"wrote {output} ({human_size(size)}), {method.value} of {len(deltas)} deltas")
-    say(f"{combined.nnz:,} weights in {len(combined):,} parameters changed")
+    more = f", {len(combined.dense):,} tensors stored whole" if combined.dense else ""
+    say(f"{combined.nnz:,} weights in {len(combined):,} parameters changed{more}")
+    if record["left_out"]:
+        say(f"left out {record['left_out']:,} tensors that the deltas store whole")
 
 
 def _repeated(words: Sequence[str]) -> list[str]:

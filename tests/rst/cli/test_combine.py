@@ -64,6 +64,7 @@ def test_every_method_is_the_librarys(rst, tmp_path, two, method, sign_method):
         "changed": wanted.nnz,
         "parameters": len(wanted),
         "stored_whole": 0,
+        "left_out": 0,
         "method": method,
         "weights": [1.0, 2.0],
         "density": 0.7,
@@ -82,8 +83,20 @@ def test_heads_that_differ_can_be_left_out(rst, tmp_path, two):
     refused = rst(*words)
     assert is_one_sentence(refused)
     assert "head: cannot combine delta 1 (a.safetensors) and delta 2 (d.safetensors): it is stored whole" in refused.err
-    assert rst(*words, "--sparse-only").code == 0
+    ran = rst(*words, "--sparse-only")
+    assert ran.code == 0
+    assert "left out 1 tensors" in ran.out
     assert library.SparseDelta.load(tmp_path / "c.safetensors").dense == {}
+
+
+def test_tensors_stored_whole_are_counted(rst, tmp_path, two):
+    base = {"w": torch.zeros(6)}
+    for name, value in (("e", 1.0), ("f", 2.0)):
+        state = {"w": torch.full((6,), value), "head": torch.ones(2)}
+        library.export(base, state).save(tmp_path / f"{name}.safetensors")
+    ran = rst("combine", "e.safetensors", "f.safetensors", "-w", "1", "1", "-o", "c.safetensors")
+    assert "6 weights in 1 parameters changed, 1 tensors stored whole" in ran.out
+    assert "left out" not in ran.out
 
 
 @pytest.mark.parametrize(
