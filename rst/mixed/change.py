@@ -1,6 +1,6 @@
 """The changes that adapters make to one tensor of the base, in the forms that a mixed batch computes with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -97,6 +97,25 @@ class Varying:
         """Return the tensor as this adapter has it, or for None as the base has it."""
         change = None if adapter is None else self.changes.get(adapter)
         return self.base if change is None else change.tuned(self.base)
+
+    def in_turn(self, adapters: Iterable[str]) -> Iterator[Tensor]:
+        """Yield the tensor as each adapter has it. All sparse changes are made to one copy of the base.
+
+        So what is yielded holds only until the next one, and must not be part of a graph for autograd.
+        """
+        copy: Tensor | None = None
+        for adapter in adapters:
+            change = self.changes.get(adapter)
+            if not isinstance(change, SparseChange):
+                yield self.under(adapter)
+                continue
+            if copy is None:
+                copy = self.base.detach().clone(memory_format=torch.contiguous_format)
+            flat = copy.view(-1)
+            before = flat[change.positions]
+            flat[change.positions] = change.values
+            yield copy
+            flat[change.positions] = before
 
     @cached_property
     def sparse(self) -> Mapping[str, SparseChange] | None:

@@ -4,7 +4,8 @@ After the context, every function takes the arguments of torch's function. A fun
 call to `MixedContext.per_adapter`, which is correct if the inputs and the output have the samples in dimension 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -288,9 +289,17 @@ def _with_tuned_copies(
 ) -> Tensor:
     """Compute `layer(input, *parameters)` once per adapter, with the adapter's parameters."""
     groups = context.groups
+    # A model that computes gradients itself (forces) needs each adapter's weights again.
+    recorded = torch.is_grad_enabled() and input.requires_grad
+
+    def of_each_adapter(parameter: Tensor | None) -> Iterable[Tensor | None]:
+        varying = context.varying(parameter)
+        if varying is None:
+            return repeat(parameter)
+        return map(varying.under, groups.members) if recorded else varying.in_turn(groups.members)
+
     output: Tensor | None = None
-    for adapter, samples in groups.on(input.device).items():
-        own = [one if (meaning := context.varying(one)) is None else meaning.under(adapter) for one in parameters]
+    for samples, *own in zip(groups.on(input.device).values(), *map(of_each_adapter, parameters), strict=False):
         if len(samples) == groups.size:
             return layer(input, *own)
         part = layer(input.index_select(0, samples), *own)

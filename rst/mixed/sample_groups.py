@@ -8,7 +8,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_WORTH_COPIES = 512  # rows per adapter, on average
+_WORTH_COPIES = 128  # rows per adapter, on average
 
 
 class SampleGroups:
@@ -41,9 +41,9 @@ class SampleGroups:
         return self._on_device[device]
 
     def are_large(self, rows: int) -> bool:
-        """Return whether an adapter has so many of the rows of a matrix product that tuned weights are made for it.
+        """Return whether an adapter has so many of the rows of a matrix product that it gets a product of its own.
 
-        A copy of the weights costs as much as the products of some rows; the sparse sums cost a share of all products.
+        A product of few rows is slow, as it reads all weights; the sparse sums cost a share of the joint product.
         """
         return rows >= _WORTH_COPIES * len(self.members)
 

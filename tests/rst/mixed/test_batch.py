@@ -161,6 +161,23 @@ class TestRealArchitectures:
         )
         assert_matches_single_runs(llama.double(), {"input_ids": ids}, lambda output: output.logits)
 
+    def test_a_model_that_computes_gradients_itself(self) -> None:
+        class Force(nn.Module):
+            """The gradient of an energy, as in models of molecules."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.energy = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+
+            def forward(self, positions: Tensor) -> Tensor:
+                with torch.enable_grad():
+                    moved = positions.detach().requires_grad_()
+                    return torch.autograd.grad(self.energy(moved).sum(), moved)[0]
+
+        torch.manual_seed(0)
+        positions = torch.randn(9, 6, dtype=torch.float64)
+        assert_matches_single_runs(Force().double(), {"images": positions}, share=0.3)
+
     def test_64_different_adapters_in_one_batch_match_64_single_runs(self) -> None:
         base, deltas, images, wanted = clip_of_64_tasks()
         found = mixed_forward(base, deltas, [*deltas], (images,), {})
