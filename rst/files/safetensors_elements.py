@@ -31,7 +31,7 @@ def write_elements(file: Path, changes: Mapping[str, tuple[Tensor, Tensor]]) -> 
         OSError: it cannot be written to.
     """
     places = places_of(os.fspath(file))
-    with file.open("r+b", buffering=0) as opened:
+    with file.open("r+b") as opened:  # buffered, because one unbuffered call may read or write only a part
         for name in places.keys() & changes.keys():
             positions, values = changes[name]
             size = values.element_size()
@@ -44,6 +44,7 @@ def write_elements(file: Path, changes: Mapping[str, tuple[Tensor, Tensor]]) -> 
                 np.frombuffer(span, np.uint8).reshape(-1, size)[(offsets[part] - start) // size] = elements[part]
                 opened.seek(start)
                 opened.write(span)
+        opened.flush()
         os.fsync(opened.fileno())
 
 

@@ -1,5 +1,6 @@
 """Merging into the base's own files: the tuned weights, the way back, and a killed merge that is completed."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -207,6 +208,26 @@ def test_the_undo_file_is_whole_before_a_weight_changes(tmp_path: Path, monkeypa
         merge_in_place(file, delta, tmp_path / "undo.safetensors")
     assert_equal(inside(file), base)
     assert SparseDelta.load(tmp_path / "undo.safetensors").nnz
+
+
+def test_a_disk_that_takes_only_part_of_a_write_is_an_error_and_the_merge_is_completed(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    base = {"w": torch.zeros(100_000)}
+    after = {"w": base["w"].clone()}
+    after["w"][::1000] = 1.0
+    file, undo = tmp_path / "model.safetensors", tmp_path / "undo.safetensors"
+    save_file(base, file)
+    delta = export(base, after)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # room for the undo file, and for half of the weights
+    try:
+        with pytest.raises(OSError) as caught:  # noqa: PT011  (its number is looked at)
+            merge_in_place(file, delta, undo)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert merge_in_place(file, delta, undo) == 100
+    assert_equal(inside(file), after)
 
 
 def test_without_writing_nothing_is_written(tmp_path: Path) -> None:
