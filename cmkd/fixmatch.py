@@ -71,8 +71,8 @@ class FixMatch(nn.Module):
 def pseudo_label_loss(weak: Tensor, strong: Tensor, threshold: float, classes: Tensor | None = None) -> Tensor:
     """Compute the cross entropy of the strong view with the weak view's confident labels, averaged over the batch.
 
-    Images with `max p < threshold` add 0 to the mean. Classes outside `classes` get probability 0 before the label is
-    taken, without renormalisation (App. K and the released code).
+    Images with `max p < threshold` add 0 to the mean; a NaN in a view makes the loss NaN. Classes outside `classes`
+    get probability 0 before the label is taken, without renormalisation (App. K and the released code).
 
     Args:
         weak: (B, C) logits; detached here.
@@ -84,10 +84,12 @@ def pseudo_label_loss(weak: Tensor, strong: Tensor, threshold: float, classes: T
         A 0-d tensor, float32 or the logits' dtype if that is wider.
 
     Raises:
-        ValueError: if the shapes differ or `classes` does not fit them.
+        ValueError: if the shapes differ, the batch is empty, or `classes` does not fit.
     """
-    if weak.ndim != 2 or weak.shape != strong.shape:
-        raise ValueError(f"weak {tuple(weak.shape)} and strong {tuple(strong.shape)} logits must be (B, C) alike")
+    if weak.ndim != 2 or weak.shape != strong.shape or weak.numel() == 0:
+        raise ValueError(
+            f"weak {tuple(weak.shape)} and strong {tuple(strong.shape)} logits must be (B, C) alike and not empty"
+        )
     dtype = torch.promote_types(strong.dtype, torch.float32)
     probabilities = weak.detach().softmax(dim=1, dtype=dtype)
     if classes is not None:
@@ -98,4 +100,6 @@ def pseudo_label_loss(weak: Tensor, strong: Tensor, threshold: float, classes: T
         probabilities = probabilities * classes
     confidence, labels = probabilities.max(dim=1)
     cross_entropy = F.cross_entropy(strong.to(dtype), labels, reduction="none")
-    return (cross_entropy * (confidence >= threshold)).mean()
+    confident = (confidence >= threshold).to(dtype)
+    # NaN is not >= anything: without this, a broken view would look like an unsure one and add 0.
+    return (cross_entropy * confident.masked_fill(confidence.isnan(), torch.nan)).mean()

@@ -87,3 +87,14 @@ def test_bad_input_is_named():
         pseudo_label_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0.9, torch.ones(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=names("threshold", 95)):
         FixMatch(threshold=95)
+
+
+def test_a_nan_in_the_weak_view_is_not_taken_for_an_unsure_image():
+    weak = logits(seed=0).detach()
+    weak[3, 1] = math.nan
+    assert pseudo_label_loss(weak, logits(seed=1), 0.95).isnan()
+
+
+def test_an_empty_batch_is_named():
+    with pytest.raises(ValueError, match=names((0, CLASSES))):
+        pseudo_label_loss(torch.empty(0, CLASSES), torch.empty(0, CLASSES), 0.95)
