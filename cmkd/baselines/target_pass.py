@@ -53,13 +53,17 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
         (N,), int64.
 
     Raises:
-        ValueError: if a shape is not the one given above.
+        ValueError: if a shape is not the one given above, or a number is NaN or infinite.
     """
     if features.ndim != 2 or probabilities.ndim != 2 or len(features) != len(probabilities) or not len(features):
         raise ValueError(
             "features and probabilities must be non-empty (N, D) and (N, C), "
             f"got {tuple(features.shape)} and {tuple(probabilities.shape)}"
         )
+    # One such row would make every centroid NaN, and every label 0.
+    broken = int((~(features.isfinite().all(dim=1) & probabilities.isfinite().all(dim=1))).sum())
+    if broken:
+        raise ValueError(f"{broken} of {len(features)} samples have features or probabilities that are not finite")
     with torch.autocast(features.device.type, enabled=False):
         points = F.normalize(torch.cat([features, features.new_ones(len(features), 1)], dim=1))
         members = probabilities.to(points.dtype)

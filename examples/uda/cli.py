@@ -106,11 +106,13 @@ def report(
         folder = output / table / variant.name
         folder.mkdir(parents=True, exist_ok=True)
         draw_storage(variant.title, rows, folder / "storage.png")
-        draw_curves(variant.title, rows, folder / "curves.png")
+        curves = draw_curves(variant.title, rows, folder / "curves.png")
         page = markdown(
             variant, rows, f"python -m examples.uda reproduce {table} --backbone {variant.name} --data ROOT"
         )
-        figures = f"![accuracy against storage]({variant.name}/storage.png)\n\n![curves]({variant.name}/curves.png)\n"
+        figures = f"![accuracy against storage]({variant.name}/storage.png)\n"
+        if curves:
+            figures += f"\n![curves]({variant.name}/curves.png)\n"
         pages.append(f"{page}\n{figures}")
     path = output / table / "report.md"
     path.write_text("\n".join(pages))

@@ -27,9 +27,15 @@ def draw_storage(title: str, rows: Sequence[RowResults], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_curves(title: str, rows: Sequence[RowResults], path: Path) -> None:
-    """Target accuracy over iterations, a panel a task and a line a row; the first seed's."""
+def draw_curves(title: str, rows: Sequence[RowResults], path: Path) -> bool:
+    """Target accuracy over iterations, a panel a task and a line a row; the first seed's.
+
+    Returns whether there is a curve to draw: cells that were scored once, at their end, have none.
+    """
     trained = [row for row in rows if any(len(result["curve"]) > 1 for result in row.results)]
+    if not trained:
+        path.unlink(missing_ok=True)
+        return False
     tasks = list(rows[0].by_task)
     lines: dict[str, Line2D] = {}
     width = min(4, len(tasks))
@@ -48,3 +54,4 @@ def draw_curves(title: str, rows: Sequence[RowResults], path: Path) -> None:
     figure.suptitle(f"{title}: target accuracy (%) over iterations", fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    return True

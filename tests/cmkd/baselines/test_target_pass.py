@@ -90,3 +90,11 @@ def test_views_of_a_shuffled_pass_belong_to_their_positions():
 def test_a_target_without_batches_is_refused():
     with pytest.raises(ValueError, match=names("target")):
         view_target(mlp_student(), [])
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_sample_that_is_not_finite_labels_nobody(part):
+    given = [torch.randn(6, 4), torch.full((6, 3), 1 / 3)]
+    given[part][2, 1] = torch.nan
+    with pytest.raises(ValueError, match=names(1, 6)):
+        centroid_labels(*given)
