@@ -52,6 +52,8 @@ def run(quick: bool, folder: Path = RESULTS) -> Path:
             "rst: save a coo file": lambda: deltas[0].save(files["coo"][0]),
             "rst: save a packed file": lambda: deltas[0].save(files["packed"][0], encoding="packed"),
             _LOAD_FILE: lambda: load_file(files["coo"][0]),
+            "rst: load a coo file": lambda: SparseDelta.load(files["coo"][0]),
+            "rst: load a packed file": lambda: SparseDelta.load(files["packed"][0]),
             "rst: from a coo file, on and off": lambda: on_and_off(SparseDelta.load(files["coo"][0]).prepare(live)),
             "rst: from a packed file, on and off": lambda: on_and_off(
                 SparseDelta.load(files["packed"][0]).prepare(live)
