@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from benchmarks.record import Row
 
@@ -28,16 +29,19 @@ def bars(rows: Sequence[Row], column: str, title: str, path: Path) -> None:
 def curves(
     rows: Sequence[Row], across: str, groups: Sequence[tuple[str, Sequence[str]]], title: str, path: Path
 ) -> None:
-    """One picture a group (its axis label and its columns), each column a line over the column `across`."""
+    """One picture a group (its axis label and its columns), each column a line over `across`, a log axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(groups), 3.8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(fill(title, 60 * len(groups)), fontsize="medium")  # no picture is wide enough for every title
+    places = [float(row.numbers[across] or 0) for row in rows]
     for place, (label, columns) in enumerate(groups, start=1):
         axes = figure.add_subplot(1, len(groups), place)
         for column in columns:
-            axes.plot([row.numbers[across] for row in rows], [row.numbers[column] for row in rows], "o-", label=column)
-        axes.set(xlabel=across, ylabel=label, ylim=(0, None))
+            axes.plot(places, [row.numbers[column] for row in rows], "o-", label=column)
+        axes.set(xscale="log", xlabel=across, ylabel=label, ylim=(0, None))
+        axes.set_xticks(places, labels=[f"{at:g}" for at in places])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_WORTH_COPIES = 128  # rows per adapter, on average
+_WORTH_COPIES = 256  # rows per adapter, on average
 
 
 class SampleGroups:
