@@ -49,8 +49,7 @@ def draw_curves(title: str, rows: Sequence[RowResults], path: Path) -> bool:
                 (lines[row.label],) = axes.plot(x, y, color=f"C{number}")
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_visible(False)
-    if lines:
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(f"{title}: target accuracy (%) over iterations", fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)
